@@ -1,0 +1,67 @@
+//! What the server can do now: written by the engine, read by every handler, never blocking.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+/// Where the server stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Workers have not answered yet; nothing can be admitted.
+    Starting,
+    Serving,
+    /// Workers are gone and expected back: requests are admitted and wait, `/health` is 503.
+    Recovering,
+    /// Stopping: what runs finishes, newcomers are refused.
+    Draining,
+}
+
+/// What requests may ask for; known once the workers have prepared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    pub max_input_tokens: u32,
+    pub max_total_tokens: u32,
+    /// Logits per position: a token id in a request must be below it.
+    pub vocab_size: u32,
+}
+
+/// Cheap to clone; one writer per fact.
+#[derive(Clone, Debug)]
+pub struct Health {
+    state: Arc<RwLock<(Phase, Option<Limits>)>>,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self { state: Arc::new(RwLock::new((Phase::Starting, None))) }
+    }
+}
+
+impl Health {
+    pub fn phase(&self) -> Phase {
+        self.state.read().unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// `None` until the workers have prepared for the first time.
+    pub fn limits(&self) -> Option<Limits> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner).1
+    }
+
+    /// Workers are ready.
+    pub fn serve(&self, limits: Limits) {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        let phase = if state.0 == Phase::Draining { Phase::Draining } else { Phase::Serving };
+        *state = (phase, Some(limits));
+    }
+
+    /// Workers are gone.
+    pub fn recover(&self) {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        if state.0 == Phase::Serving {
+            state.0 = Phase::Recovering;
+        }
+    }
+
+    /// The server stops; nothing leads back.
+    pub fn drain(&self) {
+        self.state.write().unwrap_or_else(PoisonError::into_inner).0 = Phase::Draining;
+    }
+}

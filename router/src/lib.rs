@@ -1,0 +1,12 @@
+//! Millrace's router: HTTP in, step plans out, text back.
+
+pub mod app;
+pub mod config;
+pub mod detokenize;
+pub mod engine;
+pub mod health;
+pub mod http;
+pub mod request;
+pub mod telemetry;
+pub mod tokenizer;
+pub mod validation;

@@ -1,0 +1,1 @@
+"""The worker: one process per device, torch, driven by the router over gRPC."""
