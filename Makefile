@@ -1,0 +1,93 @@
+# Every command of the project. `make help` lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+MODEL ?= demo
+PORT ?= 3000
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+UV := VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv
+STUBS := worker/millrace_worker/proto/worker_pb2.py
+RUST := $(shell find router proto -name '*.rs' -o -name '*.toml' -o -name '*.proto' | grep -v /target/) Cargo.toml Cargo.lock
+# One torch thread in tests: on few cores two threads per process run far slower than one.
+TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false MILLRACE_ROUTER=$(CURDIR)/target/debug/millrace-router
+
+.PHONY: help setup serve test test-rust test-python check fmt bench bench-router soak proto lock clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(BIN)/uv:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Millrace needs Python 3.11 or newer (set PYTHON=…)")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+
+# The Python side without the router program, editable: what tests and checks need.
+$(VENV)/.python: $(BIN)/uv pyproject.toml constraints.txt proto/worker.proto proto/build_stubs.py
+	$(UV) pip install --quiet -c constraints.txt $$($(BIN)/python .ci/requirements.py test check)
+	$(UV) pip install --quiet --no-deps -e .
+	@touch $@
+
+# The router program, compiled in release mode and installed beside Python.
+$(VENV)/.router: $(VENV)/.python $(RUST) router/pyproject.toml
+	@command -v cargo >/dev/null || { echo "Millrace's router is compiled here: install Rust 1.90 or newer (rustup) first."; exit 1; }
+	$(UV) pip install --quiet --no-deps --reinstall-package millrace-router ./router
+	@touch $@
+
+setup: $(VENV)/.python $(VENV)/.router ## install router, launcher and worker into .venv
+
+serve: setup ## serve MODEL (default: the demo model) on PORT (default 3000); ARGS="…" goes to the launcher
+	$(BIN)/millrace-launcher --model-id $(MODEL) --port $(PORT) $(ARGS)
+
+test: test-rust test-python ## every test of both languages
+
+test-rust:
+	cargo test --workspace --locked
+
+test-python: $(VENV)/.python
+	cargo build --locked --bins
+	$(TEST_ENV) $(BIN)/python -m pytest worker/tests launcher/tests
+	$(TEST_ENV) $(BIN)/python -m pytest integration-tests
+
+check: $(VENV)/.python ## format, lints, types, import boundaries, sizes
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	@test "$$(cargo tree --locked -p millrace-scheduler -e normal,build --prefix none | wc -l)" = 1 || { echo "router/scheduler must have no dependency"; exit 1; }
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright --level error
+	$(BIN)/lint-imports
+	$(BIN)/python .ci/sizes.py
+
+fmt: $(VENV)/.python ## format everything
+	cargo fmt --all
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format --quiet .
+
+bench: setup ## speed through HTTP against the in-process floor and `transformers serve`, into benchmarks/results/
+	$(UV) pip install --quiet -c constraints.txt accelerate fastapi uvicorn
+	$(BIN)/python -m benchmarks.serving $(ARGS)
+
+bench-router: setup ## the router alone, with a worker that answers at once
+	cargo build --release --locked -p millrace-client --bin millrace-fake-worker
+	$(BIN)/python -m benchmarks.router_alone $(ARGS)
+
+soak: $(VENV)/.python ## long runs: 10^7 scheduler operations, 10,000 requests with memory held flat
+	MILLRACE_SOAK_OPS=10000000 cargo test --release --locked -p millrace-scheduler -- --nocapture random
+	cargo build --locked --bins
+	$(TEST_ENV) MILLRACE_SOAK=1 $(BIN)/python -m pytest integration-tests -k soak -s
+
+proto: $(BIN)/uv ## generate the Python stubs of proto/worker.proto
+	$(UV) run --quiet --no-project --isolated --with grpcio-tools==1.76.0 python proto/build_stubs.py
+
+lock: $(BIN)/uv ## resolve constraints.txt and Cargo.lock anew
+	$(UV) pip compile --quiet --universal --python-version 3.11 --all-extras --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
+		--no-emit-package millrace-router -c constraints.in pyproject.toml -o constraints.txt
+	cargo update
+
+clean: ## remove what was built
+	rm -rf target $(VENV)
