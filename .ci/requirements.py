@@ -1,4 +1,4 @@
-"""Prints the requirements of pyproject.toml and the named extras, but the router: that is built from source."""
+"""Prints the requirements of pyproject.toml and the named extras, but the router: it is built from source."""
 
 import sys
 import tomllib

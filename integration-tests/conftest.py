@@ -1,0 +1,139 @@
+"""The real launcher, started as a user starts it, and HTTP."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import checkpoints
+import httpx
+import pytest
+
+START_SECONDS = 120.0
+
+
+@dataclass
+class Server:
+    """One running launcher."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def generate(self, inputs: str, **parameters: Any) -> dict[str, Any]:
+        answer = httpx.post(
+            f"{self.url}/generate", json={"inputs": inputs, "parameters": parameters}, timeout=300
+        )
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def health(self) -> int:
+        return httpx.get(f"{self.url}/health", timeout=10).status_code
+
+    def metric(self, name: str) -> float:
+        """The value of a metric without labels, 0 before its first event."""
+        for line in httpx.get(f"{self.url}/metrics", timeout=10).text.splitlines():
+            if line.startswith(f"{name} "):
+                return float(line.split()[1])
+        return 0.0
+
+    def children(self, program: str) -> list[int]:
+        """Process ids of the launcher's children whose command line holds `program`."""
+        listed = subprocess.run(
+            ["ps", "-o", "pid=,args=", "--ppid", str(self.process.pid)], capture_output=True, text=True
+        )
+        return [int(line.split()[0]) for line in listed.stdout.splitlines() if program in line]
+
+    def output(self) -> str:
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+    def wait_healthy(self, seconds: float = START_SECONDS) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise AssertionError(f"the launcher ended with {self.process.returncode}:\n{self.output()}")
+            try:
+                if self.health() == 200:
+                    return
+            except httpx.HTTPError:
+                pass
+            time.sleep(0.05)
+        raise AssertionError(f"not healthy after {seconds} s:\n{self.output()}")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def running(model: str | Path, log: Path, *arguments: str, **environment: str) -> Iterator[Server]:
+    """A launcher that is ready, and is stopped at the end."""
+    port = free_port()
+    launcher = str(Path(sys.executable).parent / "millrace-launcher")
+    command = [launcher, "--model-id", str(model), "--hostname", "127.0.0.1", "--port", str(port), *arguments]
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            command,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            env=os.environ | environment,
+            start_new_session=True,
+        )
+    server = Server(f"http://127.0.0.1:{port}", process, log)
+    try:
+        server.wait_healthy()
+        yield server
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+Launch = Callable[..., Server]
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Launch]:
+    """Starts servers that live for one test."""
+    with ExitStack() as stack:
+        yield lambda model, *args, **env: stack.enter_context(
+            running(model, tmp_path / f"launcher-{free_port()}.log", *args, **env)
+        )
+
+
+@pytest.fixture(scope="module")
+def launch_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
+    """Starts servers that live for one module."""
+    logs = tmp_path_factory.mktemp("logs")
+    with ExitStack() as stack:
+        yield lambda model, *args, **env: stack.enter_context(
+            running(model, logs / f"launcher-{free_port()}.log", *args, **env)
+        )
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Makes (once per session) a tiny random checkpoint of an architecture."""
+    made: dict[str, Path] = {}
+
+    def get(architecture: str = "llama") -> Path:
+        if architecture not in made:
+            made[architecture] = checkpoints.make(tmp_path_factory.mktemp(architecture), architecture)
+        return made[architecture]
+
+    return get
