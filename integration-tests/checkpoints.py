@@ -1,4 +1,4 @@
-"""Tiny random checkpoints with a tokenizer of their own: what the tests serve, and transformers' answer to compare with."""
+"""Tiny random checkpoints with a tokenizer of their own, and transformers' answers to compare with."""
 
 from __future__ import annotations
 

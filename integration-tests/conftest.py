@@ -49,7 +49,10 @@ class Server:
     def children(self, program: str) -> list[int]:
         """Process ids of the launcher's children whose command line holds `program`."""
         listed = subprocess.run(
-            ["ps", "-o", "pid=,args=", "--ppid", str(self.process.pid)], capture_output=True, text=True
+            ["ps", "-o", "pid=,args=", "--ppid", str(self.process.pid)],
+            capture_output=True,
+            text=True,
+            check=False,  # no children: ps ends with 1
         )
         return [int(line.split()[0]) for line in listed.stdout.splitlines() if program in line]
 
