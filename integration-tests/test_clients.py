@@ -1,0 +1,130 @@
+"""The clients people have: huggingface_hub's and OpenAI's, unchanged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import openai
+import pytest
+from conftest import Launch, Server
+from huggingface_hub import InferenceClient
+
+PROMPT = "def check(server, reference"
+
+
+@pytest.fixture(scope="module")
+def server(checkpoint: Callable[..., Path], launch_module: Launch) -> Server:
+    return launch_module(checkpoint(), "--dtype", "float32", "--max-total-tokens", "512")
+
+
+@pytest.fixture(scope="module")
+def hub(server: Server) -> InferenceClient:
+    return InferenceClient(server.url)
+
+
+@pytest.fixture(scope="module")
+def ai(server: Server) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="-", max_retries=0)
+
+
+def test_text_generation(hub: InferenceClient) -> None:
+    text = hub.text_generation(PROMPT, max_new_tokens=12)
+    assert isinstance(text, str)
+    assert text
+    assert not text.startswith(PROMPT)
+
+
+def test_text_generation_with_details(hub: InferenceClient) -> None:
+    answer = hub.text_generation(PROMPT, max_new_tokens=12, details=True)
+    assert answer.generated_text == hub.text_generation(PROMPT, max_new_tokens=12)
+    assert answer.details is not None
+    assert answer.details.finish_reason == "length"
+    assert answer.details.generated_tokens == len(answer.details.tokens) == 12
+    assert all(token.logprob <= 0 for token in answer.details.tokens)
+
+
+def test_streamed_text_equals_the_whole(hub: InferenceClient) -> None:
+    whole = hub.text_generation(PROMPT, max_new_tokens=20)
+    pieces = list(hub.text_generation(PROMPT, max_new_tokens=20, stream=True))
+    assert len(pieces) == 20
+    assert "".join(pieces) == whole
+
+
+def test_streamed_details(hub: InferenceClient) -> None:
+    events = list(hub.text_generation(PROMPT, max_new_tokens=8, stream=True, details=True))
+    assert [event.index for event in events] == list(range(1, 9))
+    assert all(event.details is None for event in events[:-1])
+    last = events[-1]
+    assert last.generated_text == hub.text_generation(PROMPT, max_new_tokens=8)
+    assert last.details is not None
+    assert (last.details.finish_reason, last.details.generated_tokens) == ("length", 8)
+
+
+def test_completion(ai: openai.OpenAI, hub: InferenceClient) -> None:
+    answer = ai.completions.create(model="tgi", prompt=PROMPT, max_tokens=10, temperature=0)
+    assert answer.object == "text_completion"
+    assert answer.choices[0].text == hub.text_generation(PROMPT, max_new_tokens=10)
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 10
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + 10
+
+
+def test_completion_of_several_prompts_keeps_their_order(ai: openai.OpenAI) -> None:
+    prompts = [PROMPT, "import json", "class Server:"]
+    alone = [ai.completions.create(model="tgi", prompt=p, max_tokens=6, temperature=0) for p in prompts]
+    answer = ai.completions.create(model="tgi", prompt=prompts, max_tokens=6, temperature=0)
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    assert [choice.text for choice in answer.choices] == [a.choices[0].text for a in alone]
+
+
+def test_streamed_completion(ai: openai.OpenAI) -> None:
+    whole = ai.completions.create(model="tgi", prompt=PROMPT, max_tokens=10, temperature=0)
+    chunks = list(
+        ai.completions.create(
+            model="tgi",
+            prompt=PROMPT,
+            max_tokens=10,
+            temperature=0,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    assert "".join(c.choices[0].text for c in chunks if c.choices) == whole.choices[0].text
+    assert chunks[-1].usage == whole.usage
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "length"
+
+
+MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is a list?"}]
+
+
+def test_chat(ai: openai.OpenAI) -> None:
+    answer = ai.chat.completions.create(model="tgi", messages=MESSAGES, max_tokens=9, temperature=0)  # pyright: ignore[reportArgumentType]
+    assert answer.object == "chat.completion"
+    assert answer.id.startswith("chatcmpl-")
+    assert answer.choices[0].message.role == "assistant"
+    assert answer.choices[0].message.content
+    assert answer.choices[0].finish_reason in ("length", "stop")
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens <= 9
+
+
+def test_streamed_chat_equals_the_whole(ai: openai.OpenAI) -> None:
+    asked = {"model": "tgi", "messages": MESSAGES, "max_tokens": 9, "seed": 7, "temperature": 0.8}
+    whole = ai.chat.completions.create(**asked)
+    chunks = list(ai.chat.completions.create(**asked, stream=True))
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert (
+        "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+        == whole.choices[0].message.content
+    )
+    assert chunks[-1].choices[0].finish_reason == whole.choices[0].finish_reason
+
+
+def test_errors_are_openais(ai: openai.OpenAI) -> None:
+    with pytest.raises(openai.APIStatusError) as refused:
+        ai.completions.create(model="tgi", prompt=PROMPT, max_tokens=0)
+    assert refused.value.status_code == 422 or refused.value.status_code == 400
+    assert isinstance(refused.value.body, dict)
+    assert {"message", "type", "param", "code"} <= refused.value.body.keys()

@@ -1,0 +1,112 @@
+"""Faults are caused, not simulated: killed ranks, signals, clients that vanish."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+import streams
+from conftest import Launch, Server
+
+LIMITS = ("--dtype", "float32", "--max-total-tokens", "512", "--max-input-tokens", "300")
+REQUESTS = streams.mixed_requests(16, new_tokens=160)
+
+
+@pytest.mark.parametrize(("shards", "victim"), [(1, 0), (2, 0), (2, 1)])
+def test_a_killed_rank_costs_no_request(
+    shards: int, victim: int, checkpoint: Callable[..., Path], launch: Launch
+) -> None:
+    server = launch(checkpoint(), *LIMITS, "--num-shard", str(shards))
+    undisturbed = streams.crowd_ids(server.url, REQUESTS)
+    workers = sorted(server.children("millrace_worker"))
+    assert len(workers) == shards
+    crowd = streams.Crowd(server.url, REQUESTS)
+    crowd.wait_started()
+    os.kill(workers[victim], signal.SIGKILL)
+    # HTTP stays open: health is the truth, and information is still there.
+    assert httpx.get(f"{server.url}/info", timeout=10).status_code == 200
+    transcripts = crowd.transcripts()
+    assert [t.error for t in transcripts] == [None] * 16
+    assert [t.ids for t in transcripts] == undisturbed
+    assert all(t.indices == list(range(1, len(t.ids) + 1)) for t in transcripts)
+    server.wait_healthy()
+    assert sorted(server.children("millrace_worker")) != workers
+    assert streams.crowd_ids(server.url, REQUESTS[:4]) == undisturbed[:4]
+
+
+def test_sigterm_lets_running_streams_finish(checkpoint: Callable[..., Path], launch: Launch) -> None:
+    server = launch(checkpoint(), *LIMITS)
+    undisturbed = streams.crowd_ids(server.url, REQUESTS)
+    crowd = streams.Crowd(server.url, REQUESTS)
+    crowd.wait_started()
+    server.process.send_signal(signal.SIGTERM)
+    transcripts = crowd.transcripts()
+    assert [t.error for t in transcripts] == [None] * 16
+    assert [t.ids for t in transcripts] == undisturbed
+    assert server.process.wait(60) == 0
+
+
+def test_no_orphans_when_the_launcher_is_killed(checkpoint: Callable[..., Path], launch: Launch) -> None:
+    server = launch(checkpoint(), *LIMITS, "--num-shard", "2")
+    children = server.children("")
+    assert len(children) == 3
+    server.process.kill()
+    server.process.wait()
+    deadline = time.monotonic() + 20
+    while any(alive(pid) for pid in children) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not [pid for pid in children if alive(pid)]
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
+GAUGES = (
+    "tgi_queue_size",
+    "tgi_batch_current_size",
+    "millrace_rows_used",
+    "millrace_kv_pages_used",
+)
+
+
+def vanish(server: Server, chance: random.Random) -> None:
+    """Sends a request and closes the connection at a random point."""
+    port = int(server.url.rpartition(":")[2])
+    streamed = chance.random() < 0.7
+    body = f'{{"inputs": "{"go " * chance.randint(1, 90)}", "parameters": {{"max_new_tokens": 150}}}}'
+    path = "/generate_stream" if streamed else "/generate"
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        data = (head + body).encode()
+        client.sendall(data[: chance.randint(1, len(data))] if chance.random() < 0.2 else data)
+        client.settimeout(chance.random() * 0.2)
+        try:
+            if streamed:
+                client.recv(chance.randint(1, 4096))
+        except TimeoutError:
+            pass
+
+
+def test_clients_that_vanish_leave_nothing_behind(checkpoint: Callable[..., Path], launch: Launch) -> None:
+    server = launch(checkpoint(), *LIMITS)
+    expected = server.generate("still here?", max_new_tokens=20)
+    chance = random.Random(20)
+    for _ in range(300):
+        vanish(server, chance)
+    deadline = time.monotonic() + 60
+    while any(server.metric(name) for name in GAUGES) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert {name: server.metric(name) for name in GAUGES} == dict.fromkeys(GAUGES, 0.0)
+    assert server.generate("still here?", max_new_tokens=20) == expected
