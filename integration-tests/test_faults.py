@@ -87,7 +87,8 @@ def vanish(server: Server, chance: random.Random) -> None:
     streamed = chance.random() < 0.7
     body = f'{{"inputs": "{"go " * chance.randint(1, 90)}", "parameters": {{"max_new_tokens": 150}}}}'
     path = "/generate_stream" if streamed else "/generate"
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(body)}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
         data = (head + body).encode()
         client.sendall(data[: chance.randint(1, len(data))] if chance.random() < 0.2 else data)
