@@ -46,9 +46,7 @@ def python_functions(text: str) -> Iterator[Function]:
             yield Function(node.name, (node.end_lineno or node.lineno) - node.lineno + 1, len(counted))
 
 
-RUST_NOISE = re.compile(
-    r"//[^\n]*|/\*.*?\*/|b?r(#*)\".*?\"\1|b?\"(?:\\.|[^\"\\])*\"|'(?:\\.[^']*|[^'\\])'", re.DOTALL
-)
+RUST_NOISE = re.compile(r"//[^\n]*|/\*.*?\*/|b?r(#*)\".*?\"\1|b?\"(?:\\.|[^\"\\])*\"|'(?:\\.[^']*|[^'\\])'", re.DOTALL)
 
 
 def rust_functions(text: str) -> Iterator[Function]:

@@ -30,9 +30,7 @@ class Server:
     log: Path
 
     def generate(self, inputs: str, **parameters: Any) -> dict[str, Any]:
-        answer = httpx.post(
-            f"{self.url}/generate", json={"inputs": inputs, "parameters": parameters}, timeout=300
-        )
+        answer = httpx.post(f"{self.url}/generate", json={"inputs": inputs, "parameters": parameters}, timeout=300)
         assert answer.status_code == 200, answer.text
         return answer.json()
 

@@ -85,9 +85,7 @@ def mixed_requests(count: int, new_tokens: int, prompt_scale: int = 1) -> list[t
     """Prompts of different lengths, every other one sampled with a seed of its own."""
     made = []
     for index in range(count):
-        inputs = f"{index}: " + "the quick brown fox jumps over the lazy dog " * (
-            1 + index % 4 * prompt_scale
-        )
+        inputs = f"{index}: " + "the quick brown fox jumps over the lazy dog " * (1 + index % 4 * prompt_scale)
         parameters: dict[str, Any] = {"max_new_tokens": new_tokens}
         if index % 2:
             parameters |= {"do_sample": True, "temperature": 0.9, "top_p": 0.95, "seed": 1000 + index}

@@ -115,10 +115,7 @@ def test_streamed_chat_equals_the_whole(ai: openai.OpenAI) -> None:
     whole = ai.chat.completions.create(**asked)
     chunks = list(ai.chat.completions.create(**asked, stream=True))
     assert chunks[0].choices[0].delta.role == "assistant"
-    assert (
-        "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
-        == whole.choices[0].message.content
-    )
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == whole.choices[0].message.content
     assert chunks[-1].choices[0].finish_reason == whole.choices[0].finish_reason
 
 

@@ -36,9 +36,7 @@ def check(server: Server, reference: checkpoints.Reference, length: int) -> None
     details = answer["details"]
     expected_ids, expected_logprobs = reference.greedy(ids, NEW_TOKENS)
     assert [token["id"] for token in details["tokens"]] == expected_ids
-    assert [token["logprob"] for token in details["tokens"]] == pytest.approx(
-        expected_logprobs, abs=TOLERANCE
-    )
+    assert [token["logprob"] for token in details["tokens"]] == pytest.approx(expected_logprobs, abs=TOLERANCE)
     assert [token["id"] for token in details["prefill"]] == ids
     assert details["prefill"][0]["logprob"] is None
     prompt_logprobs = [token["logprob"] for token in details["prefill"][1:]]

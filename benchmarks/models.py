@@ -1,0 +1,86 @@
+"""Random Llama checkpoints of two sizes for the benchmarks, made on the spot and kept under `target/benchmarks`.
+
+`tiny` (7 M, float32) costs nearly nothing, so it shows a server's own overhead; `mid` (152 M, bfloat16) is bound by
+memory bandwidth as real models are. Neither has an end-of-sequence token: every stream runs to its length.
+"""
+
+from __future__ import annotations
+
+import random
+import sysconfig
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+FOLDER = Path(__file__).resolve().parent.parent / "target" / "benchmarks"
+VOCABULARY = 8192
+# hidden, layers, intermediate, heads, KV heads, dtype
+SHAPES = {
+    "tiny": (256, 4, 688, 4, 2, torch.float32),
+    "mid": (1024, 12, 2816, 16, 4, torch.bfloat16),
+}
+
+
+def path(shape: str) -> Path:
+    """The checkpoint's folder; made when absent."""
+    folder = FOLDER / shape
+    if not (folder / "model.safetensors").exists():
+        make(folder, shape)
+    return folder
+
+
+def make(folder: Path, shape: str) -> None:
+    hidden, layers, intermediate, heads, kv_heads, dtype = SHAPES[shape]
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=4096,
+        bos_token_id=None,
+        eos_token_id=None,
+        tie_word_embeddings=False,
+    )
+    model = LlamaForCausalLM(config).to(dtype)
+    tokenizer().save_pretrained(folder)
+    model.save_pretrained(folder)
+    # What transformers' server needs to find no end-of-sequence either.
+    model.generation_config.save_pretrained(folder)
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    library = Path(sysconfig.get_paths()["stdlib"])
+    files = [f for f in sorted(library.glob("*.py")) if f.is_file()]
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<pad>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    made.train_from_iterator((f.read_text(encoding="utf-8", errors="replace") for f in files), trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>")
+    fast.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    return fast
+
+
+def prompts(folder: Path, count: int, tokens: int, seed: int) -> list[str]:
+    """Different random texts of exactly `tokens` tokens, so that no prefix is shared."""
+    encoder = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    chance = random.Random(seed)
+    made: list[str] = []
+    while len(made) < count:
+        ids = [chance.randrange(300, VOCABULARY) for _ in range(tokens + 8)]
+        text = encoder.decode(ids)
+        kept = encoder.encode(text, add_special_tokens=False).ids[:tokens]
+        text = encoder.decode(kept)
+        if len(encoder.encode(text, add_special_tokens=False).ids) == tokens:
+            made.append(text)
+    return made
