@@ -1,6 +1,6 @@
 """The floor: paged attention hooked into transformers, in process, without a server.
 
-`python -m benchmarks.floor MODEL` reads lines `STREAMS PROMPT_TOKENS NEW_TOKENS SEED`; each answer is the seconds it took.
+`python -m benchmarks.floor MODEL` reads lines `STREAMS PROMPT_TOKENS NEW_TOKENS SEED` and answers with seconds.
 """
 
 from __future__ import annotations

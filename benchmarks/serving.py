@@ -1,6 +1,6 @@
 """Tokens per second through HTTP against the in-process floor and `transformers serve --continuous-batching`.
 
-`make bench` or `python -m benchmarks.serving [--models tiny mid] [--streams 1 16 64] [--rounds 3] [--peers floor transformers]`.
+`make bench`, or `python -m benchmarks.serving --help`.
 128 tokens in, 128 out, greedy, no end-of-sequence. Rounds alternate; whoever is not measured is stopped (SIGSTOP).
 """
 
@@ -46,7 +46,8 @@ class Side:
             seconds = measured.seconds
             self.first.setdefault(streams, []).append(statistics.median(measured.first_token_seconds))
         else:
-            assert self.process.stdin is not None and self.process.stdout is not None
+            assert self.process.stdin is not None
+            assert self.process.stdout is not None
             self.process.stdin.write(f"{streams} {TOKENS} {TOKENS} {seed}\n")
             self.process.stdin.flush()
             seconds = float(self.process.stdout.readline())

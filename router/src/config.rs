@@ -1,1 +1,245 @@
-//! Part of the router.
+//! The one place where flags and environment are read. Every flag has its environment name (upper snake); secrets come
+//! from the environment only, so that no process list shows them.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::path::PathBuf;
+
+use clap::Parser;
+use clap::builder::BoolishValueParser;
+
+/// What an operator decided. Read once at start, then shared read-only.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "millrace-router", version, about = "Millrace's HTTP server: validates, schedules and streams")]
+#[expect(clippy::struct_excessive_bools, reason = "each is one flag of the command line")]
+pub struct Config {
+    /// Address to listen on; 0.0.0.0 if it does not parse.
+    #[arg(long, env, default_value = "0.0.0.0")]
+    pub hostname: String,
+    #[arg(long, short, env, default_value_t = 3000)]
+    pub port: u16,
+
+    /// Name under which the model is served.
+    #[arg(long, env)]
+    pub model_id: String,
+    /// Folder with tokenizer.json, `tokenizer_config.json` and config.json; the model id if absent.
+    #[arg(long, env)]
+    pub model_path: Option<PathBuf>,
+    #[arg(long, env)]
+    pub revision: Option<String>,
+    /// Further names that requests may use for this model.
+    #[arg(long, env, value_delimiter = ',')]
+    pub served_model_name: Vec<String>,
+    /// File with the chat template, instead of the model's `tokenizer_config.json`.
+    #[arg(long, env)]
+    pub tokenizer_config_path: Option<PathBuf>,
+
+    /// Rank r listens on `unix:PREFIX-r`.
+    #[arg(long, env, default_value = "/tmp/millrace-worker")]
+    pub worker_uds_path: String,
+    /// Ranks in the tensor-parallel group.
+    #[arg(long, env, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub num_shard: u32,
+
+    /// Requests inside the server before newcomers get 429.
+    #[arg(long, env, default_value_t = 128)]
+    pub max_concurrent_requests: usize,
+    #[arg(long, env, default_value_t = 2)]
+    pub max_best_of: usize,
+    #[arg(long, env, default_value_t = 4)]
+    pub max_stop_sequences: usize,
+    #[arg(long, env, default_value_t = 5)]
+    pub max_top_n_tokens: u32,
+    /// Prompt tokens of one request; `max_total_tokens - 1` if absent.
+    #[arg(long, env)]
+    pub max_input_tokens: Option<u32>,
+    /// Prompt and output tokens of one request; what model, tokenizer and memory allow if absent.
+    #[arg(long, env)]
+    pub max_total_tokens: Option<u32>,
+    /// Prompts in one completions request.
+    #[arg(long, env, default_value_t = 4)]
+    pub max_client_batch_size: usize,
+    /// Bytes of a request's body.
+    #[arg(long, env, default_value_t = 2_000_000)]
+    pub payload_limit: usize,
+
+    /// Waiting sequences join a running batch when there are at least this many per running one.
+    #[arg(long, env, default_value_t = 0.3)]
+    pub waiting_served_ratio: f32,
+    /// Tokens that one step may compute.
+    #[arg(long, env, default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_batch_prefill_tokens: u32,
+    /// Tokens that the KV pool may hold; as many as memory allows if absent.
+    #[arg(long, env, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_batch_total_tokens: Option<u32>,
+    /// Steps after which waiting sequences join whatever the ratio says.
+    #[arg(long, env, default_value_t = 20)]
+    pub max_waiting_tokens: u32,
+    /// Sequences that run at once.
+    #[arg(long, env, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_batch_size: Option<u32>,
+    /// Keep the KV pages of finished sequences for requests that begin alike.
+    #[arg(long, env, default_value = "true", action = clap::ArgAction::Set, value_parser = BoolishValueParser::new())]
+    pub prefix_caching: bool,
+
+    /// Tokenizer threads.
+    #[arg(long, env, default_value_t = 2, value_parser = at_least_one)]
+    pub validation_workers: usize,
+    #[arg(long, env, value_parser = BoolishValueParser::new())]
+    pub disable_grammar_support: bool,
+    /// Let requests ask for the logprobs of their prompt.
+    #[arg(long, env, value_parser = BoolishValueParser::new())]
+    pub enable_prefill_logprobs: bool,
+
+    /// Logs as one JSON object per line.
+    #[arg(long, env, value_parser = BoolishValueParser::new())]
+    pub json_output: bool,
+    /// Origins allowed by CORS; any if absent.
+    #[arg(long, env, value_delimiter = ',')]
+    pub cors_allow_origin: Vec<String>,
+
+    /// `API_KEY`: what `Authorization: Bearer …` must carry.
+    #[arg(skip)]
+    pub api_key: Option<Secret>,
+    /// `COMPUTE_TYPE`: the value of `x-compute-type`.
+    #[arg(skip = String::from("gpu+optimized"))]
+    pub compute_type: String,
+    /// `LOG_LEVEL`: warn, info, debug, or a filter as `tracing` writes them.
+    #[arg(skip = String::from("info"))]
+    pub log_level: String,
+    /// `MILLRACE_LIFELINE=stdin`: the end of standard input is the end of whoever started us.
+    #[arg(skip)]
+    pub lifeline: bool,
+}
+
+/// Rows that workers keep when `max_batch_size` does not say.
+const DEFAULT_MAX_ROWS: u32 = 256;
+
+impl Config {
+    /// From the process's own arguments and environment; prints usage and ends the process on a bad flag.
+    pub fn from_process() -> Self {
+        match Self::read(std::env::args_os(), |name| std::env::var(name).ok()) {
+            Ok(config) => config,
+            Err(error) => error.exit(),
+        }
+    }
+
+    /// From given arguments; `environment` answers for the variables that have no flag.
+    pub fn read<A>(
+        arguments: impl IntoIterator<Item = A>,
+        environment: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self, clap::Error>
+    where
+        A: Into<OsString> + Clone,
+    {
+        let mut config = Self::try_parse_from(arguments)?;
+        let set = |name: &str| environment(name).filter(|value| !value.is_empty());
+        config.api_key = set("API_KEY").map(Secret);
+        config.lifeline = set("MILLRACE_LIFELINE").is_some_and(|value| value == "stdin");
+        if let Some(compute_type) = set("COMPUTE_TYPE") {
+            config.compute_type = compute_type;
+        }
+        if let Some(log_level) = set("LOG_LEVEL") {
+            config.log_level = log_level;
+        }
+        Ok(config)
+    }
+
+    /// Where the model's files are.
+    pub fn model_path(&self) -> PathBuf {
+        self.model_path.clone().unwrap_or_else(|| PathBuf::from(&self.model_id))
+    }
+
+    /// Sequences that hold a row at once.
+    pub fn max_rows(&self) -> u32 {
+        self.max_batch_size.unwrap_or(DEFAULT_MAX_ROWS)
+    }
+}
+
+/// A value that is never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    pub fn new(value: impl Into<String>) -> Self {
+        Self(value.into())
+    }
+
+    /// The value itself, for comparing; never for showing.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Secret(…)")
+    }
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("must be at least 1".to_owned()),
+        Ok(number) => Ok(number),
+        Err(error) => Err(format!("{error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(arguments: &[&str], environment: &[(&str, &str)]) -> Result<Config, clap::Error> {
+        let arguments = ["millrace-router", "--model-id", "m"].iter().chain(arguments).copied();
+        Config::read(arguments, |name| {
+            environment.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
+        })
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_original() {
+        let config = read(&[], &[]).unwrap();
+        assert_eq!((config.max_concurrent_requests, config.max_best_of, config.max_stop_sequences), (128, 2, 4));
+        assert_eq!((config.max_top_n_tokens, config.max_client_batch_size, config.payload_limit), (5, 4, 2_000_000));
+        assert_eq!((config.max_waiting_tokens, config.max_batch_prefill_tokens, config.max_rows()), (20, 4096, 256));
+        assert!((config.waiting_served_ratio - 0.3).abs() < f32::EPSILON);
+        assert!(config.prefix_caching && !config.json_output && !config.enable_prefill_logprobs);
+        assert_eq!(config.compute_type, "gpu+optimized");
+        assert_eq!(config.model_path(), PathBuf::from("m"));
+    }
+
+    #[test]
+    fn the_api_key_comes_from_the_environment_only_and_is_never_printed() {
+        let config = read(&[], &[("API_KEY", "hunter2")]).unwrap();
+        assert_eq!(config.api_key.as_ref().map(Secret::expose), Some("hunter2"));
+        assert!(!format!("{config:?}").contains("hunter2"));
+        assert!(read(&["--api-key", "hunter2"], &[]).is_err());
+    }
+
+    #[test]
+    fn an_empty_variable_is_an_absent_one() {
+        let config = read(&[], &[("API_KEY", ""), ("LOG_LEVEL", ""), ("MILLRACE_LIFELINE", "")]).unwrap();
+        assert_eq!((config.api_key, config.log_level.as_str(), config.lifeline), (None, "info", false));
+    }
+
+    #[test]
+    fn lists_are_repeated_flags_or_commas() {
+        let config = read(&["--cors-allow-origin", "http://a", "--cors-allow-origin", "http://b,http://c"], &[]).unwrap();
+        assert_eq!(config.cors_allow_origin, ["http://a", "http://b", "http://c"]);
+    }
+
+    #[test]
+    fn prefix_caching_takes_a_value() {
+        assert!(!read(&["--prefix-caching", "false"], &[]).unwrap().prefix_caching);
+        assert!(read(&["--prefix-caching", "1"], &[]).unwrap().prefix_caching);
+        assert!(read(&["--prefix-caching", "maybe"], &[]).is_err());
+    }
+
+    #[test]
+    fn numbers_that_cannot_work_are_refused() {
+        for flag in ["--validation-workers", "--max-batch-size", "--num-shard", "--max-batch-prefill-tokens"] {
+            assert!(read(&[flag, "0"], &[]).is_err(), "{flag} 0");
+        }
+        assert!(read(&["--port", "70000"], &[]).is_err());
+    }
+}
