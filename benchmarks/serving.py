@@ -103,7 +103,8 @@ def start(name: str, folder: Path, stack: ExitStack) -> Side:
     scripts, dtype = Path(sys.executable).parent, "float32" if folder.name == "tiny" else "bfloat16"
     if name == "floor":
         process = stack.enter_context(started([sys.executable, "-m", "benchmarks.floor", str(folder)]))
-        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
         return Side(name, process)
     if name == "millrace":
         command = [str(scripts / "millrace-launcher"), "--model-id", str(folder), "--port", "8101"]

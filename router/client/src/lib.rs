@@ -18,7 +18,7 @@ pub mod v1 {
 }
 
 pub use columns::Malformed;
-pub use connection::Client;
+pub use connection::{Client, Unreachable};
 pub use sharded::{Backoff, Connected, ShardedClient, StartError, Workers, connect_with_retry};
 pub use steps::{LostReason, MAX_STEPS_IN_FLIGHT, StepStream, WorkersLost};
 pub use v1::{ModelDescription, PrepareRequest, Prepared};
