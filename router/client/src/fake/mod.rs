@@ -1,0 +1,1 @@
+//! The router's test and benchmark partner: a worker without a model.
