@@ -1,0 +1,1 @@
+"""Trains the demo model that ships in `millrace_launcher/demo`; not part of the installed package."""

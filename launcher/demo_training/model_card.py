@@ -1,0 +1,68 @@
+"""The text of the demo model's card, with the numbers of the run that made it."""
+
+from dataclasses import dataclass
+
+from .corpus import HELD_OUT_SHARE
+from .network import Shape
+
+
+@dataclass(frozen=True)
+class Measured:
+    perplexity: float  # per token, on the held-out files
+    bits_per_byte: float  # the same, independent of the tokenizer
+    held_out_files: int
+    held_out_tokens: int
+    corpus_tokens: int  # one epoch
+    training_tokens: int  # seen in the run
+    num_parameters: int
+    python_version: str
+
+
+def model_card(shape: Shape, measured: Measured) -> str:
+    return f"""\
+# Millrace demo model
+
+A small language model of Python code that ships with Millrace, so that the server runs without a network:
+`millrace-launcher --model-id demo`. It writes text that looks like Python. It knows nothing else, and what it writes is
+rarely correct: it is there to try, test and measure the server.
+
+## Architecture
+
+`LlamaForCausalLM`, {measured.num_parameters / 1e6:.2f} million parameters in bfloat16: {shape.num_layers} layers, hidden size \
+{shape.hidden_size}, {shape.num_heads} attention heads
+over {shape.num_kv_heads} key-value heads of width {shape.head_dim}, intermediate size {shape.intermediate_size}, \
+rotary positions up to {shape.max_positions}, output matrix tied to the embedding.
+The tokenizer is a byte-level BPE of {shape.vocab_size} entries; `<s>` begins every text, `</s>` ends it, and
+`<|user|>`, `<|assistant|>` and `<|system|>` mark the messages of a chat.
+
+## Data
+
+The sources of the Python {measured.python_version} standard library without its tests and tables: {measured.corpus_tokens:,} tokens, \
+partly
+as files, partly as chats made from documented functions (the request is the docstring, the answer the function, or
+the other way round). One file in {HELD_OUT_SHARE}, chosen by a hash of its name, is held out, with all chats made of it.
+The run saw {measured.training_tokens:,} tokens.
+
+## Quality
+
+| on {measured.held_out_files} held-out files ({measured.held_out_tokens:,} tokens) | |
+| --- | --- |
+| perplexity per token | {measured.perplexity:.2f} |
+| bits per byte | {measured.bits_per_byte:.3f} |
+
+Measured on the weights as shipped (bfloat16, computed in float32), files cut into windows of {shape.max_positions} tokens.
+
+## Licence
+
+The training text is Copyright © Python Software Foundation, under the PSF License Agreement (parts under the
+licences listed in Python's own licence file). The weights were made from it by this project and come under the project's
+licence; text that repeats the training data stays under the licence of the data.
+
+## Making it again
+
+    python -m demo_training.train
+
+from the folder `launcher/` of the sources, with torch, numpy, tokenizers and safetensors: under 30 minutes on two CPU
+cores. The seed is fixed. The same model comes out only on the same version of Python, because its sources are the
+data, and up to the rounding of the machine's matrix kernels.
+"""
