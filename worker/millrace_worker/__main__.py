@@ -1,0 +1,106 @@
+"""`python -m millrace_worker`: listens at once, loads in the background, ends in order on SIGTERM and at once when orphaned."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, NoReturn
+
+from millrace_worker import logs
+from millrace_worker.config import WorkerConfig, read_config
+from millrace_worker.server import WorkerServer, WorkerService
+
+if TYPE_CHECKING:
+    from millrace_worker.rank import Rank
+
+# A step that runs at SIGTERM may take this long before its stream is cut.
+GRACE_SECONDS = 30.0
+
+
+class Ending:
+    """Why the process ends: the first reason counts."""
+
+    def __init__(self) -> None:
+        self._decided = threading.Event()
+        self._lock = threading.Lock()
+        self.status = 0
+        self.message = ""
+
+    def decide(self, status: int, message: str = "") -> None:
+        with self._lock:
+            if not self._decided.is_set():
+                self.status, self.message = status, message
+                self._decided.set()
+
+    def wait(self) -> None:
+        self._decided.wait()
+
+
+def main() -> NoReturn:
+    started = time.perf_counter()
+    config = read_config(sys.argv[1:], os.environ)
+    logs.set_up_logs(config.log_level, json_output=config.json_output)
+    ending = Ending()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ending.decide(0))
+    if config.lifeline:
+        threading.Thread(target=watch_lifeline, args=(config,), name="lifeline", daemon=True).start()
+    loading: Future[Rank] = Future()
+    service = WorkerService(loading, config.threads, die_at_once)
+    try:
+        server = WorkerServer(service, config.socket_path)
+    except (OSError, RuntimeError) as error:
+        leave(1, f"cannot listen on {config.socket_path}: {error}")
+    logs.info("listening", socket=str(config.socket_path), start_ms=round((time.perf_counter() - started) * 1000))
+    threading.Thread(target=load, args=(config, loading, server, ending), name="load", daemon=True).start()
+    ending.wait()
+    server.stop(GRACE_SECONDS if ending.status == 0 else 0)
+    leave(ending.status, ending.message)
+
+
+def load(config: WorkerConfig, loading: Future[Rank], server: WorkerServer, ending: Ending) -> None:
+    """Resolves `loading`, or ends the process with one line that says why not."""
+    try:
+        started = time.perf_counter()
+        from millrace_worker.load import load_rank
+
+        logs.info("imported", import_ms=round((time.perf_counter() - started) * 1000))
+        loading.set_result(load_rank(config))
+        server.set_serving()
+    except Exception as error:
+        logs.error("loading failed", error=str(error), exc_info_type=type(error).__name__)
+        loading.set_exception(error)
+        reason = " ".join(str(error).split()) or type(error).__name__
+        ending.decide(1, f"cannot load {config.model_path}: {reason}")
+
+
+def watch_lifeline(config: WorkerConfig) -> None:
+    """Standard input is a pipe that the launcher holds open: its end means that the launcher is gone."""
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    config.socket_path.unlink(missing_ok=True)
+    leave(1, "the launcher is gone")
+
+
+def die_at_once(message: str) -> None:
+    """After a fault that this process cannot outlive. Called from the thread that computed."""
+    leave(1, message)
+
+
+def leave(status: int, message: str = "") -> NoReturn:
+    """Ends the process now: neither a load nor a collective that still waits in another thread may hold it."""
+    if message:
+        print(f"Error: {message}", file=sys.stderr)  # noqa: T201 - the launcher shows the last lines of stderr
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    main()

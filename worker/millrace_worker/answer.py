@@ -1,0 +1,91 @@
+"""From what a step computed to its `StepResult`: the one place where tensors become bytes."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from millrace_worker.proto import worker_pb2
+
+if TYPE_CHECKING:
+    import torch
+
+    from millrace_worker.inputs import PromptInputs
+    from millrace_worker.rows import Rows, Work
+    from millrace_worker.sampling import Sampled, TopTokens
+
+# What stands for the token of a sequence that failed.
+NO_TOKEN = 0xFFFFFFFF
+
+
+class Stopwatch:
+    """Where a step's time went, in microseconds of this host's clock.
+
+    On a GPU the forward pass is only launched in `forward`; waiting for it falls to whoever first reads a result.
+    """
+
+    def __init__(self) -> None:
+        self._started = self._last = time.perf_counter()
+        self.timings = worker_pb2.Timings()
+
+    def lap(self, name: str) -> None:
+        """Adds the time since the last lap to the named field of `Timings`."""
+        now = time.perf_counter()
+        setattr(self.timings, name, getattr(self.timings, name) + round((now - self._last) * 1e6))
+        self._last = now
+
+    def stop(self) -> worker_pb2.Timings:
+        self.timings.total_us = round((time.perf_counter() - self._started) * 1e6)
+        return self.timings
+
+
+def add_tokens(
+    result: worker_pb2.StepResult, work: Work, rows: Rows, living: np.ndarray | None, sampled: Sampled | None
+) -> None:
+    """One id and logprob per sampling entry of `work`; NO_TOKEN where `living` is false or the scores were not numbers.
+
+    `sampled` holds the living entries only, in the plan's order.
+    """
+    sampling = work.samples if living is None else work.samples & living
+    num_answers = int(work.samples.sum())
+    if not num_answers:
+        return
+    token_ids = np.full(num_answers, NO_TOKEN, dtype=np.uint32)
+    logprobs = np.zeros(num_answers, dtype=np.float32)
+    if sampled is not None:
+        places = np.flatnonzero(sampling[work.samples])
+        token_ids[places] = sampled.token_ids.cpu().numpy()
+        logprobs[places] = sampled.logprobs.cpu().numpy()
+        broken = ~np.isfinite(logprobs)
+        if broken.any():
+            token_ids[broken], logprobs[broken] = NO_TOKEN, 0.0
+            for row in work.rows[work.samples][broken].tolist():
+                add_failure(result, rows, row, "the model's scores are not numbers")
+        if sampled.top_tokens is not None:
+            _add_top_tokens(result, num_answers, places, sampled.top_tokens)
+    result.token_ids = token_ids.astype("<u4", copy=False).tobytes()
+    result.logprobs = logprobs.astype("<f4", copy=False).tobytes()
+
+
+def _add_top_tokens(result: worker_pb2.StepResult, num_answers: int, places: np.ndarray, top: TopTokens) -> None:
+    counts = np.zeros(num_answers, dtype="<u4")
+    counts[places] = np.asarray(top.counts)
+    result.top_tokens.counts = counts.tobytes()
+    result.top_tokens.token_ids = np.asarray(top.ids).astype("<u4").tobytes()
+    result.top_tokens.logprobs = np.asarray(top.logprobs).astype("<f4").tobytes()
+
+
+def add_prompt_logprobs(
+    result: worker_pb2.StepResult, prompt: PromptInputs, living: np.ndarray | None, logprobs_P: torch.Tensor
+) -> None:
+    """`prompt.entries` count among the living entries; the answer counts among all of the plan."""
+    entries = prompt.entries if living is None else np.flatnonzero(living)[prompt.entries]
+    result.prompt_logprobs.work = entries.astype("<u4").tobytes()
+    result.prompt_logprobs.counts = prompt.counts.astype("<u4").tobytes()
+    result.prompt_logprobs.logprobs = logprobs_P.cpu().numpy().astype("<f4", copy=False).tobytes()
+
+
+def add_failure(result: worker_pb2.StepResult, rows: Rows, row: int, message: str) -> None:
+    result.failed.append(worker_pb2.Failure(sequence=int(rows.sequences[row]), message=message))

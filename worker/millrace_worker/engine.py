@@ -1,0 +1,154 @@
+"""The engine of one rank: `compute(plan)` admits, builds the inputs, runs forward, samples and answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from millrace_worker import logs
+from millrace_worker.answer import NO_TOKEN, Stopwatch, add_failure, add_prompt_logprobs, add_tokens
+from millrace_worker.inputs import InputBuilder
+from millrace_worker.proto import worker_pb2
+from millrace_worker.rows import PlanError, Rows, RowsShape, column, read_work
+from millrace_worker.runner import Runner
+from millrace_worker.sampling import SamplingRows
+
+if TYPE_CHECKING:
+    from millrace_worker.distributed import Group
+    from millrace_worker.models.decoder import CausalLM
+    from millrace_worker.rows import Column, Work
+
+
+class RankLost(RuntimeError):
+    """This process cannot go on: its device is gone, or one of several ranks is out of step. Start all ranks afresh."""
+
+
+@dataclass(frozen=True)
+class EngineParts:
+    """What a loaded rank has before rows and pool are sized."""
+
+    model: CausalLM
+    group: Group
+    device: torch.device
+
+
+class Engine:
+    """Rows of one shape over one model whose pool is allocated. Not thread-safe: one thread computes at a time."""
+
+    def __init__(self, parts: EngineParts, shape: RowsShape) -> None:
+        self.shape = shape
+        self._group = parts.group
+        self._model = parts.model
+        sampling = SamplingRows(shape.max_rows, parts.device)
+        self._rows = Rows(shape, sampling, parts.device)
+        self._inputs = InputBuilder(self._rows)
+        self._runner = Runner(parts.model, self._rows, parts.group)
+        self._progress = 0
+
+    def reset(self) -> None:
+        """A new stream begins: no row is held."""
+        self._rows.reset()
+
+    @torch.inference_mode()
+    def compute(self, plan: worker_pb2.StepPlan) -> worker_pb2.StepResult:
+        """One forward pass. A fault fails the sequences of this plan, by id, and the stream lives on.
+
+        Raises RankLost when that is not possible: with several ranks (the others may wait in a collective), or when the
+        device itself is gone.
+        """
+        try:
+            result = self.step(plan)
+        except Exception as error:
+            logs.error("a step failed", step=plan.step, error=f"{type(error).__name__}: {error}")
+            if self._group.size > 1 or _device_is_gone(error):
+                raise RankLost(f"step {plan.step} failed: {type(error).__name__}") from error
+            result = self._failed_step(plan, error)
+        self._progress += 1
+        result.progress = self._progress
+        return result
+
+    def step(self, plan: worker_pb2.StepPlan) -> worker_pb2.StepResult:
+        """As `compute`, but a fault of the step raises."""
+        watch = Stopwatch()
+        result = worker_pb2.StepResult(step=plan.step)
+        work = read_work(plan)
+        living = self._admit(plan, work)
+        running = work if living is None else work.select(living)
+        if len(running.rows):
+            inputs = self._inputs.build(running)
+            watch.lap("inputs_us")
+            forwarded = self._runner.forward(inputs)
+            watch.lap("forward_us")
+            sampled = self._runner.sample(forwarded.logits_RV, inputs)
+            self._rows.note_sampled(running)
+            if self._group.rank == 0 and inputs.prompt and forwarded.prompt_logprobs_P is not None:
+                add_prompt_logprobs(result, inputs.prompt, living, forwarded.prompt_logprobs_P)
+        else:
+            sampled = None
+            watch.lap("inputs_us")
+        if self._group.rank == 0:
+            add_tokens(result, work, self._rows, living, sampled)
+            self._add_failures(result, plan, work.rows)
+        watch.lap("sample_us")
+        result.timings.CopyFrom(watch.stop())
+        return result
+
+    def _admit(self, plan: worker_pb2.StepPlan, work: Work) -> np.ndarray | None:
+        """Rows, page tables and copied pages as the plan says; which work entries belong to living sequences."""
+        rows = self._rows
+        rows.apply(plan)
+        if plan.copies.sources:
+            self._copy_pages(column(plan.copies.sources), column(plan.copies.targets))
+        living = rows.living(work)
+        rows.check_work(work if living is None else work.select(living))
+        return living
+
+    def _copy_pages(self, sources: Column, targets: Column) -> None:
+        if len(sources) != len(targets):
+            raise PlanError(f"{len(sources)} pages to copy to {len(targets)} pages")
+        beyond = max(sources.max(), targets.max())
+        if beyond >= self.shape.num_pages:
+            raise PlanError(f"copy of page {beyond}, but the pool has {self.shape.num_pages}")
+        device = self._rows.device
+        self._model.copy_pages(torch.from_numpy(sources).to(device), torch.from_numpy(targets).to(device))
+
+    def _failed_step(self, plan: worker_pb2.StepPlan, error: Exception) -> worker_pb2.StepResult:
+        """Every sequence of the plan has failed: their rows take no part until they are released."""
+        if isinstance(error, torch.OutOfMemoryError) and self._rows.device.type == "cuda":
+            torch.cuda.empty_cache()
+        result = worker_pb2.StepResult(step=plan.step)
+        working = plan.work.rows[: len(plan.work.rows) // 4 * 4]  # the plan itself may be what is wrong
+        self._rows.fail(plan.admitted, column(working), _message(error))
+        self._add_failures(result, plan, column(working))
+        num_answers = sum(1 for flag in plan.work.samples if flag)
+        result.token_ids = np.full(num_answers, NO_TOKEN, dtype="<u4").tobytes()
+        result.logprobs = np.zeros(num_answers, dtype="<f4").tobytes()
+        return result
+
+    def _add_failures(self, result: worker_pb2.StepResult, plan: worker_pb2.StepPlan, working: Column) -> None:
+        """The failed among the sequences that this plan admits or works on, each once."""
+        failures = self._rows.failures
+        if not failures:
+            return
+        for row in dict.fromkeys([admission.row for admission in plan.admitted] + working.tolist()):
+            if row in failures:
+                add_failure(result, self._rows, row, failures[row])
+
+
+def _message(error: Exception) -> str:
+    """What the client may read: never a library's text, which could quote its input."""
+    match error:
+        case PlanError():
+            return f"the step was refused: {error}"
+        case torch.OutOfMemoryError():
+            return "the device ran out of memory in this step"
+        case _:
+            return f"the step failed in the model ({type(error).__name__}); the server's log has the details"
+
+
+def _device_is_gone(error: Exception) -> bool:
+    """After an error other than "out of memory" that the accelerator itself reports, every later call fails too."""
+    return isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError)

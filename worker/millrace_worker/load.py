@@ -1,0 +1,87 @@
+"""From a configuration to a loaded rank: device, dtype, group, weights. The slow imports happen here, not at start."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+
+import torch
+
+from millrace_worker import logs
+from millrace_worker.config import DTYPES, WorkerConfig
+from millrace_worker.distributed import join_group
+from millrace_worker.engine import EngineParts
+from millrace_worker.models.load import load_model
+from millrace_worker.rank import Identity, Rank
+
+# What /proc/cpuinfo calls arithmetic on bfloat16 in hardware: x86 (two kinds) and Arm.
+BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def load_rank(config: WorkerConfig) -> Rank:
+    """Takes the device, joins the other ranks and reads this rank's part of the weights."""
+    torch.set_num_threads(config.threads)
+    started = time.perf_counter()
+    device = choose_device(config.rank)
+    model_config = json.loads((config.model_path / "config.json").read_text(encoding="utf-8"))
+    dtype = choose_dtype(config.dtype, model_config, device)
+    group = join_group(device)
+    joined = time.perf_counter()
+    model = load_model(config.model_path, dtype=dtype, device=device, group=group)
+    logs.info(
+        "model loaded",
+        device=device.type,
+        dtype=str(dtype).removeprefix("torch."),
+        join_ms=round((joined - started) * 1000),
+        load_ms=round((time.perf_counter() - joined) * 1000),
+        **model.implementations(),
+    )
+    identity = Identity(
+        architecture=(model_config.get("architectures") or ["unknown"])[0],
+        dtype=dtype,
+        device_name=device_name(device),
+        weight_bytes=model.weight_bytes(),
+    )
+    return Rank(config, EngineParts(model=model, group=group, device=device), identity)
+
+
+def choose_device(rank: int) -> torch.device:
+    """The rank's own GPU when there are any. Raises ValueError when there are GPUs, but fewer than ranks."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not count:
+        return torch.device("cpu")
+    if rank >= count:
+        raise ValueError(f"rank {rank} needs GPU number {rank}, but {count} are visible: lower --num-shard")
+    device = torch.device("cuda", rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def choose_dtype(asked: str | None, model_config: dict[str, object], device: torch.device) -> torch.dtype:
+    """What was asked for; else the checkpoint's own on a GPU; else bfloat16 where the CPU has instructions for it."""
+    if asked is not None:
+        return getattr(torch, asked)
+    if device.type == "cpu":
+        return torch.bfloat16 if computes_bfloat16() else torch.float32
+    stored = str(model_config.get("dtype") or model_config.get("torch_dtype") or "float16").removeprefix("torch.")
+    if stored not in DTYPES:
+        raise ValueError(f"config.json says dtype {stored!r}: choose one of {', '.join(DTYPES)} with --dtype")
+    return getattr(torch, stored)
+
+
+def computes_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware; emulated, it is slower than float32."""
+    line = re.search(r"^(?:flags|Features)\s*:(.*)$", cpuinfo.read_text(), re.MULTILINE)
+    return line is not None and not BFLOAT16_FLAGS.isdisjoint(line[1].split())
+
+
+def device_name(device: torch.device) -> str:
+    """For example nvidia-h200, amd-epyc-9r14."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        found = re.search(r"^model name\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        name = found[1] if found else "cpu"
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

@@ -1,0 +1,146 @@
+"""How many KV pages there are: the worst case is run, what it took is kept free, and the pool gets what is really left."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from millrace_worker.config import WorkerConfig
+
+# Of the memory that a CPU machine has to spare: the rest is for the page cache, other programs and their growth.
+CPU_POOL_SHARE = 0.30
+
+# Of a GPU's memory: what fragmentation and libraries take later (cuBLAS and NCCL workspaces, CUDA modules).
+CUDA_RESERVE_SHARE = 0.02
+
+
+class DoesNotFitError(ValueError):
+    """Not even one sequence fits; the message has the numbers and what to change."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolAsk:
+    """What the pool is for. Zero means: the model's longest sequence; no cap."""
+
+    page_size: int
+    page_bytes: int
+    max_rows: int
+    max_positions: int
+    max_sequence_tokens: int
+    max_pool_tokens: int
+
+
+@dataclass(frozen=True)
+class PoolSize:
+    num_pages: int
+    max_sequence_tokens: int
+
+
+def size_pool(ask: PoolAsk, room_bytes: int, *, exact: bool) -> PoolSize:
+    """How many pages `room_bytes` give.
+
+    With `exact` the room is what somebody asked for; otherwise pages beyond what all rows at their longest can fill are
+    left out. A pool smaller than one sequence shortens the longest sequence when that was left open.
+    Raises DoesNotFitError.
+    """
+    longest = ask.max_sequence_tokens or ask.max_positions
+    num_pages = room_bytes // ask.page_bytes
+    if not exact:
+        num_pages = min(num_pages, ask.max_rows * _pages(longest, ask.page_size))
+    if ask.max_pool_tokens:
+        num_pages = min(num_pages, _pages(ask.max_pool_tokens, ask.page_size))
+    holds = num_pages * ask.page_size
+    if num_pages >= 1 and (holds >= longest or not ask.max_sequence_tokens):
+        return PoolSize(num_pages, min(longest, holds))
+    needed = _pages(longest, ask.page_size) * ask.page_bytes
+    raise DoesNotFitError(
+        f"the KV pool holds {holds} tokens ({num_pages} pages of {ask.page_bytes} bytes in {room_bytes} bytes), but one "
+        f"sequence of {longest} tokens needs {needed} bytes: lower --max-total-tokens, or give the pool more memory "
+        "(--kv-cache-memory, --cuda-memory-fraction, --max-batch-total-tokens)"
+    )
+
+
+def _pages(tokens: int, page_size: int) -> int:
+    return -(-tokens // page_size)
+
+
+@dataclass(frozen=True)
+class Room:
+    """Memory for the pool on one rank, in bytes; `exact` when it was asked for and not estimated."""
+
+    pool_bytes: int
+    free_bytes: int
+    exact: bool
+
+
+def room_for_pool(config: WorkerConfig, device: torch.device, workspace_bytes: int) -> Room:
+    """What this rank may give to its pool, beyond the weights (already there) and the workspaces of the worst case.
+
+    Raises DoesNotFitError when --kv-cache-memory asks for more than there is.
+    """
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        kept = (1.0 - config.cuda_memory_fraction + CUDA_RESERVE_SHARE) * total
+        free = max(0, free - workspace_bytes - int(kept))
+        share = free
+    else:
+        free = max(0, available_memory() // config.world_size - workspace_bytes)
+        share = int(free * CPU_POOL_SHARE)
+    if config.kv_cache_memory is None:
+        return Room(share, free, exact=False)
+    if config.kv_cache_memory > free:
+        raise DoesNotFitError(f"--kv-cache-memory is {config.kv_cache_memory} bytes, but only {free} are left")
+    return Room(config.kv_cache_memory, free, exact=True)
+
+
+def available_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that this process may still take: the machine's MemAvailable, or less where its control group says so."""
+    match = re.search(r"^MemAvailable:\s+(\d+) kB", (proc / "meminfo").read_text(), re.MULTILINE)
+    if match is None:
+        raise OSError(f"{proc}/meminfo has no MemAvailable: Linux 3.14 or newer is needed")
+    available = int(match[1]) * 1024
+    for limit, usage in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+        try:
+            available = min(available, int((cgroup / limit).read_text()) - int((cgroup / usage).read_text()))
+        except (OSError, ValueError):
+            continue  # no such control group here, or its limit is "max"
+    return max(0, available)
+
+
+def peak_beyond(run: Callable[[], None], device: torch.device) -> int:
+    """Bytes that `run` took at its peak beyond what was there before: device memory on GPUs, resident memory on CPUs."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    before = _restart_resident_peak()
+    run()
+    return max(0, _status_bytes("VmHWM") - before)
+
+
+def _restart_resident_peak() -> int:
+    """Sets the kernel's high-water mark of this process to its present size; answers that size.
+
+    Where the kernel forbids it, the mark is the highest so far (the peak of loading) and the answer is that mark: the
+    measurement is then a lower bound.
+    """
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return _status_bytes("VmHWM")
+    return _status_bytes("VmRSS")
+
+
+def _status_bytes(name: str) -> int:
+    match = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return int(match[1]) * 1024 if match else 0

@@ -1,0 +1,189 @@
+"""One loaded rank: who it is (`Describe`), how large its rows and pool are (`Prepare`), and the engine that results."""
+
+from __future__ import annotations
+
+import gc
+import secrets
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from millrace_worker import logs
+from millrace_worker.engine import Engine, EngineParts
+from millrace_worker.memory import PoolAsk, PoolSize, peak_beyond, room_for_pool, size_pool
+from millrace_worker.proto import worker_pb2
+from millrace_worker.rows import RowsShape
+from millrace_worker.worst_case import decode_plan, prefill_plan
+
+if TYPE_CHECKING:
+    from millrace_worker.config import WorkerConfig
+
+CAPABILITIES = ("prompt_logprobs", "top_tokens", "watermark", "page_copies")
+
+# A CPU's worst case is measured on a shorter chunk when the whole would take long: about a second of multiplications.
+CPU_TRIAL_FLOPS = 1e11
+MIN_TRIAL_TOKENS = 16
+
+
+class NotPreparedError(RuntimeError):
+    """`Run` before `Prepare`."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What `Describe` says beyond the model's own figures."""
+
+    architecture: str
+    dtype: torch.dtype
+    device_name: str
+    weight_bytes: int
+
+
+class Rank:
+    """Built by `load.load_rank`. Its methods are called by one thread at a time (the server sees to it)."""
+
+    def __init__(self, config: WorkerConfig, parts: EngineParts, identity: Identity) -> None:
+        self._config = config
+        self._parts = parts
+        self._identity = identity
+        self._instance = secrets.randbits(64)
+        self._engine: Engine | None = None
+        self._prepared: tuple[worker_pb2.PrepareRequest, worker_pb2.Prepared] | None = None
+
+    @property
+    def engine(self) -> Engine:
+        if self._engine is None:
+            raise NotPreparedError("Prepare must be answered before Run begins")
+        return self._engine
+
+    def describe(self) -> worker_pb2.ModelDescription:
+        model, identity = self._parts.model, self._identity
+        return worker_pb2.ModelDescription(
+            architecture=identity.architecture,
+            implementation="native",
+            dtype=str(identity.dtype).removeprefix("torch."),
+            device=self._parts.device.type,
+            device_name=identity.device_name,
+            rank=self._config.rank,
+            world_size=self._config.world_size,
+            vocab_size=model.vocab_size,
+            max_positions=model.max_positions,
+            page_size=model.backend.page_size,
+            instance=self._instance,
+            capabilities=CAPABILITIES,
+        )
+
+    def is_prepared_for(self, request: worker_pb2.PrepareRequest) -> bool:
+        return self._prepared is not None and self._prepared[0] == request
+
+    @torch.inference_mode()
+    def prepare(self, request: worker_pb2.PrepareRequest) -> worker_pb2.Prepared:
+        """Runs the worst case, sizes pool and rows, answers the budget. The same request again changes nothing.
+
+        Raises ValueError for a request that makes no sense and DoesNotFitError when there is too little memory.
+        """
+        if self._prepared is not None and self.is_prepared_for(request):
+            return self._prepared[1]
+        started = time.perf_counter()
+        self._check(request)
+        self._forget()
+        workspace_bytes = self._run_worst_case(request)
+        self._release_memory()
+        room = room_for_pool(self._config, self._parts.device, workspace_bytes)
+        size = size_pool(self._pool_ask(request), room.pool_bytes, exact=room.exact)
+        self._engine = self._build_engine(request, size)
+        prepared = worker_pb2.Prepared(
+            num_pages=size.num_pages,
+            max_sequence_tokens=size.max_sequence_tokens,
+            page_bytes=self._parts.model.page_bytes(),
+            weight_bytes=self._identity.weight_bytes,
+            workspace_bytes=workspace_bytes,
+            free_bytes=max(0, room.free_bytes - size.num_pages * self._parts.model.page_bytes()),
+        )
+        self._prepared = (request, prepared)
+        self._log_budget(prepared, time.perf_counter() - started)
+        return prepared
+
+    def _check(self, request: worker_pb2.PrepareRequest) -> None:
+        for name in ("max_rows", "max_step_tokens"):
+            if getattr(request, name) < 1:
+                raise ValueError(f"{name} must be at least 1")
+        if request.max_sequence_tokens > self._parts.model.max_positions:
+            raise ValueError(
+                f"max_sequence_tokens is {request.max_sequence_tokens}, but the model's positions end at "
+                f"{self._parts.model.max_positions}: lower --max-total-tokens"
+            )
+
+    def _forget(self) -> None:
+        self._engine = self._prepared = None
+        self._release_memory()
+
+    def _release_memory(self) -> None:
+        gc.collect()
+        if self._parts.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _run_worst_case(self, request: worker_pb2.PrepareRequest) -> int:
+        """Peak bytes of the largest prompt step and of the fullest decode step, over a pool just large enough."""
+        longest = request.max_sequence_tokens or self._parts.model.max_positions
+        tokens = self._trial_tokens(request.max_step_tokens)
+        context = min(longest, tokens)
+        page_size = self._parts.model.backend.page_size
+        engine = self._build_engine(request, PoolSize(-(-context // page_size), longest))
+        prefill, decode = prefill_plan(engine.shape, tokens), decode_plan(engine.shape, context)
+        device = self._parts.device
+        prefill_bytes = peak_beyond(lambda: engine.trial(prefill), device) * request.max_step_tokens // tokens
+        decode_bytes = peak_beyond(lambda: engine.trial(decode), device)
+        return max(prefill_bytes, decode_bytes)
+
+    def _trial_tokens(self, max_step_tokens: int) -> int:
+        """On CPUs as many tokens as take about a second; their peak is then scaled (activations grow with tokens)."""
+        if self._parts.device.type != "cpu":
+            return max_step_tokens
+        weights = max(1, self._identity.weight_bytes // self._identity.dtype.itemsize)
+        affordable = int(CPU_TRIAL_FLOPS * self._config.threads / (2 * weights))
+        return min(max_step_tokens, max(MIN_TRIAL_TOKENS, affordable))
+
+    def _build_engine(self, request: worker_pb2.PrepareRequest, size: PoolSize) -> Engine:
+        model = self._parts.model
+        model.allocate_kv(size.num_pages)
+        shape = RowsShape(
+            max_rows=request.max_rows,
+            max_sequence_tokens=size.max_sequence_tokens,
+            page_size=model.backend.page_size,
+            num_pages=size.num_pages,
+            vocab_size=model.vocab_size,
+            max_step_tokens=request.max_step_tokens,
+            max_top_n_tokens=request.max_top_n_tokens,
+            prompt_logprobs=request.prompt_logprobs,
+        )
+        return Engine(self._parts, shape)
+
+    def _pool_ask(self, request: worker_pb2.PrepareRequest) -> PoolAsk:
+        model = self._parts.model
+        return PoolAsk(
+            page_size=model.backend.page_size,
+            page_bytes=model.page_bytes(),
+            max_rows=request.max_rows,
+            max_positions=model.max_positions,
+            max_sequence_tokens=request.max_sequence_tokens,
+            max_pool_tokens=request.max_pool_tokens,
+        )
+
+    def _log_budget(self, prepared: worker_pb2.Prepared, seconds: float) -> None:
+        mib = {
+            "weights_mib": prepared.weight_bytes,
+            "workspaces_mib": prepared.workspace_bytes,
+            "pool_mib": prepared.num_pages * prepared.page_bytes,
+            "left_mib": prepared.free_bytes,
+        }
+        logs.info(
+            "memory budget",
+            **{name: round(value / 2**20, 1) for name, value in mib.items()},
+            pool_pages=prepared.num_pages,
+            pool_tokens=prepared.num_pages * self._parts.model.backend.page_size,
+            max_sequence_tokens=prepared.max_sequence_tokens,
+            prepare_ms=round(seconds * 1000),
+        )

@@ -1,0 +1,83 @@
+"""One step on the device: forward, prompt logprobs in bounded slices, sampling, and the chosen ids back into the rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from millrace_worker.sampling import SampleContext, Sampled, sample
+
+if TYPE_CHECKING:
+    from millrace_worker.distributed import Group
+    from millrace_worker.inputs import PromptInputs, StepInputs
+    from millrace_worker.models.decoder import CausalLM
+    from millrace_worker.rows import Rows
+
+# Float32 logits that may exist at once for prompt logprobs: 64 MiB, 512 positions of a vocabulary of 32,768.
+PROMPT_LOGITS_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Forwarded:
+    """`logits_RV` float32 of the sampled entries (None without any, and on ranks other than 0).
+
+    `prompt_logprobs_P` float32 in the order of `PromptInputs.targets_P`; None when nobody asked.
+    """
+
+    logits_RV: torch.Tensor | None
+    prompt_logprobs_P: torch.Tensor | None
+
+
+class Runner:
+    """Runs steps of one model on one set of rows."""
+
+    def __init__(self, model: CausalLM, rows: Rows, group: Group) -> None:
+        self._model = model
+        self._rows = rows
+        self._group = group
+        self._prompt_slice = max(1, PROMPT_LOGITS_BYTES // (4 * model.vocab_size))
+
+    def forward(self, inputs: StepInputs) -> Forwarded:
+        """K and V of every token into the pool; logits only where somebody reads them."""
+        model = self._model
+        step = model.backend.plan(inputs.batch)
+        hidden_TD = model.hidden(inputs.token_ids_T, inputs.positions_T, step)
+        logits_RV = None
+        if inputs.logits_index_R is not None:
+            logits_RV = model.logits(hidden_TD.index_select(0, inputs.logits_index_R))
+        prompt = self._prompt_logprobs(hidden_TD, inputs.prompt) if inputs.prompt else None
+        return Forwarded(logits_RV, prompt)
+
+    def _prompt_logprobs(self, hidden_TD: torch.Tensor, prompt: PromptInputs) -> torch.Tensor | None:
+        """Log-softmax of the raw scores at the next token, slice by slice: never more than a slice of logits exists."""
+        slices = zip(
+            prompt.hidden_index_P.split(self._prompt_slice), prompt.targets_P.split(self._prompt_slice), strict=True
+        )
+        chosen = []
+        for index, targets in slices:
+            logits_PV = self._model.logits(hidden_TD.index_select(0, index))  # collective: every rank takes part
+            if self._group.rank == 0:
+                scores = logits_PV.gather(1, targets[:, None]).squeeze(1)
+                chosen.append(scores - logits_PV.logsumexp(dim=1))
+        return torch.cat(chosen) if chosen else None
+
+    def sample(self, logits_RV: torch.Tensor | None, inputs: StepInputs) -> Sampled | None:
+        """Chooses on rank 0, tells the ids to all ranks, stores them in the rows. None when nothing was sampled.
+
+        Ranks other than 0 get None too: they only need the ids on their device.
+        """
+        if inputs.store_index_R is None:
+            return None
+        rows, sampled = self._rows, None
+        if self._group.rank == 0:
+            context = SampleContext(inputs.sampled_rows, inputs.sampled_positions, rows.token_ids)
+            sampled = sample(logits_RV, context, rows.sampling)
+            ids_R = sampled.token_ids
+        else:
+            ids_R = torch.empty_like(inputs.store_index_R)
+        if self._group.size > 1:
+            self._group.broadcast(ids_R)
+        rows.flat_token_ids.index_copy_(0, inputs.store_index_R, ids_R)
+        return sampled

@@ -1,0 +1,198 @@
+"""The gRPC face of one rank: a synchronous server on a unix socket that computes inside the `Run` handler.
+
+The handler's thread computes (`for plan in plans: yield compute(plan)`): while a step is Python and small operators, handing
+it to another thread costs more than it hides, because the threads fight for the interpreter's lock. Describe and health are
+answered by other threads of the pool during a step. This module imports no torch: it listens before that is done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from typing import TYPE_CHECKING
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from millrace_worker import logs
+from millrace_worker.proto import worker_pb2, worker_pb2_grpc
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from millrace_worker.engine import Engine
+    from millrace_worker.rank import Rank
+
+SERVER_OPTIONS = (
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.so_reuseport", 0),
+)
+
+# One thread computes; the rest wait for a load, answer health, or leave at once.
+SERVER_THREADS = 16
+
+# How often a call that waits for the load looks whether its caller is still there.
+POLL_SECONDS = 0.2
+
+
+class StreamSlot:
+    """The right to use the engine. There is one holder; a newer one ends the older, and waits until it has let go."""
+
+    def __init__(self) -> None:
+        self._turn = threading.Lock()
+        self._guard = threading.Lock()
+        self._holder: grpc.ServicerContext | None = None
+
+    @contextlib.contextmanager
+    def taken_by(self, context: grpc.ServicerContext) -> Iterator[None]:
+        with self._guard:
+            older, self._holder = self._holder, context
+        if older is not None:
+            logs.info("a newer stream replaces the older one")
+            older.cancel()
+        try:
+            with self._turn:
+                yield
+        finally:
+            with self._guard:
+                if self._holder is context:
+                    self._holder = None
+
+    def end(self) -> None:
+        """Ends the holder's call, if there is one."""
+        with self._guard:
+            holder = self._holder
+        if holder is not None:
+            holder.cancel()
+
+
+class WorkerService(worker_pb2_grpc.WorkerServicer):
+    """The rpcs of `Worker`. `loading` resolves to the rank; `die` ends the process after a fault that ranks cannot share."""
+
+    def __init__(self, loading: Future[Rank], threads: int, die: Callable[[str], None]) -> None:
+        self._loading = loading
+        self._threads = threads
+        self._die = die
+        self._slot = StreamSlot()
+        self._stopping = threading.Event()
+        self._idle = threading.Event()  # no step is being computed
+        self._idle.set()
+
+    def Describe(  # noqa: N802 - the service's name
+        self, request: worker_pb2.DescribeRequest, context: grpc.ServicerContext
+    ) -> worker_pb2.ModelDescription:
+        return self._rank(context).describe()
+
+    def Prepare(  # noqa: N802
+        self, request: worker_pb2.PrepareRequest, context: grpc.ServicerContext
+    ) -> worker_pb2.Prepared:
+        rank = self._rank(context)
+        with self._slot.taken_by(context):
+            self._use_threads()
+            try:
+                return rank.prepare(request)
+            except ValueError as error:
+                context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+            except (RuntimeError, MemoryError) as error:
+                logs.error("Prepare failed", error=f"{type(error).__name__}: {error}")
+                context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"the worst case does not run: {error}")
+
+    def Run(  # noqa: N802
+        self, plans: Iterator[worker_pb2.StepPlan], context: grpc.ServicerContext
+    ) -> Iterator[worker_pb2.StepResult]:
+        # A client may await the response headers before it sends its first plan: they must not wait for a result.
+        context.send_initial_metadata(())
+        rank = self._rank(context)
+        with self._slot.taken_by(context):
+            self._use_threads()
+            try:
+                engine = rank.engine
+            except RuntimeError as error:
+                context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+            engine.reset()
+            for plan in plans:
+                self._idle.clear()
+                try:
+                    yield self._compute(engine, plan)
+                finally:
+                    self._idle.set()
+                if self._stopping.is_set():
+                    return
+
+    def _compute(self, engine: Engine, plan: worker_pb2.StepPlan) -> worker_pb2.StepResult:
+        try:
+            return engine.compute(plan)
+        except Exception as error:
+            self._die(f"this rank cannot go on: {error}")
+            raise
+
+    def stop(self) -> None:
+        """No new stream; the step that runs is finished and answered."""
+        self._stopping.set()
+        if self._idle.is_set():
+            self._slot.end()
+
+    def _rank(self, context: grpc.ServicerContext) -> Rank:
+        """Waits for the load as long as the caller waits."""
+        while context.is_active() and not self._stopping.is_set():
+            try:
+                return self._loading.result(timeout=POLL_SECONDS)
+            except FutureTimeoutError:
+                continue
+            except Exception as error:
+                context.abort(grpc.StatusCode.UNAVAILABLE, f"this worker could not load its model: {error}")
+        context.abort(grpc.StatusCode.UNAVAILABLE, "this worker is stopping")
+        raise AssertionError("abort raises")
+
+    def _use_threads(self) -> None:
+        """The number of an operator's threads is a property of the thread that calls it."""
+        import torch
+
+        torch.set_num_threads(self._threads)
+
+
+class WorkerServer:
+    """Listens from its construction on; `stop` ends it in order."""
+
+    def __init__(self, service: WorkerService, path: Path) -> None:
+        self._service = service
+        self._path = path
+        remove_stale_socket(path)
+        self._health = health.HealthServicer()
+        self._health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._server = grpc.server(ThreadPoolExecutor(SERVER_THREADS, "grpc"), options=SERVER_OPTIONS)
+        worker_pb2_grpc.add_WorkerServicer_to_server(service, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._server.add_insecure_port(f"unix:{path}")
+        self._server.start()
+
+    def set_serving(self) -> None:
+        """The weights are loaded: health says so."""
+        self._health.set("", health_pb2.HealthCheckResponse.SERVING)
+
+    def stop(self, grace_seconds: float) -> None:
+        self._health.enter_graceful_shutdown()
+        self._service.stop()
+        self._server.stop(grace_seconds).wait()
+        self._path.unlink(missing_ok=True)
+
+
+def remove_stale_socket(path: Path) -> None:
+    """Raises OSError when somebody listens there, or when the path is something other than a socket."""
+    if not path.exists():
+        return
+    if not path.is_socket():
+        raise FileExistsError(f"{path} exists and is not a socket: choose another --uds-path")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except OSError:
+            path.unlink(missing_ok=True)
+            return
+    raise FileExistsError(f"another worker listens on {path}: choose another --uds-path")
