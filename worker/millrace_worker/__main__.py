@@ -1,4 +1,4 @@
-"""`python -m millrace_worker`: listens at once, loads in the background, ends in order on SIGTERM and at once when orphaned."""
+"""`python -m millrace_worker`: listens at once, loads in the background, ends in order on SIGTERM."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from millrace_worker.rows import Column, Work
 
 
-class RankLost(RuntimeError):
+class RankLostError(RuntimeError):
     """This process cannot go on: its device is gone, or one of several ranks is out of step. Start all ranks afresh."""
 
 
@@ -56,15 +56,15 @@ class Engine:
     def compute(self, plan: worker_pb2.StepPlan) -> worker_pb2.StepResult:
         """One forward pass. A fault fails the sequences of this plan, by id, and the stream lives on.
 
-        Raises RankLost when that is not possible: with several ranks (the others may wait in a collective), or when the
-        device itself is gone.
+        Raises RankLostError when that is not possible: with several ranks (the others may wait in a collective), or
+        when the device itself is gone.
         """
         try:
             result = self.step(plan)
         except Exception as error:
             logs.error("a step failed", step=plan.step, error=f"{type(error).__name__}: {error}")
             if self._group.size > 1 or _device_is_gone(error):
-                raise RankLost(f"step {plan.step} failed: {type(error).__name__}") from error
+                raise RankLostError(f"step {plan.step} failed: {type(error).__name__}") from error
             result = self._failed_step(plan, error)
         self._progress += 1
         result.progress = self._progress
@@ -82,10 +82,10 @@ class Engine:
             watch.lap("inputs_us")
             forwarded = self._runner.forward(inputs)
             watch.lap("forward_us")
-            sampled = self._runner.sample(forwarded.logits_RV, inputs)
+            sampled = self._runner.sample(forwarded.logits, inputs)
             self._rows.note_sampled(running)
-            if self._group.rank == 0 and inputs.prompt and forwarded.prompt_logprobs_P is not None:
-                add_prompt_logprobs(result, inputs.prompt, living, forwarded.prompt_logprobs_P)
+            if self._group.rank == 0 and inputs.prompt and forwarded.prompt_logprobs is not None:
+                add_prompt_logprobs(result, inputs.prompt, living, forwarded.prompt_logprobs)
         else:
             sampled = None
             watch.lap("inputs_us")
@@ -95,6 +95,13 @@ class Engine:
         watch.lap("sample_us")
         result.timings.CopyFrom(watch.stop())
         return result
+
+    @torch.inference_mode()
+    def trial(self, plan: worker_pb2.StepPlan) -> None:
+        """Computes a plan to see what it takes: nothing is answered, every fault raises."""
+        self.step(plan)
+        if self._rows.failures:
+            raise PlanError(next(iter(self._rows.failures.values())))
 
     def _admit(self, plan: worker_pb2.StepPlan, work: Work) -> np.ndarray | None:
         """Rows, page tables and copied pages as the plan says; which work entries belong to living sequences."""

@@ -1,8 +1,9 @@
 """From work columns to the tensors of one step: positions, input ids, and which positions give logits.
 
-Layout of a step: B work entries, T tokens in work order (entry by entry), R sampled entries, P positions whose next token's
-logprob a prompt asked for. All columns are made by numpy at once and reach the device in one copy; the input ids are
-gathered there from the rows, so that a token sampled by the previous step is used without having been on the host.
+Layout of a step: B work entries, T tokens in work order (entry by entry), R sampled entries, P positions whose next
+token's logprob a prompt asked for. All columns are made by numpy at once and reach the device in one copy; the input
+ids are gathered there from the rows, so that a token sampled by the previous step is used without having been on the
+host.
 """
 
 from __future__ import annotations
@@ -24,31 +25,32 @@ if TYPE_CHECKING:
 class PromptInputs:
     """The prompt logprobs of a step: `entries`, `counts` (host) name the work entries and how many positions each has.
 
-    `hidden_index_P` are places among the step's tokens, `targets_P` the ids that stand at the next positions.
+    `hidden_index` [P] are places among the step's tokens, `targets` [P] the ids that stand at the next positions.
     """
 
     entries: Column
     counts: Column
-    hidden_index_P: torch.Tensor
-    targets_P: torch.Tensor
+    hidden_index: torch.Tensor
+    targets: torch.Tensor
 
 
 @dataclass(frozen=True)
 class StepInputs:
     """Everything that the forward pass and the sampler read. Device tensors are int64 and valid until the next build.
 
+    `token_ids`, `positions` [T].
     `sampled_rows`, `sampled_positions` [R] on the host: whose token is chosen and the position it will have.
-    `logits_index_R`: places of the last tokens of the sampled entries among the T tokens; None when R = 0.
-    `store_index_R`: where in the flat token table the chosen ids go.
+    `logits_index` [R]: places of the last tokens of the sampled entries among the T tokens; None when R = 0.
+    `store_index` [R]: where in the flat token table the chosen ids go.
     """
 
     batch: Batch
-    token_ids_T: torch.Tensor
-    positions_T: torch.Tensor
+    token_ids: torch.Tensor
+    positions: torch.Tensor
     sampled_rows: Column
     sampled_positions: Column
-    logits_index_R: torch.Tensor | None
-    store_index_R: torch.Tensor | None
+    logits_index: torch.Tensor | None
+    store_index: torch.Tensor | None
     prompt: PromptInputs | None
 
 
@@ -79,10 +81,10 @@ class InputBuilder:
         logits_index = last_T[work.samples]
         asked = self._asked_prompt(work, ends, last_T)
         hidden_index = asked[2] if asked else self._arange[:0]
-        targets = flat[hidden_index] + 1
+        target_places = flat[hidden_index] + 1
 
         positions_T, flat_T, logits_R, store_R, hidden_P, targets_P = self._staging.upload(
-            positions, flat, logits_index, store, hidden_index, targets
+            positions, flat, logits_index, store, hidden_index, target_places
         )
         token_ids_T = torch.index_select(rows.flat_token_ids, 0, flat_T, out=self._token_ids[: len(flat)])
         prompt = None
@@ -96,12 +98,12 @@ class InputBuilder:
                 page_table=rows.page_table,
                 page_table_host=rows.page_table_host,
             ),
-            token_ids_T=token_ids_T,
-            positions_T=positions_T,
+            token_ids=token_ids_T,
+            positions=positions_T,
             sampled_rows=sampled_rows,
             sampled_positions=sampled_positions,
-            logits_index_R=logits_R if len(logits_index) else None,
-            store_index_R=store_R if len(store) else None,
+            logits_index=logits_R if len(logits_index) else None,
+            store_index=store_R if len(store) else None,
             prompt=prompt,
         )
 

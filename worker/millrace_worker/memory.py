@@ -1,4 +1,4 @@
-"""How many KV pages there are: the worst case is run, what it took is kept free, and the pool gets what is really left."""
+"""How many KV pages there are: the worst case is run, what it took stays free, the pool gets what is really left."""
 
 from __future__ import annotations
 
@@ -19,6 +19,13 @@ CPU_POOL_SHARE = 0.30
 
 # Of a GPU's memory: what fragmentation and libraries take later (cuBLAS and NCCL workspaces, CUDA modules).
 CUDA_RESERVE_SHARE = 0.02
+
+
+# Limit and usage of a control group, second and first version of the kernel's interface.
+CGROUP_FILES = (
+    ("memory.max", "memory.current"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+)
 
 
 class DoesNotFitError(ValueError):
@@ -61,9 +68,9 @@ def size_pool(ask: PoolAsk, room_bytes: int, *, exact: bool) -> PoolSize:
         return PoolSize(num_pages, min(longest, holds))
     needed = _pages(longest, ask.page_size) * ask.page_bytes
     raise DoesNotFitError(
-        f"the KV pool holds {holds} tokens ({num_pages} pages of {ask.page_bytes} bytes in {room_bytes} bytes), but one "
-        f"sequence of {longest} tokens needs {needed} bytes: lower --max-total-tokens, or give the pool more memory "
-        "(--kv-cache-memory, --cuda-memory-fraction, --max-batch-total-tokens)"
+        f"the KV pool holds {holds} tokens ({num_pages} pages of {ask.page_bytes} bytes in {room_bytes} bytes), but "
+        f"one sequence of {longest} tokens needs {needed} bytes: lower --max-total-tokens, or give the pool "
+        "more memory (--kv-cache-memory, --cuda-memory-fraction, --max-batch-total-tokens)"
     )
 
 
@@ -106,7 +113,7 @@ def available_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cg
     if match is None:
         raise OSError(f"{proc}/meminfo has no MemAvailable: Linux 3.14 or newer is needed")
     available = int(match[1]) * 1024
-    for limit, usage in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+    for limit, usage in CGROUP_FILES:
         try:
             available = min(available, int((cgroup / limit).read_text()) - int((cgroup / usage).read_text()))
         except (OSError, ValueError):
@@ -115,7 +122,7 @@ def available_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cg
 
 
 def peak_beyond(run: Callable[[], None], device: torch.device) -> int:
-    """Bytes that `run` took at its peak beyond what was there before: device memory on GPUs, resident memory on CPUs."""
+    """Bytes that `run` took at its peak beyond what was there: device memory on GPUs, resident memory on CPUs."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)

@@ -1,7 +1,7 @@
 """The rows of the batch: fixed places in preallocated tensors, one per sequence, changed in place by each plan.
 
-A sequence keeps its row from its admission to its release. Tokens, page table and sampling parameters of all rows live on
-the device; the host keeps what it needs to check a plan and to lay out a step. Nothing is filtered or concatenated.
+A sequence keeps its row from its admission to its release. Tokens, page table and sampling parameters of all rows live
+on the device; the host keeps what it needs to check a plan and to lay out a step. Nothing is filtered or concatenated.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ def read_work(plan: worker_pb2.StepPlan) -> Work:
 class Rows:
     """The rows' tensors and the host's knowledge about them.
 
-    `token_ids` [max_rows, max_sequence_tokens + 1] int64 on the device: the token at position p of a row stands at column
-    p; the token sampled last is written there by the device itself. The last column is room for a token that nobody reads.
+    `token_ids` [max_rows, max_sequence_tokens + 1] int64 on the device: the token at position p of a row stands at
+    column p; a sampled token is written there by the device itself. The last column is room for one that nobody reads.
     `page_table` [max_rows, max_pages] int32 on the device, `page_table_host` the same on the host (one memory on CPUs).
     """
 

@@ -1,4 +1,4 @@
-"""One step on the device: forward, prompt logprobs in bounded slices, sampling, and the chosen ids back into the rows."""
+"""One step on the device: forward, prompt logprobs in bounded slices, sampling, the chosen ids back into the rows."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ PROMPT_LOGITS_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Forwarded:
-    """`logits_RV` float32 of the sampled entries (None without any, and on ranks other than 0).
+    """`logits` [R, V] float32 of the sampled entries (None without any, and on ranks other than 0).
 
-    `prompt_logprobs_P` float32 in the order of `PromptInputs.targets_P`; None when nobody asked.
+    `prompt_logprobs` [P] float32 in the order of `PromptInputs.targets`; None when nobody asked.
     """
 
-    logits_RV: torch.Tensor | None
-    prompt_logprobs_P: torch.Tensor | None
+    logits: torch.Tensor | None
+    prompt_logprobs: torch.Tensor | None
 
 
 class Runner:
@@ -43,17 +43,17 @@ class Runner:
         """K and V of every token into the pool; logits only where somebody reads them."""
         model = self._model
         step = model.backend.plan(inputs.batch)
-        hidden_TD = model.hidden(inputs.token_ids_T, inputs.positions_T, step)
+        hidden_TD = model.hidden(inputs.token_ids, inputs.positions, step)
         logits_RV = None
-        if inputs.logits_index_R is not None:
-            logits_RV = model.logits(hidden_TD.index_select(0, inputs.logits_index_R))
+        if inputs.logits_index is not None:
+            logits_RV = model.logits(hidden_TD.index_select(0, inputs.logits_index))
         prompt = self._prompt_logprobs(hidden_TD, inputs.prompt) if inputs.prompt else None
         return Forwarded(logits_RV, prompt)
 
     def _prompt_logprobs(self, hidden_TD: torch.Tensor, prompt: PromptInputs) -> torch.Tensor | None:
         """Log-softmax of the raw scores at the next token, slice by slice: never more than a slice of logits exists."""
         slices = zip(
-            prompt.hidden_index_P.split(self._prompt_slice), prompt.targets_P.split(self._prompt_slice), strict=True
+            prompt.hidden_index.split(self._prompt_slice), prompt.targets.split(self._prompt_slice), strict=True
         )
         chosen = []
         for index, targets in slices:
@@ -68,7 +68,7 @@ class Runner:
 
         Ranks other than 0 get None too: they only need the ids on their device.
         """
-        if inputs.store_index_R is None:
+        if inputs.store_index is None:
             return None
         rows, sampled = self._rows, None
         if self._group.rank == 0:
@@ -76,8 +76,8 @@ class Runner:
             sampled = sample(logits_RV, context, rows.sampling)
             ids_R = sampled.token_ids
         else:
-            ids_R = torch.empty_like(inputs.store_index_R)
+            ids_R = torch.empty_like(inputs.store_index)
         if self._group.size > 1:
             self._group.broadcast(ids_R)
-        rows.flat_token_ids.index_copy_(0, inputs.store_index_R, ids_R)
+        rows.flat_token_ids.index_copy_(0, inputs.store_index, ids_R)
         return sampled

@@ -1,8 +1,9 @@
 """The gRPC face of one rank: a synchronous server on a unix socket that computes inside the `Run` handler.
 
-The handler's thread computes (`for plan in plans: yield compute(plan)`): while a step is Python and small operators, handing
-it to another thread costs more than it hides, because the threads fight for the interpreter's lock. Describe and health are
-answered by other threads of the pool during a step. This module imports no torch: it listens before that is done.
+The handler's thread computes (`for plan in plans: yield compute(plan)`): while a step is Python and small operators,
+handing it to another thread costs more than it hides, because the threads fight for the interpreter's lock. Describe
+and health are answered by other threads of the pool during a step. This module imports no torch: it listens before
+that is done.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class StreamSlot:
 
 
 class WorkerService(worker_pb2_grpc.WorkerServicer):
-    """The rpcs of `Worker`. `loading` resolves to the rank; `die` ends the process after a fault that ranks cannot share."""
+    """The rpcs of `Worker`. `loading` resolves to the rank; `die` ends the process after a fault of the rank."""
 
     def __init__(self, loading: Future[Rank], threads: int, die: Callable[[str], None]) -> None:
         self._loading = loading
@@ -84,7 +85,9 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         self._idle.set()
 
     def Describe(  # noqa: N802 - the service's name
-        self, request: worker_pb2.DescribeRequest, context: grpc.ServicerContext
+        self,
+        request: worker_pb2.DescribeRequest,  # noqa: ARG002
+        context: grpc.ServicerContext,
     ) -> worker_pb2.ModelDescription:
         return self._rank(context).describe()
 
@@ -103,7 +106,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
                 context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"the worst case does not run: {error}")
 
     def Run(  # noqa: N802
-        self, plans: Iterator[worker_pb2.StepPlan], context: grpc.ServicerContext
+        self, request_iterator: Iterator[worker_pb2.StepPlan], context: grpc.ServicerContext
     ) -> Iterator[worker_pb2.StepResult]:
         # A client may await the response headers before it sends its first plan: they must not wait for a result.
         context.send_initial_metadata(())
@@ -115,7 +118,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
             except RuntimeError as error:
                 context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
             engine.reset()
-            for plan in plans:
+            for plan in request_iterator:
                 self._idle.clear()
                 try:
                     yield self._compute(engine, plan)

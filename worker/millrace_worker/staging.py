@@ -9,8 +9,8 @@ import torch
 class Staging:
     """A fixed buffer of `capacity` int64 values on the host and its twin on the device; one memory on CPUs.
 
-    On GPUs the host side is pinned and copied asynchronously, so the next upload first waits until the last copy has been
-    made (not for the step that uses it: work on one stream is ordered).
+    On GPUs the host side is pinned and copied asynchronously, so the next upload first waits until the last copy has
+    been made (not for the step that uses it: work on one stream is ordered).
     """
 
     def __init__(self, capacity: int, device: torch.device) -> None:

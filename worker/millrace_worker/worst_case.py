@@ -23,7 +23,7 @@ def prefill_plan(shape: RowsShape, num_tokens: int) -> worker_pb2.StepPlan:
 
 
 def decode_plan(shape: RowsShape, context: int) -> worker_pb2.StepPlan:
-    """As many rows as a step may have, each with `context` tokens, one of them computed, every feature of sampling on."""
+    """As many rows as a step may have, each with `context` tokens, one of them computed, every sampling feature on."""
     num_rows = min(shape.max_rows, shape.max_step_tokens)
     plan = worker_pb2.StepPlan(step=2, released=_bytes(range(shape.max_rows)))
     plan.admitted.extend(_admission(shape, row, context) for row in range(num_rows))
