@@ -6,18 +6,9 @@ pub enum Malformed {
     #[error("{field} has {bytes} bytes, which is not a whole number of 4-byte values")]
     Ragged { field: &'static str, bytes: usize },
     #[error("{field} has {actual} entries, but {expected} are due")]
-    Length {
-        field: &'static str,
-        expected: usize,
-        actual: usize,
-    },
+    Length { field: &'static str, expected: usize, actual: usize },
     #[error("{field}[{index}] is {value}: {problem}")]
-    Value {
-        field: &'static str,
-        index: usize,
-        value: u64,
-        problem: &'static str,
-    },
+    Value { field: &'static str, index: usize, value: u64, problem: &'static str },
     #[error("{field}[{index}] is missing")]
     Missing { field: &'static str, index: usize },
 }
@@ -40,10 +31,7 @@ pub(crate) fn unpack<'a>(
 ) -> Result<impl ExactSizeIterator<Item = u32> + Clone + use<'a>, Malformed> {
     let (values, rest) = column.as_chunks::<4>();
     if !rest.is_empty() {
-        return Err(Malformed::Ragged {
-            field,
-            bytes: column.len(),
-        });
+        return Err(Malformed::Ragged { field, bytes: column.len() });
     }
     Ok(values.iter().map(|bytes| u32::from_le_bytes(*bytes)))
 }
@@ -67,18 +55,6 @@ pub(crate) fn unpack_f32_exactly<'a>(
     Ok(unpack_exactly(field, column, expected)?.map(f32::from_bits))
 }
 
-pub(crate) fn check_length(
-    field: &'static str,
-    expected: usize,
-    actual: usize,
-) -> Result<(), Malformed> {
-    if actual == expected {
-        Ok(())
-    } else {
-        Err(Malformed::Length {
-            field,
-            expected,
-            actual,
-        })
-    }
+pub(crate) fn check_length(field: &'static str, expected: usize, actual: usize) -> Result<(), Malformed> {
+    if actual == expected { Ok(()) } else { Err(Malformed::Length { field, expected, actual }) }
 }

@@ -57,10 +57,7 @@ pub struct Unreachable {
 impl Client {
     /// Connects to `unix:PATH` or `http://HOST:PORT`. Errs when nobody accepts there within five seconds.
     pub async fn connect(endpoint: &str) -> Result<Self, Unreachable> {
-        let unreachable = |reason| Unreachable {
-            endpoint: endpoint.to_owned(),
-            reason,
-        };
+        let unreachable = |reason| Unreachable { endpoint: endpoint.to_owned(), reason };
         match tokio::time::timeout(CONNECT_TIMEOUT, open(endpoint)).await {
             Ok(Ok(channel)) => Ok(Self::over(channel)),
             Ok(Err(error)) => Err(unreachable(with_causes(&error))),
@@ -76,11 +73,7 @@ impl Client {
         S::Error: Into<StdError>,
         S::Future: Send + 'static,
     {
-        Self {
-            transport: BoxCloneSyncService::new(
-                service.map_err(|error| TransportError(error.into())),
-            ),
-        }
+        Self { transport: BoxCloneSyncService::new(service.map_err(|error| TransportError(error.into()))) }
     }
 
     /// Who this rank is. Waits as long as its weights take to load.
@@ -101,21 +94,14 @@ impl Client {
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         let open = async {
-            grpc.ready()
-                .await
-                .map_err(|error| Status::unavailable(with_causes(&error)))?;
+            grpc.ready().await.map_err(|error| Status::unavailable(with_causes(&error)))?;
             let request = Request::new(ReceiverStream::new(queue));
             let path = http::uri::PathAndQuery::from_static("/millrace.v1.Worker/Run");
             grpc.streaming(request, path, EncodedPlans).await
         };
         match tokio::time::timeout(CONNECT_TIMEOUT, open).await {
-            Ok(answer) => Ok(RankStream {
-                plans,
-                answers: answer?.into_inner(),
-            }),
-            Err(_) => Err(Status::deadline_exceeded(
-                "the worker did not open its step stream",
-            )),
+            Ok(answer) => Ok(RankStream { plans, answers: answer?.into_inner() }),
+            Err(_) => Err(Status::deadline_exceeded("the worker did not open its step stream")),
         }
     }
 

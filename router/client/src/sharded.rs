@@ -24,25 +24,14 @@ pub enum StartError {
     #[error("worker of rank {rank}: {cause}")]
     Unreachable { rank: usize, cause: Unreachable },
     #[error("worker of rank {rank} was lost while it got ready: {message} ({code:?})")]
-    Lost {
-        rank: usize,
-        code: Code,
-        message: String,
-    },
+    Lost { rank: usize, code: Code, message: String },
     /// The worker understood and declined: asking again will not help.
     #[error("worker of rank {rank} refused: {message}")]
     Refused { rank: usize, message: String },
     #[error("the workers did not say who they are before the deadline")]
     TimedOut,
-    #[error(
-        "workers disagree about {field}: {expected} was expected of rank {rank}, which says {actual}"
-    )]
-    Disagree {
-        rank: usize,
-        field: &'static str,
-        expected: String,
-        actual: String,
-    },
+    #[error("workers disagree about {field}: {expected} was expected of rank {rank}, which says {actual}")]
+    Disagree { rank: usize, field: &'static str, expected: String, actual: String },
 }
 
 impl StartError {
@@ -59,11 +48,7 @@ impl StartError {
             | Code::OutOfRange
             | Code::ResourceExhausted
             | Code::Unimplemented => Self::Refused { rank, message },
-            code => Self::Lost {
-                rank,
-                code,
-                message,
-            },
+            code => Self::Lost { rank, code, message },
         }
     }
 }
@@ -78,11 +63,7 @@ impl ShardedClient {
     /// Ranks at the unix sockets `PREFIX-0`, `PREFIX-1`, ….
     pub fn unix(prefix: &Path, num_ranks: usize) -> Self {
         let prefix = prefix.display();
-        Self::new(
-            (0..num_ranks)
-                .map(|rank| format!("unix:{prefix}-{rank}"))
-                .collect(),
-        )
+        Self::new((0..num_ranks).map(|rank| format!("unix:{prefix}-{rank}")).collect())
     }
 
     /// Endpoints in the order of the ranks: `unix:PATH` or `http://HOST:PORT`.
@@ -94,9 +75,7 @@ impl ShardedClient {
 impl Workers for ShardedClient {
     async fn connect(&mut self) -> Result<Connected, StartError> {
         let clients = on_all_ranks(self.endpoints.clone(), |rank, endpoint| async move {
-            Client::connect(&endpoint)
-                .await
-                .map_err(|cause| StartError::Unreachable { rank, cause })
+            Client::connect(&endpoint).await.map_err(|cause| StartError::Unreachable { rank, cause })
         });
         Connected::meet(clients.await?).await
     }
@@ -113,23 +92,13 @@ pub struct Connected {
 impl Connected {
     pub(crate) async fn meet(clients: Vec<Client>) -> Result<Self, StartError> {
         let describe = |rank, client: Client| async move {
-            client
-                .describe()
-                .await
-                .map_err(|status| StartError::from_status(rank, &status))
+            client.describe().await.map_err(|status| StartError::from_status(rank, &status))
         };
         let descriptions = on_all_ranks(clients.clone(), describe).await?;
         check_agreement(&descriptions)?;
-        let instances = descriptions
-            .iter()
-            .map(|description| description.instance)
-            .collect();
+        let instances = descriptions.iter().map(|description| description.instance).collect();
         let description = in_common(descriptions);
-        Ok(Self {
-            clients,
-            description,
-            instances,
-        })
+        Ok(Self { clients, description, instances })
     }
 
     /// What rank 0 said, with the capabilities that all ranks have.
@@ -146,10 +115,7 @@ impl Connected {
     /// over the ranks, bytes used the maximum.
     pub async fn prepare(&self, request: PrepareRequest) -> Result<Prepared, StartError> {
         let prepare = |rank, client: Client| async move {
-            client
-                .prepare(request)
-                .await
-                .map_err(|status| StartError::from_status(rank, &status))
+            client.prepare(request).await.map_err(|status| StartError::from_status(rank, &status))
         };
         let prepared = on_all_ranks(self.clients.clone(), prepare).await?;
         Ok(prepared.into_iter().reduce(tightest).unwrap_or_default())
@@ -158,10 +124,7 @@ impl Connected {
     /// Opens the step streams of all ranks; their rows are empty. Steps count from 1.
     pub async fn run(&self) -> Result<StepStream, StartError> {
         let run = |rank, client: Client| async move {
-            client
-                .run()
-                .await
-                .map_err(|status| StartError::from_status(rank, &status))
+            client.run().await.map_err(|status| StartError::from_status(rank, &status))
         };
         let streams = on_all_ranks(self.clients.clone(), run).await?;
         Ok(StepStream::new(streams, self.description.vocab_size))
@@ -186,46 +149,17 @@ fn check_agreement(descriptions: &[ModelDescription]) -> Result<(), StartError> 
     for (rank, description) in descriptions.iter().enumerate() {
         let fields = [
             ("rank", rank.to_string(), description.rank.to_string()),
-            (
-                "world_size",
-                descriptions.len().to_string(),
-                description.world_size.to_string(),
-            ),
-            (
-                "architecture",
-                first.architecture.clone(),
-                description.architecture.clone(),
-            ),
-            (
-                "implementation",
-                first.implementation.clone(),
-                description.implementation.clone(),
-            ),
+            ("world_size", descriptions.len().to_string(), description.world_size.to_string()),
+            ("architecture", first.architecture.clone(), description.architecture.clone()),
+            ("implementation", first.implementation.clone(), description.implementation.clone()),
             ("dtype", first.dtype.clone(), description.dtype.clone()),
-            (
-                "vocab_size",
-                first.vocab_size.to_string(),
-                description.vocab_size.to_string(),
-            ),
-            (
-                "max_positions",
-                first.max_positions.to_string(),
-                description.max_positions.to_string(),
-            ),
-            (
-                "page_size",
-                first.page_size.to_string(),
-                description.page_size.to_string(),
-            ),
+            ("vocab_size", first.vocab_size.to_string(), description.vocab_size.to_string()),
+            ("max_positions", first.max_positions.to_string(), description.max_positions.to_string()),
+            ("page_size", first.page_size.to_string(), description.page_size.to_string()),
         ];
         for (field, expected, actual) in fields {
             if expected != actual {
-                return Err(StartError::Disagree {
-                    rank,
-                    field,
-                    expected,
-                    actual,
-                });
+                return Err(StartError::Disagree { rank, field, expected, actual });
             }
         }
     }
@@ -236,18 +170,13 @@ fn in_common(descriptions: Vec<ModelDescription>) -> ModelDescription {
     let mut descriptions = descriptions.into_iter();
     let mut common = descriptions.next().unwrap_or_default();
     for other in descriptions {
-        common
-            .capabilities
-            .retain(|capability| other.capabilities.contains(capability));
+        common.capabilities.retain(|capability| other.capabilities.contains(capability));
     }
     common
 }
 
 /// Runs one call on every rank at the same time. The first error ends it, and with it the calls that are still running.
-async fn on_all_ranks<I, T, F>(
-    inputs: Vec<I>,
-    call: impl Fn(usize, I) -> F,
-) -> Result<Vec<T>, StartError>
+async fn on_all_ranks<I, T, F>(inputs: Vec<I>, call: impl Fn(usize, I) -> F) -> Result<Vec<T>, StartError>
 where
     T: Send + 'static,
     F: Future<Output = Result<T, StartError>> + Send + 'static,
@@ -260,8 +189,7 @@ where
         answers.push(None);
     }
     while let Some(finished) = calls.join_next().await {
-        let (rank, answer) =
-            finished.expect("calls neither panic nor are aborted while they are awaited");
+        let (rank, answer) = finished.expect("calls neither panic nor are aborted while they are awaited");
         answers[rank] = Some(answer?);
     }
     Ok(answers.into_iter().flatten().collect())
@@ -277,19 +205,14 @@ pub struct Backoff {
 impl Default for Backoff {
     /// Quick, because a restarted worker's socket appears within moments and connecting costs next to nothing.
     fn default() -> Self {
-        Self {
-            first: Duration::from_millis(20),
-            longest: Duration::from_millis(500),
-        }
+        Self { first: Duration::from_millis(20), longest: Duration::from_millis(500) }
     }
 }
 
 impl Backoff {
     /// The pauses between attempts, without end.
     pub fn pauses(self) -> impl Iterator<Item = Duration> {
-        std::iter::successors(Some(self.first), move |pause| {
-            Some((*pause * 2).min(self.longest))
-        })
+        std::iter::successors(Some(self.first), move |pause| Some((*pause * 2).min(self.longest)))
     }
 }
 
@@ -315,8 +238,6 @@ pub async fn connect_with_retry(
     };
     match deadline {
         None => attempts.await,
-        Some(deadline) => timeout_at(deadline, attempts)
-            .await
-            .unwrap_or(Err(last_error)),
+        Some(deadline) => timeout_at(deadline, attempts).await.unwrap_or(Err(last_error)),
     }
 }

@@ -40,14 +40,8 @@ pub enum LostReason {
     OutOfOrder { expected: u64, actual: u64 },
     #[error("its answer is malformed: {0}")]
     Malformed(#[from] Malformed),
-    #[error(
-        "plan {actual} was to be sent where plan {expected} was due, with {in_flight} plans in flight"
-    )]
-    PlanOutOfOrder {
-        expected: u64,
-        actual: u64,
-        in_flight: usize,
-    },
+    #[error("plan {actual} was to be sent where plan {expected} was due, with {in_flight} plans in flight")]
+    PlanOutOfOrder { expected: u64, actual: u64, in_flight: usize },
 }
 
 /// The step streams of all ranks, as one.
@@ -72,13 +66,7 @@ struct Rank {
 
 impl StepStream {
     pub(crate) fn new(streams: Vec<RankStream>, vocab_size: u32) -> Self {
-        let ranks = streams
-            .into_iter()
-            .map(|stream| Rank {
-                stream,
-                answered: 0,
-            })
-            .collect();
+        let ranks = streams.into_iter().map(|stream| Rank { stream, answered: 0 }).collect();
         Self {
             ranks,
             in_flight: VecDeque::with_capacity(MAX_STEPS_IN_FLIGHT),
@@ -102,11 +90,7 @@ impl StepStream {
         }
         let (expected, in_flight) = (self.sent + 1, self.in_flight.len());
         if plan.step != expected || in_flight == MAX_STEPS_IN_FLIGHT {
-            let reason = LostReason::PlanOutOfOrder {
-                expected,
-                actual: plan.step,
-                in_flight,
-            };
+            let reason = LostReason::PlanOutOfOrder { expected, actual: plan.step, in_flight };
             return Err(self.lose(WorkersLost { rank: 0, reason }));
         }
         let encoded = convert::encode_plan(plan);
@@ -137,20 +121,11 @@ impl StepStream {
         if self.in_flight.is_empty() || self.ranks.iter().any(|rank| rank.answered < oldest) {
             return Poll::Pending;
         }
-        let outline = self
-            .in_flight
-            .pop_front()
-            .expect("checked: a step is in flight");
-        let answer = self
-            .answers
-            .pop_front()
-            .expect("rank 0 has acknowledged this step");
+        let outline = self.in_flight.pop_front().expect("checked: a step is in flight");
+        let answer = self.answers.pop_front().expect("rank 0 has acknowledged this step");
         match convert::result_from_proto(&outline, &answer) {
             Ok(result) => Poll::Ready(Ok(result)),
-            Err(malformed) => Poll::Ready(Err(self.lose(WorkersLost {
-                rank: 0,
-                reason: malformed.into(),
-            }))),
+            Err(malformed) => Poll::Ready(Err(self.lose(WorkersLost { rank: 0, reason: malformed.into() }))),
         }
     }
 
@@ -158,15 +133,10 @@ impl StepStream {
     fn receive(&mut self, rank: usize, context: &mut Context<'_>) -> Result<(), LostReason> {
         let Rank { stream, answered } = &mut self.ranks[rank];
         while let Poll::Ready(answer) = Pin::new(&mut stream.answers).poll_next(context) {
-            let answer = answer
-                .ok_or(LostReason::Ended)?
-                .map_err(|status| failed(&status))?;
+            let answer = answer.ok_or(LostReason::Ended)?.map_err(|status| failed(&status))?;
             let expected = *answered + 1;
             if answer.step != expected || expected > self.sent {
-                return Err(LostReason::OutOfOrder {
-                    expected,
-                    actual: answer.step,
-                });
+                return Err(LostReason::OutOfOrder { expected, actual: answer.step });
             }
             *answered = expected;
             if rank == 0 {
@@ -190,8 +160,5 @@ fn failed(status: &tonic::Status) -> LostReason {
         Some(cause) => format!("{}: {}", status.message(), with_causes(cause)),
         None => status.message().to_owned(),
     };
-    LostReason::Failed {
-        code: status.code(),
-        message,
-    }
+    LostReason::Failed { code: status.code(), message }
 }

@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use millrace_scheduler::{
-    Admission, Growth, PageCopy, PageId, Row, Sampling, SequenceId, StepPlan, Work,
-};
+use millrace_scheduler::{Admission, Growth, PageCopy, PageId, Row, Sampling, SequenceId, StepPlan, Work};
 use prost::Message;
 use prost::bytes::Bytes;
 
@@ -34,11 +32,7 @@ pub fn plan_to_proto(plan: &StepPlan) -> v1::StepPlan {
             rows: pack(plan.work.iter().map(|work| work.row.0)),
             starts: pack(plan.work.iter().map(|work| work.start)),
             counts: pack(plan.work.iter().map(|work| work.count)),
-            samples: plan
-                .work
-                .iter()
-                .map(|work| u8::from(work.samples))
-                .collect(),
+            samples: plan.work.iter().map(|work| u8::from(work.samples)).collect(),
         }),
     }
 }
@@ -80,63 +74,35 @@ pub fn plan_from_proto(
     sequence_of: impl Fn(Row) -> Option<SequenceId>,
 ) -> Result<StepPlan, Malformed> {
     let admitted = plan.admitted.iter().enumerate();
-    let admitted: Vec<Admission> = admitted
-        .map(|(index, proto)| admission(index, proto))
-        .collect::<Result<_, _>>()?;
+    let admitted: Vec<Admission> = admitted.map(|(index, proto)| admission(index, proto)).collect::<Result<_, _>>()?;
     let sequence_of = |row| {
         let here = admitted.iter().find(|admission| admission.row == row);
-        here.map(|admission| admission.sequence)
-            .or_else(|| sequence_of(row))
+        here.map(|admission| admission.sequence).or_else(|| sequence_of(row))
     };
     Ok(StepPlan {
         step: plan.step,
         released: unpack("released", &plan.released)?.map(Row).collect(),
-        grown: plan
-            .grown
-            .as_ref()
-            .map(growths)
-            .transpose()?
-            .unwrap_or_default(),
-        copies: plan
-            .copies
-            .as_ref()
-            .map(page_copies)
-            .transpose()?
-            .unwrap_or_default(),
-        work: plan
-            .work
-            .as_ref()
-            .map(|proto| work(proto, sequence_of))
-            .transpose()?
-            .unwrap_or_default(),
+        grown: plan.grown.as_ref().map(growths).transpose()?.unwrap_or_default(),
+        copies: plan.copies.as_ref().map(page_copies).transpose()?.unwrap_or_default(),
+        work: plan.work.as_ref().map(|proto| work(proto, sequence_of)).transpose()?.unwrap_or_default(),
         admitted,
     })
 }
 
 fn admission(index: usize, proto: &v1::Admission) -> Result<Admission, Malformed> {
-    let sampling = proto.sampling.as_ref().ok_or(Malformed::Missing {
-        field: "admitted.sampling",
-        index,
-    })?;
+    let sampling = proto.sampling.as_ref().ok_or(Malformed::Missing { field: "admitted.sampling", index })?;
     let token_ids: Vec<u32> = unpack("admitted.token_ids", &proto.token_ids)?.collect();
     if proto.num_prompt_tokens == 0 || proto.num_prompt_tokens as usize > token_ids.len() {
         let value = proto.num_prompt_tokens.into();
         let problem = "it must be at least 1 and at most the number of token_ids";
-        return Err(Malformed::Value {
-            field: "admitted.num_prompt_tokens",
-            index,
-            value,
-            problem,
-        });
+        return Err(Malformed::Value { field: "admitted.num_prompt_tokens", index, value, problem });
     }
     Ok(Admission {
         sequence: SequenceId(proto.sequence),
         row: Row(proto.row),
         token_ids,
         num_prompt_tokens: proto.num_prompt_tokens,
-        pages: unpack("admitted.pages", &proto.pages)?
-            .map(PageId)
-            .collect(),
+        pages: unpack("admitted.pages", &proto.pages)?.map(PageId).collect(),
         sampling: Arc::new(sampling_from_proto(sampling)),
         prompt_logprobs: proto.prompt_logprobs,
     })
@@ -165,13 +131,7 @@ fn growths(proto: &v1::Growth) -> Result<Vec<Growth>, Malformed> {
     let indices = unpack_exactly("grown.indices", &proto.indices, rows.len())?;
     let pages = unpack_exactly("grown.pages", &proto.pages, rows.len())?;
     let columns = rows.zip(indices).zip(pages);
-    Ok(columns
-        .map(|((row, index), page)| Growth {
-            row: Row(row),
-            index,
-            page: PageId(page),
-        })
-        .collect())
+    Ok(columns.map(|((row, index), page)| Growth { row: Row(row), index, page: PageId(page) }).collect())
 }
 
 fn page_copies(proto: &v1::PageCopies) -> Result<Vec<PageCopy>, Malformed> {
@@ -179,17 +139,11 @@ fn page_copies(proto: &v1::PageCopies) -> Result<Vec<PageCopy>, Malformed> {
     let targets = unpack_exactly("copies.targets", &proto.targets, sources.len())?;
     Ok(sources
         .zip(targets)
-        .map(|(source, target)| PageCopy {
-            source: PageId(source),
-            target: PageId(target),
-        })
+        .map(|(source, target)| PageCopy { source: PageId(source), target: PageId(target) })
         .collect())
 }
 
-fn work(
-    proto: &v1::Work,
-    sequence_of: impl Fn(Row) -> Option<SequenceId>,
-) -> Result<Vec<Work>, Malformed> {
+fn work(proto: &v1::Work, sequence_of: impl Fn(Row) -> Option<SequenceId>) -> Result<Vec<Work>, Malformed> {
     let rows = unpack("work.rows", &proto.rows)?;
     let starts = unpack_exactly("work.starts", &proto.starts, rows.len())?;
     let counts = unpack_exactly("work.counts", &proto.counts, rows.len())?;
@@ -197,25 +151,13 @@ fn work(
     let columns = rows.zip(starts).zip(counts).zip(&proto.samples).enumerate();
     columns
         .map(|(index, (((row, start), count), &samples))| {
-            let wrong = |field, value, problem| Malformed::Value {
-                field,
-                index,
-                value,
-                problem,
-            };
+            let wrong = |field, value, problem| Malformed::Value { field, index, value, problem };
             let sequence = sequence_of(Row(row));
-            let sequence =
-                sequence.ok_or(wrong("work.rows", row.into(), "no sequence holds this row"))?;
+            let sequence = sequence.ok_or(wrong("work.rows", row.into(), "no sequence holds this row"))?;
             match (count, samples) {
                 (0, _) => Err(wrong("work.counts", 0, "it must be at least 1")),
                 (_, 2..) => Err(wrong("work.samples", samples.into(), "it must be 0 or 1")),
-                _ => Ok(Work {
-                    sequence,
-                    row: Row(row),
-                    start,
-                    count,
-                    samples: samples == 1,
-                }),
+                _ => Ok(Work { sequence, row: Row(row), start, count, samples: samples == 1 }),
             }
         })
         .collect()

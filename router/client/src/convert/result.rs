@@ -3,8 +3,7 @@
 use std::collections::HashSet;
 
 use millrace_scheduler::{
-    Failure, NO_TOKEN, PromptLogprobs, Sampled, SequenceId, StepPlan, StepResult, Timings,
-    TopToken, Work,
+    Failure, NO_TOKEN, PromptLogprobs, Sampled, SequenceId, StepPlan, StepResult, Timings, TopToken, Work,
 };
 
 use crate::columns::{Malformed, pack, pack_f32, unpack, unpack_exactly, unpack_f32_exactly};
@@ -25,11 +24,7 @@ impl Outline {
         Self {
             work: plan.work.clone(),
             num_sampled: plan.work.iter().filter(|work| work.samples).count(),
-            admitted: plan
-                .admitted
-                .iter()
-                .map(|admission| admission.sequence)
-                .collect(),
+            admitted: plan.admitted.iter().map(|admission| admission.sequence).collect(),
             vocab_size,
         }
     }
@@ -39,30 +34,19 @@ impl Outline {
     }
 
     fn sampling_sequences(&self) -> impl Iterator<Item = SequenceId> {
-        self.work
-            .iter()
-            .filter(|work| work.samples)
-            .map(|work| work.sequence)
+        self.work.iter().filter(|work| work.samples).map(|work| work.sequence)
     }
 
     fn check_id(&self, field: &'static str, index: usize, id: u32) -> Result<(), Malformed> {
         if self.vocab_size == 0 || id < self.vocab_size {
             return Ok(());
         }
-        Err(Malformed::Value {
-            field,
-            index,
-            value: id.into(),
-            problem: "it is not in the vocabulary",
-        })
+        Err(Malformed::Value { field, index, value: id.into(), problem: "it is not in the vocabulary" })
     }
 }
 
 /// Reads rank 0's answer to the plan of `outline`. Errs where the answer does not fit the plan.
-pub fn result_from_proto(
-    outline: &Outline,
-    answer: &v1::StepResult,
-) -> Result<StepResult, Malformed> {
+pub fn result_from_proto(outline: &Outline, answer: &v1::StepResult) -> Result<StepResult, Malformed> {
     let failed = failures(outline, &answer.failed)?;
     let mut sampled = sampled(outline, answer, &failed)?;
     if let Some(top_tokens) = &answer.top_tokens {
@@ -82,70 +66,40 @@ fn failures(outline: &Outline, failed: &[v1::Failure]) -> Result<Vec<Failure>, M
     let read = |(index, failure): (usize, &v1::Failure)| {
         let sequence = SequenceId(failure.sequence);
         if outline.concerns(sequence) {
-            return Ok(Failure {
-                sequence,
-                message: failure.message.clone(),
-            });
+            return Ok(Failure { sequence, message: failure.message.clone() });
         }
         let problem = "this sequence has no part in the step";
-        Err(Malformed::Value {
-            field: "failed.sequence",
-            index,
-            value: failure.sequence,
-            problem,
-        })
+        Err(Malformed::Value { field: "failed.sequence", index, value: failure.sequence, problem })
     };
     failed.iter().enumerate().map(read).collect()
 }
 
-fn sampled(
-    outline: &Outline,
-    answer: &v1::StepResult,
-    failed: &[Failure],
-) -> Result<Vec<Sampled>, Malformed> {
+fn sampled(outline: &Outline, answer: &v1::StepResult, failed: &[Failure]) -> Result<Vec<Sampled>, Malformed> {
     let ids = unpack_exactly("token_ids", &answer.token_ids, outline.num_sampled)?;
     let logprobs = unpack_f32_exactly("logprobs", &answer.logprobs, outline.num_sampled)?;
     let failed: HashSet<SequenceId> = failed.iter().map(|failure| failure.sequence).collect();
     let mut sampled = Vec::with_capacity(outline.num_sampled);
-    for (index, ((token_id, logprob), sequence)) in ids
-        .zip(logprobs)
-        .zip(outline.sampling_sequences())
-        .enumerate()
-    {
+    for (index, ((token_id, logprob), sequence)) in ids.zip(logprobs).zip(outline.sampling_sequences()).enumerate() {
         if !failed.contains(&sequence) {
             outline.check_id("token_ids", index, token_id)?;
             if token_id == NO_TOKEN {
                 let problem = "there is no token, but the sequence has not failed";
-                return Err(Malformed::Value {
-                    field: "token_ids",
-                    index,
-                    value: token_id.into(),
-                    problem,
-                });
+                return Err(Malformed::Value { field: "token_ids", index, value: token_id.into(), problem });
             }
         }
-        sampled.push(Sampled {
-            token_id,
-            logprob,
-            top_tokens: Vec::new(),
-        });
+        sampled.push(Sampled { token_id, logprob, top_tokens: Vec::new() });
     }
     Ok(sampled)
 }
 
-fn add_top_tokens(
-    outline: &Outline,
-    top: &v1::TopTokens,
-    sampled: &mut [Sampled],
-) -> Result<(), Malformed> {
+fn add_top_tokens(outline: &Outline, top: &v1::TopTokens, sampled: &mut [Sampled]) -> Result<(), Malformed> {
     let counts = unpack_exactly("top_tokens.counts", &top.counts, sampled.len())?;
     let total = total(counts.clone());
     let mut ids = unpack_exactly("top_tokens.token_ids", &top.token_ids, total)?.enumerate();
     let mut logprobs = unpack_f32_exactly("top_tokens.logprobs", &top.logprobs, total)?;
     for (sampled, count) in sampled.iter_mut().zip(counts) {
         sampled.top_tokens.reserve_exact(count as usize);
-        for ((index, token_id), logprob) in ids.by_ref().zip(logprobs.by_ref()).take(count as usize)
-        {
+        for ((index, token_id), logprob) in ids.by_ref().zip(logprobs.by_ref()).take(count as usize) {
             outline.check_id("top_tokens.token_ids", index, token_id)?;
             sampled.top_tokens.push(TopToken { token_id, logprob });
         }
@@ -153,10 +107,7 @@ fn add_top_tokens(
     Ok(())
 }
 
-fn prompt_logprobs(
-    outline: &Outline,
-    proto: Option<&v1::PromptLogprobs>,
-) -> Result<Vec<PromptLogprobs>, Malformed> {
+fn prompt_logprobs(outline: &Outline, proto: Option<&v1::PromptLogprobs>) -> Result<Vec<PromptLogprobs>, Malformed> {
     let Some(proto) = proto else {
         return Ok(Vec::new());
     };
@@ -165,30 +116,14 @@ fn prompt_logprobs(
     let total = total(counts.clone());
     let mut logprobs = unpack_f32_exactly("prompt_logprobs.logprobs", &proto.logprobs, total)?;
     let mut read = |(index, (work, count)): (usize, (u32, u32))| {
-        let wrong = |field, value: u32, problem| Malformed::Value {
-            field,
-            index,
-            value: value.into(),
-            problem,
-        };
+        let wrong = |field, value: u32, problem| Malformed::Value { field, index, value: value.into(), problem };
         let Some(entry) = outline.work.get(work as usize) else {
-            return Err(wrong(
-                "prompt_logprobs.work",
-                work,
-                "the plan has no such work entry",
-            ));
+            return Err(wrong("prompt_logprobs.work", work, "the plan has no such work entry"));
         };
         if count > entry.count {
-            return Err(wrong(
-                "prompt_logprobs.counts",
-                count,
-                "it is more than the work entry's tokens",
-            ));
+            return Err(wrong("prompt_logprobs.counts", count, "it is more than the work entry's tokens"));
         }
-        Ok(PromptLogprobs {
-            work,
-            logprobs: logprobs.by_ref().take(count as usize).collect(),
-        })
+        Ok(PromptLogprobs { work, logprobs: logprobs.by_ref().take(count as usize).collect() })
     };
     works.zip(counts).enumerate().map(&mut read).collect()
 }
@@ -217,10 +152,7 @@ pub fn result_to_proto(result: &StepResult) -> v1::StepResult {
         top_tokens: top_tokens_to_proto(&result.sampled),
         prompt_logprobs: prompt_logprobs_to_proto(&result.prompt_logprobs),
         failed: failed
-            .map(|failure| v1::Failure {
-                sequence: failure.sequence.0,
-                message: failure.message.clone(),
-            })
+            .map(|failure| v1::Failure { sequence: failure.sequence.0, message: failure.message.clone() })
             .collect(),
         timings: Some(v1::Timings {
             inputs_us: result.timings.inputs_us,
@@ -233,26 +165,16 @@ pub fn result_to_proto(result: &StepResult) -> v1::StepResult {
 }
 
 fn top_tokens_to_proto(sampled: &[Sampled]) -> Option<v1::TopTokens> {
-    let top: Vec<TopToken> = sampled
-        .iter()
-        .flat_map(|sampled| sampled.top_tokens.iter().copied())
-        .collect();
+    let top: Vec<TopToken> = sampled.iter().flat_map(|sampled| sampled.top_tokens.iter().copied()).collect();
     (!top.is_empty()).then(|| v1::TopTokens {
-        counts: pack(
-            sampled
-                .iter()
-                .map(|sampled| sampled.top_tokens.len() as u32),
-        ),
+        counts: pack(sampled.iter().map(|sampled| sampled.top_tokens.len() as u32)),
         token_ids: pack(top.iter().map(|top| top.token_id)),
         logprobs: pack_f32(top.iter().map(|top| top.logprob)),
     })
 }
 
 fn prompt_logprobs_to_proto(entries: &[PromptLogprobs]) -> Option<v1::PromptLogprobs> {
-    let logprobs: Vec<f32> = entries
-        .iter()
-        .flat_map(|entry| entry.logprobs.iter().copied())
-        .collect();
+    let logprobs: Vec<f32> = entries.iter().flat_map(|entry| entry.logprobs.iter().copied()).collect();
     (!entries.is_empty()).then(|| v1::PromptLogprobs {
         work: pack(entries.iter().map(|entry| entry.work)),
         counts: pack(entries.iter().map(|entry| entry.logprobs.len() as u32)),
