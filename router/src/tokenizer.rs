@@ -1,1 +1,134 @@
-//! Part of the router.
+//! The text side of a model, read from its folder: tokenizer, special tokens, end-of-sequence ids, chat template.
+//!
+//! tokenizer.json is the truth about encoding: its post-processor decides which special tokens a prompt gets, whatever
+//! `add_bos_token` in `tokenizer_config.json` says.
+
+mod chat;
+mod control_tokens;
+mod files;
+mod template;
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokenizers::Tokenizer;
+
+pub use chat::{ChatError, ChatMessage, ChatPrompt};
+
+use chat::Chat;
+use files::ModelFiles;
+
+/// A model folder that cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error("{path}: {source}; the model folder must hold it")]
+    Unreadable { path: PathBuf, source: std::io::Error },
+    #[error("{path} is not valid JSON: {source}")]
+    Malformed { path: PathBuf, source: serde_json::Error },
+    #[error("{path} is not a tokenizer that the tokenizers library can read: {reason}")]
+    Tokenizer { path: PathBuf, reason: String },
+}
+
+/// Text that the tokenizer could not encode.
+#[derive(Debug, thiserror::Error)]
+#[error("the tokenizer cannot encode this text: {0}")]
+pub struct EncodeError(String);
+
+/// One token of an encoded text, and the bytes of the text that it covers (none for an added special token).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenSpan {
+    pub id: u32,
+    pub start: usize,
+    pub stop: usize,
+}
+
+/// Everything the router knows about a model's text. Immutable, shared by all threads.
+#[derive(Debug)]
+pub struct TextModel {
+    tokenizer: Tokenizer,
+    special_ids: HashSet<u32>,
+    eos_token_ids: Arc<[u32]>,
+    model_max_length: Option<u32>,
+    chat: Chat,
+}
+
+impl TextModel {
+    /// Reads the folder. `tokenizer_config_path` is read instead of the folder's `tokenizer_config.json`.
+    pub fn load(model_path: &Path, tokenizer_config_path: Option<&Path>) -> Result<Self, LoadError> {
+        Self::from_files(ModelFiles::read(model_path, tokenizer_config_path)?)
+    }
+
+    fn from_files(files: ModelFiles) -> Result<Self, LoadError> {
+        let failed = |reason: tokenizers::Error| LoadError::Tokenizer {
+            path: files.tokenizer_path.clone(),
+            reason: reason.to_string(),
+        };
+        let mut tokenizer = Tokenizer::from_bytes(&files.tokenizer).map_err(failed)?;
+        // Training leftovers: a server neither pads nor cuts silently.
+        tokenizer.with_truncation(None).map_err(failed)?;
+        tokenizer.with_padding(None);
+
+        let added = tokenizer.get_added_tokens_decoder();
+        let special_ids = added.iter().filter(|(_, token)| token.special).map(|(id, _)| *id).collect();
+        let mut eos_token_ids = files.eos_token_ids;
+        eos_token_ids.extend(files.eos_token.as_deref().and_then(|eos| tokenizer.token_to_id(eos)));
+        eos_token_ids.sort_unstable();
+        eos_token_ids.dedup();
+
+        let chat = Chat::new(&tokenizer, files.chat_template.as_deref(), files.bos_token, files.eos_token);
+        Ok(Self {
+            tokenizer,
+            special_ids,
+            eos_token_ids: eos_token_ids.into(),
+            model_max_length: files.model_max_length,
+            chat,
+        })
+    }
+
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// Sorted; the union of what config.json, `generation_config.json` and `tokenizer_config.json` name. May be empty.
+    pub fn eos_token_ids(&self) -> Arc<[u32]> {
+        Arc::clone(&self.eos_token_ids)
+    }
+
+    /// Longest sequence by `tokenizer_config.json`; `None` if it does not say or names an absurd number.
+    pub fn model_max_length(&self) -> Option<u32> {
+        self.model_max_length
+    }
+
+    /// Whether a token is marked special, so that it is hidden from generated text.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.special_ids.contains(&id)
+    }
+
+    /// Ids of a prompt. Special tokens written out in it are parsed, and the tokenizer adds its own.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, EncodeError> {
+        let encoding = self.tokenizer.encode_fast(text, true).map_err(|error| EncodeError(error.to_string()))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// As `encode`, with the bytes of `text` behind each token.
+    pub fn encode_spans(&self, text: &str) -> Result<Vec<TokenSpan>, EncodeError> {
+        let encoding = self.tokenizer.encode(text, true).map_err(|error| EncodeError(error.to_string()))?;
+        let spans = encoding.get_ids().iter().zip(encoding.get_offsets());
+        Ok(spans.map(|(&id, &(start, stop))| TokenSpan { id, start, stop }).collect())
+    }
+
+    /// Text of ids; unknown ids give none.
+    pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> String {
+        // Decoders fail only on a broken tokenizer.json: an empty piece is then all there is to show.
+        self.tokenizer.decode(ids, skip_special_tokens).unwrap_or_default()
+    }
+
+    /// Renders a conversation by the model's template and encodes it. Text in a message never becomes a control token.
+    pub fn chat(&self, messages: &[ChatMessage]) -> Result<ChatPrompt, ChatError> {
+        self.chat.prompt(messages)
+    }
+}
+
+#[cfg(test)]
+mod tests;

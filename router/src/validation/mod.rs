@@ -1,1 +1,120 @@
-//! Part of the router.
+//! From what a client asked to what the engine trusts: one form of request for every route, checked in one place.
+//!
+//! The order of checks is the original's, and the first failure wins: parameters, tokenizing, lengths, grammar.
+
+mod error;
+mod lengths;
+mod parameters;
+mod pool;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+pub use error::ValidationError;
+pub use parameters::{Names, Parameters};
+pub use pool::{PoolFault, TokenizerPool};
+
+use crate::config::Config;
+use crate::health::{Health, Limits};
+use crate::request::{Stopping, ValidRequest};
+use crate::tokenizer::{ChatError, ChatMessage, TextModel};
+use parameters::Rules;
+
+/// One generation for one prompt, as any route asks for it.
+#[derive(Clone, Debug)]
+pub struct Ask {
+    pub prompt: Prompt,
+    pub parameters: Parameters,
+    /// Events are wanted one by one, so nothing may depend on the end.
+    pub stream: bool,
+    /// What the client calls the fields, for errors.
+    pub names: &'static Names,
+    pub request_id: Arc<str>,
+    pub received: Instant,
+}
+
+/// Where the prompt's ids come from.
+#[derive(Clone, Debug)]
+pub enum Prompt {
+    /// Special tokens written out in the text are parsed: callers format prompts by hand.
+    Text(String),
+    /// Rendered by the model's template; nothing in a message becomes a control token.
+    Chat(Vec<ChatMessage>),
+}
+
+/// A request that passed, and its prompt as text.
+#[derive(Clone, Debug)]
+pub struct Checked {
+    pub request: ValidRequest,
+    pub prompt: String,
+}
+
+/// Checks requests. Tokenizing runs on threads of its own, so that a long prompt delays no event of anybody's stream.
+#[derive(Debug)]
+pub struct Validator {
+    text: Arc<TextModel>,
+    pool: TokenizerPool,
+    rules: Rules,
+}
+
+impl Validator {
+    pub fn new(config: &Config, text: Arc<TextModel>) -> Self {
+        let rules = Rules {
+            max_best_of: config.max_best_of,
+            max_stop_sequences: config.max_stop_sequences,
+            max_top_n_tokens: config.max_top_n_tokens,
+            grammar_disabled: config.disable_grammar_support,
+        };
+        Self { text, pool: TokenizerPool::new(config.validation_workers), rules }
+    }
+
+    /// The threads, for other work on text.
+    pub fn pool(&self) -> &TokenizerPool {
+        &self.pool
+    }
+
+    /// Checks one request under the limits in force.
+    pub async fn check(&self, ask: Ask, health: &Health) -> Result<Checked, ValidationError> {
+        let limits = health.limits().ok_or(ValidationError::NotReady)?;
+        let Ask { prompt, parameters, stream, names, request_id, received } = ask;
+        self.rules.check(&parameters, stream, names)?;
+        let truncate = self.rules.truncate(&parameters, &prompt, names, limits)?;
+        let (prompt, mut tokens) = self.tokenize(prompt, names).await?;
+        tokens.drain(..tokens.len().saturating_sub(truncate));
+        let max_new_tokens = lengths::check(&tokens, parameters.max_new_tokens, names, limits)?;
+        self.rules.grammar(&parameters)?;
+        let request = ValidRequest {
+            request_id,
+            prompt: tokens,
+            sampling: parameters.sampling(),
+            stopping: Stopping {
+                max_new_tokens,
+                stop: parameters.stop.unwrap_or_default(),
+                ignore_eos: parameters.ignore_eos,
+            },
+            prompt_logprobs: parameters.decoder_input_details.unwrap_or_default(),
+            received,
+            validated: Instant::now(),
+        };
+        Ok(Checked { request, prompt })
+    }
+
+    async fn tokenize(&self, prompt: Prompt, names: &Names) -> Result<(String, Vec<u32>), ValidationError> {
+        let text = Arc::clone(&self.text);
+        let work = move || match prompt {
+            Prompt::Text(prompt) => {
+                let tokens = text.encode(&prompt).map_err(ChatError::Encode)?;
+                Ok((prompt, tokens))
+            }
+            Prompt::Chat(messages) => text.chat(&messages).map(|prompt| (prompt.text, prompt.ids)),
+        };
+        let tokenized = self.pool.run(work).await?;
+        tokenized.map_err(|error| match error {
+            ChatError::Encode(error) => ValidationError::field(names.prompt, error.to_string()),
+            ChatError::NoTemplate | ChatError::Template(_) => ValidationError::Template(error.to_string()),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

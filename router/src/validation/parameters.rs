@@ -1,0 +1,216 @@
+//! What a client may ask of the engine, and the rules for each field.
+
+use std::sync::Arc;
+
+use millrace_scheduler::Sampling;
+use rand::Rng;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{Limits, Prompt, ValidationError};
+
+/// The `parameters` of `/generate`, in the original's order. Every field may be absent or null. Other routes fill in the
+/// same, and the fields at the end that `/generate` has no name for.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Parameters {
+    pub best_of: Option<usize>,
+    pub temperature: Option<f32>,
+    pub repetition_penalty: Option<f32>,
+    pub frequency_penalty: Option<f32>,
+    pub top_k: Option<i32>,
+    pub top_p: Option<f32>,
+    pub typical_p: Option<f32>,
+    pub do_sample: Option<bool>,
+    pub max_new_tokens: Option<u32>,
+    pub return_full_text: Option<bool>,
+    pub stop: Option<Vec<String>>,
+    pub truncate: Option<usize>,
+    pub watermark: Option<bool>,
+    pub details: Option<bool>,
+    pub decoder_input_details: Option<bool>,
+    pub seed: Option<u64>,
+    pub top_n_tokens: Option<u32>,
+    pub grammar: Option<Value>,
+    /// There are no adapters; as with the original, an unknown one means the base model.
+    pub adapter_id: Option<String>,
+
+    /// `OpenAI`'s, subtracted once per distinct output token.
+    #[serde(skip)]
+    pub presence_penalty: Option<f32>,
+    /// `OpenAI`'s `frequency_penalty`, subtracted per occurrence in the output.
+    #[serde(skip)]
+    pub count_penalty: Option<f32>,
+    #[serde(skip)]
+    pub ignore_eos: bool,
+}
+
+/// A route family's names for the fields that are called differently elsewhere.
+#[derive(Debug)]
+pub struct Names {
+    pub prompt: &'static str,
+    pub max_new_tokens: &'static str,
+}
+
+impl Names {
+    pub const GENERATE: Self = Self { prompt: "inputs", max_new_tokens: "max_new_tokens" };
+    pub const COMPLETIONS: Self = Self { prompt: "prompt", max_new_tokens: "max_tokens" };
+    pub const CHAT: Self = Self { prompt: "messages", max_new_tokens: "max_tokens" };
+}
+
+/// The operator's bounds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rules {
+    pub(super) max_best_of: usize,
+    pub(super) max_stop_sequences: usize,
+    pub(super) max_top_n_tokens: u32,
+    pub(super) grammar_disabled: bool,
+}
+
+impl Rules {
+    /// Every rule that needs neither the prompt nor its length.
+    pub(super) fn check(&self, parameters: &Parameters, stream: bool, names: &Names) -> Result<(), ValidationError> {
+        self.check_best_of(parameters, stream)?;
+        check_numbers(parameters)?;
+        if parameters.max_new_tokens == Some(0) {
+            return refuse(names.max_new_tokens, "must be at least 1; leave it out to fill what fits");
+        }
+        let num_stops = parameters.stop.as_ref().map_or(0, Vec::len);
+        if num_stops > self.max_stop_sequences {
+            let allowed = self.max_stop_sequences;
+            return refuse("stop", format!("has {num_stops} entries, but at most {allowed} are allowed"));
+        }
+        if parameters.num_sequences() > 1 && parameters.seed.is_some() {
+            return refuse("seed", "must be left out with `best_of` > 1: each sequence needs its own");
+        }
+        if parameters.top_n_tokens.is_some_and(|asked| asked > self.max_top_n_tokens) {
+            let allowed = self.max_top_n_tokens;
+            return refuse("top_n_tokens", format!("must be at most {allowed} (max_top_n_tokens)"));
+        }
+        Ok(())
+    }
+
+    fn check_best_of(&self, parameters: &Parameters, stream: bool) -> Result<(), ValidationError> {
+        let best_of = parameters.best_of.unwrap_or(1);
+        if stream && best_of != 1 {
+            return refuse("best_of", "must be 1 (or left out) when streaming: the best is known only at the end");
+        }
+        if stream && parameters.decoder_input_details == Some(true) {
+            return refuse("decoder_input_details", "is not available when streaming; set it to false");
+        }
+        if best_of > 1 && self.max_best_of == 1 {
+            return refuse("best_of", "is disabled on this server (max_best_of is 1); leave it out");
+        }
+        if best_of > self.max_best_of.max(1) {
+            return refuse("best_of", format!("must be at most {} (max_best_of)", self.max_best_of));
+        }
+        let asks_for_sampling = parameters.do_sample == Some(true)
+            || parameters.temperature.is_some()
+            || parameters.top_k.is_some()
+            || parameters.top_p.is_some()
+            || parameters.typical_p.is_some();
+        if best_of > 1 && !asks_for_sampling {
+            return refuse("best_of", "needs sampling: all greedy sequences are the same; set `do_sample` to true");
+        }
+        Ok(())
+    }
+
+    /// How many tokens to keep from the end of the prompt.
+    pub(super) fn truncate(
+        &self,
+        parameters: &Parameters,
+        prompt: &Prompt,
+        names: &Names,
+        limits: Limits,
+    ) -> Result<usize, ValidationError> {
+        if matches!(prompt, Prompt::Text(text) if text.is_empty()) {
+            return refuse(names.prompt, "must not be empty; send some text");
+        }
+        let allowed = limits.max_input_tokens as usize;
+        match parameters.truncate {
+            None => Ok(usize::MAX),
+            Some(length) if (1..=allowed).contains(&length) => Ok(length),
+            Some(_) => refuse("truncate", format!("must be between 1 and {allowed} (max_input_tokens)")),
+        }
+    }
+
+    pub(super) fn grammar(&self, parameters: &Parameters) -> Result<(), ValidationError> {
+        match parameters.grammar {
+            None => Ok(()),
+            Some(_) if self.grammar_disabled => {
+                refuse("grammar", "is not supported: grammars are disabled on this server (--disable-grammar-support)")
+            }
+            Some(_) => refuse("grammar", "is not supported by this version of the server; leave it out"),
+        }
+    }
+}
+
+/// The rules of single numbers, in the original's order. JSON has no NaN, so comparisons say it all.
+fn check_numbers(parameters: &Parameters) -> Result<(), ValidationError> {
+    let not = |value: Option<f32>, holds: fn(f32) -> bool| value.is_some_and(|value| !holds(value));
+    if not(parameters.temperature, |value| value > 0.0) {
+        return refuse("temperature", "must be greater than 0; for greedy decoding leave it out");
+    }
+    if not(parameters.repetition_penalty, |value| value > 0.0) {
+        return refuse("repetition_penalty", "must be greater than 0; 1 turns it off");
+    }
+    let within_two = |value: f32| (-2.0..=2.0).contains(&value);
+    if not(parameters.frequency_penalty, within_two) || not(parameters.count_penalty, within_two) {
+        return refuse("frequency_penalty", "must be between -2 and 2; 0 turns it off");
+    }
+    if not(parameters.presence_penalty, within_two) {
+        return refuse("presence_penalty", "must be between -2 and 2; 0 turns it off");
+    }
+    let open_unit = |value: f32| value > 0.0 && value < 1.0;
+    if not(parameters.top_p, open_unit) {
+        return refuse("top_p", "must be greater than 0 and less than 1; leave it out to turn it off");
+    }
+    if not(parameters.typical_p, open_unit) {
+        return refuse("typical_p", "must be greater than 0 and less than 1; leave it out to turn it off");
+    }
+    if parameters.top_k.is_some_and(|value| value <= 0) {
+        return refuse("top_k", "must be greater than 0; leave it out to turn it off");
+    }
+    Ok(())
+}
+
+fn refuse<T>(field: &'static str, problem: impl Into<String>) -> Result<T, ValidationError> {
+    Err(ValidationError::field(field, problem))
+}
+
+impl Parameters {
+    /// Sequences for this prompt; 0 counts as 1.
+    pub(super) fn num_sequences(&self) -> usize {
+        self.best_of.unwrap_or(1).max(1)
+    }
+
+    /// One per sequence, alike but for their seeds. Any parameter that shapes the distribution turns sampling on.
+    pub(super) fn sampling(&self) -> Vec<Arc<Sampling>> {
+        let mut common = Sampling {
+            do_sample: false,
+            seed: self.seed.unwrap_or_default(),
+            // A number beyond f32 reads as infinite; the largest finite one does the same without making NaN.
+            temperature: self.temperature.unwrap_or(1.0).min(f32::MAX),
+            top_k: self.top_k.unwrap_or_default().unsigned_abs(),
+            top_p: self.top_p.unwrap_or(1.0),
+            typical_p: self.typical_p.unwrap_or(1.0),
+            min_p: 0.0,
+            repetition_penalty: self.repetition_penalty.unwrap_or(1.0).min(f32::MAX),
+            frequency_penalty: self.frequency_penalty.unwrap_or_default(),
+            presence_penalty: self.presence_penalty.unwrap_or_default(),
+            count_penalty: self.count_penalty.unwrap_or_default(),
+            watermark: self.watermark.unwrap_or_default(),
+            top_n_tokens: self.top_n_tokens.unwrap_or_default(),
+        };
+        let is_shaped = common.top_k > 0 || common.top_p < 1.0 || common.typical_p < 1.0;
+        let is_heated = self.temperature.is_some_and(|temperature| (temperature - 1.0).abs() > 0.0);
+        common.do_sample = self.do_sample.unwrap_or_default() || is_shaped || is_heated;
+        let is_seeded = self.seed.is_some() || !common.do_sample;
+        (0..self.num_sequences())
+            .map(|_| {
+                let seed = if is_seeded { common.seed } else { rand::rng().random() };
+                Arc::new(Sampling { seed, ..common.clone() })
+            })
+            .collect()
+    }
+}
