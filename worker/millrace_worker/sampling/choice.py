@@ -1,0 +1,95 @@
+"""From processed scores to tokens: the best one or a drawn one per row, and the top tokens that a client wants to see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+BLOCK = 64  # tokens whose probabilities are summed first; a power of two
+
+
+@dataclass(frozen=True)
+class TopTokens:
+    """The best tokens of the rows that asked, best first, equal ones by id; on the host.
+
+    `counts` int64 [R], 0 where not asked: n, more when tokens are as good as the n-th, fewer when fewer are possible. `ids`
+    int64 and `logprobs` float32 [counts.sum()], row after row.
+    """
+
+    counts: NDArray[np.int64]
+    ids: NDArray[np.int64]
+    logprobs: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """`token_ids` int64 [R] and `logprobs` float32 [R] on the device: log-softmax of the processed scores at the choice.
+
+    A row whose scores held NaN, or nothing but -inf, has an id in range and the logprob NaN.
+    """
+
+    token_ids: Tensor
+    logprobs: Tensor
+    top_tokens: TopTokens | None
+
+
+def argmax(scores_RV: Tensor) -> Tensor:
+    """The best token of each row, the first of equals: int64 [R]."""
+    if scores_RV.device.type == "cpu":  # numpy's is vectorised, torch's is 13 times slower
+        return torch.from_numpy(scores_RV.numpy().argmax(axis=1))
+    return scores_RV.argmax(dim=1)
+
+
+def draw(scores_SV: Tensor, uniforms_S: Tensor) -> Tensor:
+    """A token of each row by inverting its cumulative distribution at u in [0, 1): int64 [S].
+
+    In two steps, blocks of tokens and then the tokens of the block. The sums of the blocks are made of element-wise
+    additions in a fixed order, hence have the same bits whatever the number of rows and the device.
+    """
+    vocab = scores_SV.shape[1]
+    probs_SBK = functional.pad(scores_SV.softmax(dim=1), (0, -vocab % BLOCK)).unflatten(1, (-1, BLOCK))
+    sums_SB = _halving_sum(probs_SBK).double()
+    block_S, rest_S = _invert(sums_SB.cumsum(dim=1), uniforms_S * sums_SB.cumsum(dim=1)[:, -1])
+    within_SK = probs_SBK[torch.arange(len(block_S), device=block_S.device), block_S].double().cumsum(dim=1)
+    token_S, _ = _invert(within_SK, rest_S)
+    return (block_S * BLOCK + token_S).clamp(max=vocab - 1)
+
+
+def _halving_sum(values_SBK: Tensor) -> Tensor:
+    while values_SBK.shape[2] > 1:
+        half = values_SBK.shape[2] // 2
+        values_SBK = values_SBK[:, :, :half] + values_SBK[:, :, half:]
+    return values_SBK[:, :, 0]
+
+
+def _invert(cumulative_SN: Tensor, target_S: Tensor) -> tuple[Tensor, Tensor]:
+    """The first entry whose cumulative sum exceeds the target, and what is left of the target there.
+
+    An entry of weight 0 never raises the sum, so it is never the first. Rounding may put the target at or above the total: it
+    is moved below, to the last entry that has weight.
+    """
+    total_S = cumulative_SN[:, -1]
+    target_S = torch.minimum(target_S, torch.nextafter(total_S, torch.zeros_like(total_S)))[:, None]
+    index_S1 = torch.searchsorted(cumulative_SN, target_S, right=True).clamp(max=cumulative_SN.shape[1] - 1)
+    before_S1 = functional.pad(cumulative_SN, (1, 0)).gather(1, index_S1)
+    return index_S1[:, 0], (target_S - before_S1)[:, 0]
+
+
+def top_tokens(logprobs_SV: Tensor, wanted_S: NDArray[np.int64]) -> TopTokens:
+    """Every token of a row whose logprob is at least that of its `wanted`-th best; removed tokens are never among them.
+
+    Asks the device, and waits: the number of ties is not known before.
+    """
+    most = min(int(wanted_S.max()), logprobs_SV.shape[1])
+    wanted = torch.from_numpy(wanted_S.clip(max=most)).to(logprobs_SV.device)
+    least_S1 = logprobs_SV.topk(most, dim=1).values.gather(1, wanted[:, None] - 1)
+    chosen = ((logprobs_SV >= least_S1) & (logprobs_SV > -torch.inf)).nonzero()
+    values = logprobs_SV[chosen[:, 0], chosen[:, 1]].cpu().numpy()
+    rows, ids = chosen.cpu().numpy().T
+    order = np.lexsort((ids, -values, rows))
+    return TopTokens(np.bincount(rows, minlength=len(wanted_S)), ids[order], values[order])
