@@ -1,4 +1,22 @@
 //! The pure core of Millrace: it owns every sequence and every KV page, and decides what each step computes.
+//!
+//! One [`Scheduler`], no input or output, no clock, no threads. The engine's loop is four calls: [`Scheduler::submit`] what
+//! came, send what [`Scheduler::schedule`] plans, [`Scheduler::apply`] what comes back, hand out the events.
+mod apply;
+mod event;
+mod integrity;
+mod page_table;
 mod plan;
+mod planning;
+mod policy;
+mod pool;
+mod prefix;
+mod request;
+mod rows;
+mod scheduler;
+mod sequence;
 
+pub use event::{FinishReason, GenerationEvent, WrongResult};
 pub use plan::*;
+pub use request::{Config, Refused, Request, Stats};
+pub use scheduler::Scheduler;

@@ -1,0 +1,92 @@
+//! Recounts everything that is counted twice for speed. For tests and for debugging a live scheduler.
+
+use std::collections::BTreeSet;
+
+use crate::Row;
+use crate::scheduler::Scheduler;
+use crate::sequence::{Seat, Sequence, State};
+
+impl Scheduler {
+    /// Whether every page, row and sequence is where it should be, exactly once. Costs time in proportion to all of them.
+    pub fn check_integrity(&self) -> Result<(), String> {
+        self.check_states()?;
+        self.check_rows()?;
+        self.check_pages()?;
+        self.check_flight()
+    }
+
+    fn seats(&self) -> impl Iterator<Item = &Seat> {
+        let running = self.sequences.values().filter_map(Sequence::seat);
+        running.chain(self.held.iter().map(|held| &held.seat))
+    }
+
+    fn check_states(&self) -> Result<(), String> {
+        for (id, sequence) in &self.sequences {
+            let expected = match sequence.state {
+                State::Waiting => (true, false, false),
+                State::Running(_) => (false, true, false),
+                State::Preempted => (false, false, true),
+            };
+            let place = &sequence.place;
+            let found = (self.waiting.contains(place), self.running.contains(place), self.preempted.contains(place));
+            if found != expected || place.id != *id {
+                return Err(format!("sequence {}: waiting, running, preempted = {found:?}, not {expected:?}", id.0));
+            }
+        }
+        let num_queued = self.waiting.len() + self.running.len() + self.preempted.len();
+        if num_queued != self.sequences.len() {
+            return Err(format!("{num_queued} sequences are queued, {} exist", self.sequences.len()));
+        }
+        Ok(())
+    }
+
+    fn check_rows(&self) -> Result<(), String> {
+        let mut rows: Vec<Row> = self.seats().map(|seat| seat.row).chain(self.rows.iter_free()).collect();
+        rows.sort_unstable();
+        if !rows.iter().copied().eq((0..self.config.max_rows).map(Row)) {
+            return Err(format!("rows free, running and held are {rows:?} of {}", self.config.max_rows));
+        }
+        Ok(())
+    }
+
+    fn check_pages(&self) -> Result<(), String> {
+        let mut num_owners = vec![0; self.pool.num_pages()];
+        for page in self.seats().flat_map(|seat| seat.table.pages()) {
+            num_owners[page.0 as usize] += 1;
+        }
+        for (id, sequence) in &self.sequences {
+            let Some(seat) = sequence.seat() else { continue };
+            let pages = seat.table.pages();
+            // A page that is still written belongs to its writer alone.
+            let written = pages.iter().skip(seat.num_computed_tokens / self.pool.page_size());
+            if let Some(page) = written.into_iter().find(|page| num_owners[page.0 as usize] != 1) {
+                return Err(format!("sequence {} writes page {}, which others own too", id.0, page.0));
+            }
+            let num_distinct = pages.iter().map(|page| page.0).collect::<BTreeSet<_>>().len();
+            if pages.len() * self.pool.page_size() < seat.num_computed_tokens || num_distinct != pages.len() {
+                return Err(format!("sequence {} has computed {} in {pages:?}", id.0, seat.num_computed_tokens));
+            }
+        }
+        self.pool.check(&num_owners, self.seats().map(|seat| seat.table.num_promises()).sum())
+    }
+
+    fn check_flight(&self) -> Result<(), String> {
+        for (id, sequence) in &self.sequences {
+            let in_flight = self.in_flight.iter().flat_map(|step| &step.work);
+            let num_sampling = in_flight.filter(|work| work.sequence == *id && work.samples && !work.is_void).count();
+            if num_sampling != sequence.num_pending_tokens {
+                return Err(format!(
+                    "sequence {} expects {} tokens of {num_sampling}",
+                    id.0, sequence.num_pending_tokens
+                ));
+            }
+        }
+        let oldest = self.in_flight.front().map_or(self.num_steps_sent + 1, |step| step.step);
+        let is_in_order = self.in_flight.iter().map(|step| step.step).eq(oldest..=self.num_steps_sent);
+        let is_overdue = |until| until < oldest || until > self.num_steps_sent;
+        if !is_in_order || self.held.iter().any(|held| is_overdue(held.until)) {
+            return Err(format!("steps {oldest} to {} are in flight, held: {:?}", self.num_steps_sent, self.held));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,302 @@
+//! Planning one step: running sequences first, then preempted ones, then waiting ones as the gate allows.
+//!
+//! There is no prefill phase and no decode phase. A sequence has tokens and computed tokens, and a step computes some of
+//! the difference; a step that reaches the last known (or expected) token samples the next.
+
+use crate::page_table::PageTable;
+use crate::policy::prefill_tokens;
+use crate::scheduler::{Scheduler, SentStep, SentWork};
+use crate::sequence::{Opening, Place, Seat, Sequence, State};
+use crate::{Admission, Growth, PageCopy, SequenceId, StepPlan, Work};
+
+/// A step being planned. Nothing in it counts as computed until it is sent.
+struct Draft {
+    plan: StepPlan,
+    /// Tokens left for sequences with more than one to compute, and for those that join.
+    num_prefill_tokens: usize,
+    /// Whether a waiting sequence has joined.
+    admitted: bool,
+}
+
+/// What became of an attempt to give a sequence a row.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Entrance {
+    Admitted,
+    /// Not this one, not now: what it waits for will come.
+    NotYet,
+    /// Rows, tokens or pages are used up.
+    Full,
+}
+
+impl Scheduler {
+    /// Plans the next step. `None`: there is nothing to do before the next result, or enough steps are in flight.
+    pub fn schedule(&mut self) -> Option<StepPlan> {
+        if self.in_flight.len() >= self.config.max_steps_in_flight as usize {
+            return None;
+        }
+        let num_decodes = self.running_sequences().filter(|sequence| sequence.num_runnable_tokens() == 1).count();
+        let mut draft = Draft {
+            plan: StepPlan { step: self.num_steps_sent + 1, ..StepPlan::default() },
+            num_prefill_tokens: prefill_tokens(self.config.max_step_tokens, num_decodes),
+            admitted: false,
+        };
+        self.advance_running(&mut draft);
+        self.resume_preempted(&mut draft);
+        self.admit_waiting(&mut draft);
+        (!draft.plan.work.is_empty()).then(|| self.send(draft))
+    }
+
+    fn running_sequences(&self) -> impl Iterator<Item = &Sequence> {
+        self.running.iter().filter_map(|place| self.sequences.get(&place.id))
+    }
+
+    /// Oldest first, so that only sequences not yet in the plan can be preempted.
+    fn advance_running(&mut self, draft: &mut Draft) {
+        let mut next = self.running.first().copied();
+        while let Some(place) = next {
+            self.advance(place, draft);
+            next = self.running.range((std::ops::Bound::Excluded(place), std::ops::Bound::Unbounded)).next().copied();
+        }
+    }
+
+    /// Gives a running sequence its tokens of this step: one if that is all it has, else what the budget and the pages allow.
+    fn advance(&mut self, place: Place, draft: &mut Draft) {
+        let Some(sequence) = self.sequences.get(&place.id) else { return };
+        let num_runnable = sequence.num_runnable_tokens();
+        let is_decode = num_runnable == 1;
+        let wanted = if is_decode { 1 } else { num_runnable.min(draft.num_prefill_tokens) };
+        let count = if wanted == 0 { 0 } else { self.make_room(place, wanted, draft) };
+        if count == 0 {
+            return;
+        }
+        if !is_decode {
+            draft.num_prefill_tokens -= count;
+        }
+        self.add_work(place.id, count, draft);
+    }
+
+    /// Takes pages for up to `wanted` more tokens and returns for how many there is room. When there is none, newer
+    /// sequences are preempted for the first page, but not while pages are about to come back.
+    fn make_room(&mut self, place: Place, wanted: usize, draft: &mut Draft) -> usize {
+        loop {
+            let Some(seat) = self.sequences.get_mut(&place.id).and_then(Sequence::seat_mut) else { return 0 };
+            let num_pages_before = seat.table.pages().len();
+            let room = seat.table.grow(&mut self.pool, seat.num_computed_tokens + wanted) - seat.num_computed_tokens;
+            let grown = seat.table.pages().iter().enumerate().skip(num_pages_before);
+            let row = seat.row;
+            draft.plan.grown.extend(grown.map(|(index, &page)| Growth { row, index: index as u32, page }));
+            if room > 0 {
+                return room.min(wanted);
+            }
+            match self.running.last() {
+                Some(&newest) if newest > place && !self.pages_come_back() => self.preempt(newest),
+                _ => return 0,
+            }
+        }
+    }
+
+    /// Whether steps in flight hold back pages that nobody else owns.
+    fn pages_come_back(&self) -> bool {
+        let mut pages = self.held.iter().flat_map(|held| held.seat.table.pages());
+        pages.any(|&page| self.pool.num_owners(page) == 1)
+    }
+
+    /// In order of arrival, up to the first that does not fit: what it needs must not go to others.
+    fn resume_preempted(&mut self, draft: &mut Draft) {
+        let candidates: Vec<Place> = self.preempted.iter().copied().collect();
+        for place in candidates {
+            // Its row and pages of before, and with them its last results, are still in flight.
+            let is_held = self.held.iter().any(|held| held.sequence == place.id);
+            if !is_held && self.admit(place, draft) == Entrance::Full {
+                break;
+            }
+        }
+    }
+
+    fn admit_waiting(&mut self, draft: &mut Draft) {
+        if !self.preempted.is_empty() || !self.gate.is_open(self.waiting.len(), self.running.len()) {
+            return;
+        }
+        let mut next = self.waiting.first().copied();
+        while let Some(place) = next {
+            match self.admit(place, draft) {
+                Entrance::Admitted => draft.admitted = true,
+                Entrance::NotYet => {}
+                Entrance::Full => break,
+            }
+            next = self.waiting.range((std::ops::Bound::Excluded(place), std::ops::Bound::Unbounded)).next().copied();
+        }
+    }
+
+    /// Gives a sequence a row, the pages of others that it can use, and its first chunk.
+    fn admit(&mut self, place: Place, draft: &mut Draft) -> Entrance {
+        if self.rows.is_full() || draft.num_prefill_tokens == 0 {
+            return Entrance::Full;
+        }
+        let Some(opening) = self.open(place.id) else { return Entrance::NotYet };
+        if !self.fits(place.id, &opening) {
+            return Entrance::Full;
+        }
+        let (Some(row), Some(sequence)) = (self.rows.take(), self.sequences.get_mut(&place.id)) else {
+            return Entrance::Full;
+        };
+        let start = opening.num_computed_tokens;
+        let mut table = PageTable::share(&mut self.pool, &opening);
+        let wanted = sequence.num_remaining_tokens(start).min(draft.num_prefill_tokens);
+        let room = table.grow(&mut self.pool, start + wanted) - start;
+        let count = wanted.min(room);
+        if let Some(source) = opening.copy_from {
+            let target = table.pages()[opening.pages.len()];
+            draft.plan.copies.push(PageCopy { source, target });
+        } else {
+            table.promise(&mut self.pool, &sequence.tokens);
+        }
+        draft.plan.admitted.push(Admission {
+            sequence: place.id,
+            row,
+            token_ids: sequence.tokens.clone(),
+            num_prompt_tokens: sequence.num_prompt_tokens as u32,
+            pages: table.pages().to_vec(),
+            sampling: sequence.sampling.clone(),
+            prompt_logprobs: sequence.collects_prompt_logprobs(),
+        });
+        let seat =
+            Seat { row, table, num_computed_tokens: start, first_step: draft.plan.step, num_shared_tokens: start };
+        sequence.state = State::Running(seat);
+        self.seated(place, start);
+        draft.num_prefill_tokens -= count;
+        self.add_work(place.id, count, draft);
+        Entrance::Admitted
+    }
+
+    /// Books the change of state of a sequence that has just got a row.
+    fn seated(&mut self, place: Place, num_cached_tokens: usize) {
+        self.preempted.remove(&place);
+        self.waiting.remove(&place);
+        self.running.insert(place);
+        let Some(sequence) = self.sequences.get_mut(&place.id) else { return };
+        if sequence.num_cached_tokens.is_none() {
+            sequence.num_cached_tokens = Some(num_cached_tokens);
+            self.started.push(place.id);
+            self.totals.admissions += 1;
+            self.totals.cached_prompt_tokens += num_cached_tokens as u64;
+        }
+    }
+
+    /// Where a sequence could start. `None`: it should wait for what another sequence is computing.
+    fn open(&mut self, id: SequenceId) -> Option<Opening> {
+        let sequence = self.sequences.get(&id)?;
+        if matches!(sequence.state, State::Waiting) {
+            match self.donor(sequence) {
+                Donor::None => {}
+                Donor::Later => return None,
+                Donor::Now(seat) => return Some(self.open_as_copy(sequence, seat)),
+            }
+        }
+        if sequence.collects_prompt_logprobs() {
+            return Some(Opening::nothing(sequence.namespace));
+        }
+        if sequence.waits_for.as_ref().is_some_and(|promise| self.pool.is_promised(promise)) {
+            return None;
+        }
+        // The last token is computed in any case: its logits are needed.
+        let max_pages = (sequence.tokens.len() - 1) / self.pool.page_size();
+        let prefix = self.pool.find(sequence.namespace, &sequence.tokens, max_pages);
+        let is_promised = prefix.promised.is_some();
+        self.sequences.get_mut(&id)?.waits_for = prefix.promised;
+        let num_published = prefix.pages.len();
+        let num_computed_tokens = num_published * self.pool.page_size();
+        let opening =
+            Opening { pages: prefix.pages, num_published, tail: prefix.tail, copy_from: None, num_computed_tokens };
+        (!is_promised).then_some(opening)
+    }
+
+    /// An earlier sequence of the group, to copy the prompt from.
+    fn donor(&self, sequence: &Sequence) -> Donor<'_> {
+        let earlier = sequence.group.iter().take_while(|&&id| id != sequence.place.id);
+        let mut is_expected = false;
+        for other in earlier.filter_map(|id| self.sequences.get(id)) {
+            match &other.state {
+                // The copy comes at the start of a later step than the one that fills the page.
+                State::Running(seat) if seat.num_computed_tokens >= sequence.num_prompt_tokens => {
+                    // Its prompt logprobs are this one's too, as soon as they are here.
+                    return if sequence.collects_prompt_logprobs() { Donor::Later } else { Donor::Now(seat) };
+                }
+                State::Running(_) | State::Waiting => is_expected = true,
+                State::Preempted => {}
+            }
+        }
+        if is_expected { Donor::Later } else { Donor::None }
+    }
+
+    /// Shares the full pages before the last prompt token and copies the page that holds it. A page that would begin with
+    /// that token needs no copy.
+    fn open_as_copy(&self, sequence: &Sequence, donor: &Seat) -> Opening {
+        let start = sequence.num_prompt_tokens - 1;
+        let (num_shared, offset) = (start / self.pool.page_size(), start % self.pool.page_size());
+        let donated = donor.table.pages();
+        Opening {
+            pages: donated[..num_shared].to_vec(),
+            copy_from: (offset > 0).then(|| donated[num_shared]),
+            num_computed_tokens: start,
+            ..Opening::nothing(sequence.namespace)
+        }
+    }
+
+    /// Whether the pool has a page for the first chunk; for a preempted sequence, pages for all it knows: a second
+    /// preemption on the way there would waste the work of both.
+    fn fits(&self, id: SequenceId, opening: &Opening) -> bool {
+        let Some(sequence) = self.sequences.get(&id) else { return false };
+        let num_shared_available = opening.pages.iter().filter(|&&page| self.pool.num_owners(page) == 0).count();
+        let num_available = self.pool.num_available() - num_shared_available;
+        let num_needed = match sequence.state {
+            State::Preempted => sequence.num_tokens_to_resume().div_ceil(self.pool.page_size()) - opening.pages.len(),
+            State::Waiting | State::Running(_) => 1,
+        };
+        num_needed <= num_available
+    }
+
+    fn add_work(&mut self, id: SequenceId, count: usize, draft: &mut Draft) {
+        let Some(sequence) = self.sequences.get(&id) else { return };
+        let Some(seat) = sequence.seat() else { return };
+        let start = seat.num_computed_tokens;
+        let samples = start + count == sequence.num_tokens();
+        draft.plan.work.push(Work { sequence: id, row: seat.row, start: start as u32, count: count as u32, samples });
+    }
+
+    /// From here on the step counts as computed, and pages that it fills can be found by the next plan.
+    fn send(&mut self, draft: Draft) -> StepPlan {
+        let Draft { mut plan, admitted, .. } = draft;
+        plan.released = self.rows.take_released();
+        let work = plan.work.iter().map(|work| self.commit(work)).collect();
+        self.in_flight.push_back(SentStep { step: plan.step, work });
+        self.num_steps_sent = plan.step;
+        self.totals.steps += 1;
+        self.gate.step_sent(admitted);
+        plan
+    }
+
+    fn commit(&mut self, work: &Work) -> SentWork {
+        let (start, count) = (work.start as usize, work.count as usize);
+        let mut num_prompt_logprobs = 0;
+        if let Some(sequence) = self.sequences.get_mut(&work.sequence) {
+            num_prompt_logprobs = sequence.num_prompt_logprobs(start, count);
+            sequence.num_pending_tokens += usize::from(work.samples);
+            let num_prompt_tokens = (start + count).min(sequence.num_prompt_tokens).saturating_sub(start);
+            self.totals.computed_prompt_tokens += num_prompt_tokens as u64;
+            if let State::Running(seat) = &mut sequence.state {
+                seat.num_computed_tokens = start + count;
+                seat.publish(&mut self.pool, &sequence.tokens);
+            }
+        }
+        SentWork { sequence: work.sequence, start, samples: work.samples, num_prompt_logprobs, is_void: false }
+    }
+}
+
+/// Whether a sequence of the same group can give its prompt pages.
+enum Donor<'a> {
+    Now(&'a Seat),
+    /// Not yet, but it is on the way.
+    Later,
+    None,
+}

@@ -1,0 +1,102 @@
+//! What goes into the scheduler, what it refuses, and its gauges and counters.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::{Sampling, SequenceId};
+
+/// Fixed for the life of a scheduler, but for `num_pages` ([`crate::Scheduler::set_capacity`]).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Config {
+    /// Sequences that hold a row at once; at least 1.
+    pub max_rows: u32,
+    /// Tokens of one step. Decodes are never cut, so a step may reach `max(max_step_tokens, max_rows)`; at least 1.
+    pub max_step_tokens: u32,
+    /// Tokens per KV page; at least 1.
+    pub page_size: u32,
+    pub num_pages: u32,
+    /// Prompt and output of one sequence together.
+    pub max_sequence_tokens: u32,
+    /// Waiting sequences join when there are at least this many of them per running one …
+    pub waiting_served_ratio: f32,
+    /// … or when this many steps were sent since somebody joined last.
+    pub max_waiting_tokens: u32,
+    pub prefix_caching: bool,
+    /// Steps sent but not yet applied; at least 1.
+    pub max_steps_in_flight: u32,
+}
+
+/// A prompt and the sequences that continue it. All but the first share the first one's prompt pages.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// At least one; each with its own parameters.
+    pub sequences: Vec<(SequenceId, Arc<Sampling>)>,
+    /// The prompt; at least one token.
+    pub tokens: Vec<u32>,
+    /// At least 1.
+    pub max_new_tokens: u32,
+    /// Tokens that end a sequence; empty: none does.
+    pub eos_token_ids: Arc<[u32]>,
+    pub prompt_logprobs: bool,
+    /// Prefixes are shared only within one namespace.
+    pub namespace: u64,
+}
+
+/// Why a request can never run here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refused {
+    NoSequences,
+    DuplicateSequence { sequence: SequenceId },
+    EmptyPrompt,
+    NoNewTokens,
+    TooLong { prompt_tokens: usize, max_new_tokens: u32, max_sequence_tokens: u32 },
+    NoRoom { prompt_tokens: usize, max_new_tokens: u32, pages_needed: usize, num_pages: u32, page_size: u32 },
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoSequences => write!(f, "a request needs at least one sequence"),
+            Self::DuplicateSequence { sequence } => write!(f, "sequence {} exists already", sequence.0),
+            Self::EmptyPrompt => write!(f, "the prompt needs at least one token"),
+            Self::NoNewTokens => write!(f, "`max_new_tokens` must be at least 1"),
+            Self::TooLong { prompt_tokens, max_new_tokens, max_sequence_tokens } => write!(
+                f,
+                "{prompt_tokens} prompt tokens and `max_new_tokens` {max_new_tokens} exceed the longest sequence of \
+                 {max_sequence_tokens} tokens: shorten the prompt or lower `max_new_tokens`"
+            ),
+            Self::NoRoom { prompt_tokens, max_new_tokens, pages_needed, num_pages, page_size } => write!(
+                f,
+                "{prompt_tokens} prompt tokens and `max_new_tokens` {max_new_tokens} need {pages_needed} KV pages of \
+                 {page_size} tokens, but there are {num_pages}: shorten the prompt or lower `max_new_tokens`"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for Refused {}
+
+/// Gauges of this moment, and counters since the scheduler was made (`…_total`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    pub waiting: usize,
+    pub running: usize,
+    pub preempted: usize,
+    pub steps_in_flight: usize,
+    /// Rows of running sequences, and of those that left but that a step in flight may still touch.
+    pub rows_used: usize,
+    /// Pages without an owner and without content.
+    pub pages_free: usize,
+    /// Pages without an owner whose content can be hit, until it is evicted.
+    pub pages_cached: usize,
+    pub pages_used: usize,
+    /// Prompt and `max_new_tokens` of all running sequences.
+    pub reserved_tokens: usize,
+    /// Prompt tokens given to steps, those that are computed again included.
+    pub computed_prompt_tokens_total: u64,
+    /// Prompt tokens that were there already when their sequence was first scheduled.
+    pub cached_prompt_tokens_total: u64,
+    pub admissions_total: u64,
+    pub preemptions_total: u64,
+    pub steps_total: u64,
+}

@@ -1,0 +1,268 @@
+//! The scheduler: who owns which sequence, and what happens to it between steps.
+//!
+//! | what | owner |
+//! | --- | --- |
+//! | a sequence | `sequences`, and the one of `waiting`, `running`, `preempted` that its state names |
+//! | a row and a page table | the `Seat` of a running sequence, then `held` until no step in flight can touch them |
+//! | a page without an owner | the pool's free list, with its content known as long as nobody takes it |
+//! | a step sent | `in_flight`, oldest first |
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+
+use crate::SequenceId;
+use crate::event::{FinishReason, GenerationEvent};
+use crate::policy::Gate;
+use crate::pool::PagePool;
+use crate::request::{Config, Refused, Request, Stats};
+use crate::rows::Rows;
+use crate::sequence::{Place, Seat, Sequence, State};
+
+/// Owns every sequence and every KV page. See the crate's documentation for its four calls.
+#[derive(Debug)]
+pub struct Scheduler {
+    pub(crate) config: Config,
+    pub(crate) sequences: HashMap<SequenceId, Sequence>,
+    pub(crate) waiting: BTreeSet<Place>,
+    pub(crate) running: BTreeSet<Place>,
+    pub(crate) preempted: BTreeSet<Place>,
+    pub(crate) pool: PagePool,
+    pub(crate) rows: Rows,
+    pub(crate) held: Vec<Held>,
+    pub(crate) in_flight: VecDeque<SentStep>,
+    pub(crate) gate: Gate,
+    pub(crate) num_steps_sent: u64,
+    pub(crate) num_arrivals: u64,
+    pub(crate) started: Vec<SequenceId>,
+    pub(crate) totals: Totals,
+}
+
+/// The seat of a sequence that has left, kept until step `until` is back.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) until: u64,
+    pub(crate) sequence: SequenceId,
+    pub(crate) seat: Seat,
+}
+
+/// What has to be remembered of a plan to understand its result.
+#[derive(Debug)]
+pub(crate) struct SentStep {
+    pub(crate) step: u64,
+    pub(crate) work: Vec<SentWork>,
+}
+
+#[derive(Debug)]
+pub(crate) struct SentWork {
+    pub(crate) sequence: SequenceId,
+    pub(crate) start: usize,
+    pub(crate) samples: bool,
+    pub(crate) num_prompt_logprobs: usize,
+    /// Computed from pages whose step failed: the answer means nothing.
+    pub(crate) is_void: bool,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Totals {
+    pub(crate) computed_prompt_tokens: u64,
+    pub(crate) cached_prompt_tokens: u64,
+    pub(crate) admissions: u64,
+    pub(crate) preemptions: u64,
+    pub(crate) steps: u64,
+}
+
+impl Scheduler {
+    /// # Panics
+    /// If a value of `config` that must be at least 1 is 0.
+    pub fn new(config: Config) -> Self {
+        assert!(config.max_rows > 0 && config.page_size > 0, "rows and pages must hold something: {config:?}");
+        assert!(config.max_step_tokens > 0 && config.max_steps_in_flight > 0, "steps must do something: {config:?}");
+        Self {
+            sequences: HashMap::new(),
+            waiting: BTreeSet::new(),
+            running: BTreeSet::new(),
+            preempted: BTreeSet::new(),
+            pool: PagePool::new(config.num_pages, config.page_size, config.prefix_caching),
+            rows: Rows::new(config.max_rows),
+            held: Vec::new(),
+            in_flight: VecDeque::new(),
+            gate: Gate::new(config.waiting_served_ratio, config.max_waiting_tokens),
+            num_steps_sent: 0,
+            num_arrivals: 0,
+            started: Vec::new(),
+            totals: Totals::default(),
+            config,
+        }
+    }
+
+    /// Queues a request's sequences. Refused is only what could never run.
+    pub fn submit(&mut self, mut request: Request) -> Result<(), Refused> {
+        self.check_request(&request)?;
+        let group: Arc<[SequenceId]> = request.sequences.iter().map(|&(id, _)| id).collect();
+        let prompts = std::iter::repeat_n(std::mem::take(&mut request.tokens), group.len());
+        for ((id, sampling), tokens) in request.sequences.iter().zip(prompts) {
+            self.num_arrivals += 1;
+            let place = Place { arrival: self.num_arrivals, id: *id };
+            self.waiting.insert(place);
+            let sequence = Sequence::new(&request, tokens, place, &group, sampling);
+            self.sequences.insert(*id, sequence);
+        }
+        Ok(())
+    }
+
+    /// Ends a sequence whose client is gone. `None`: it has ended already.
+    pub fn cancel(&mut self, sequence: SequenceId) -> Option<GenerationEvent> {
+        self.finish(sequence, FinishReason::Cancelled)
+    }
+
+    /// Ends a sequence in whose text a stop string was found. `None`: it has ended already.
+    pub fn stop(&mut self, sequence: SequenceId) -> Option<GenerationEvent> {
+        self.finish(sequence, FinishReason::StopSequence)
+    }
+
+    /// The KV memory and all rows are gone. Running sequences keep their tokens and will be computed again by the next
+    /// workers; what steps in flight were sampling will be sampled again. The next step is number 1.
+    pub fn workers_lost(&mut self) {
+        self.in_flight.clear();
+        self.held.clear();
+        self.num_steps_sent = 0;
+        let num_pages = self.pool.num_pages() as u32;
+        self.pool = PagePool::new(num_pages, self.config.page_size, self.config.prefix_caching);
+        self.rows = Rows::new(self.config.max_rows);
+        self.preempted.append(&mut self.running);
+        for sequence in self.sequences.values_mut() {
+            sequence.num_pending_tokens = 0;
+            sequence.waits_for = None;
+            if let State::Running(_) = sequence.state {
+                sequence.state = State::Preempted;
+            }
+        }
+    }
+
+    /// The workers have been prepared (again) and have this many pages. Implies [`Self::workers_lost`]. Sequences that can
+    /// never fit any more fail.
+    pub fn set_capacity(&mut self, num_pages: u32) -> Vec<GenerationEvent> {
+        self.workers_lost();
+        self.config.num_pages = num_pages;
+        self.pool = PagePool::new(num_pages, self.config.page_size, self.config.prefix_caching);
+        let mut too_long: Vec<(Place, usize)> = self
+            .sequences
+            .values()
+            .map(|sequence| (sequence.place, self.num_pages_for(sequence.max_tokens)))
+            .filter(|&(_, pages_needed)| pages_needed > num_pages as usize)
+            .collect();
+        too_long.sort_unstable();
+        let reason = |pages_needed| {
+            FinishReason::Failed(format!("needs {pages_needed} KV pages, but the restarted workers have {num_pages}"))
+        };
+        too_long.into_iter().filter_map(|(place, needed)| self.finish(place.id, reason(needed))).collect()
+    }
+
+    /// Sequences scheduled for the first time since the last call.
+    pub fn take_started(&mut self) -> Vec<SequenceId> {
+        std::mem::take(&mut self.started)
+    }
+
+    /// No sequence is left and no step is in flight.
+    pub fn is_idle(&self) -> bool {
+        self.sequences.is_empty() && self.in_flight.is_empty()
+    }
+
+    pub fn stats(&self) -> Stats {
+        let reserved = |place: &Place| self.sequences.get(&place.id).map_or(0, |sequence| sequence.max_tokens);
+        Stats {
+            waiting: self.waiting.len(),
+            running: self.running.len(),
+            preempted: self.preempted.len(),
+            steps_in_flight: self.in_flight.len(),
+            rows_used: self.rows.num_used(),
+            pages_free: self.pool.num_available() - self.pool.num_cached(),
+            pages_cached: self.pool.num_cached(),
+            pages_used: self.pool.num_pages() - self.pool.num_available(),
+            reserved_tokens: self.running.iter().map(reserved).sum(),
+            computed_prompt_tokens_total: self.totals.computed_prompt_tokens,
+            cached_prompt_tokens_total: self.totals.cached_prompt_tokens,
+            admissions_total: self.totals.admissions,
+            preemptions_total: self.totals.preemptions,
+            steps_total: self.totals.steps,
+        }
+    }
+
+    fn check_request(&self, request: &Request) -> Result<(), Refused> {
+        let (prompt_tokens, max_new_tokens) = (request.tokens.len(), request.max_new_tokens);
+        let Config { max_sequence_tokens, num_pages, page_size, .. } = self.config;
+        let max_tokens = prompt_tokens + max_new_tokens as usize;
+        let pages_needed = self.num_pages_for(max_tokens);
+        let mut ids: Vec<SequenceId> = request.sequences.iter().map(|&(id, _)| id).collect();
+        ids.sort_unstable();
+        let twice = ids.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0]);
+        let known = ids.iter().copied().find(|id| self.sequences.contains_key(id));
+        match twice.or(known) {
+            _ if ids.is_empty() => Err(Refused::NoSequences),
+            Some(sequence) => Err(Refused::DuplicateSequence { sequence }),
+            None if prompt_tokens == 0 => Err(Refused::EmptyPrompt),
+            None if max_new_tokens == 0 => Err(Refused::NoNewTokens),
+            None if max_tokens > max_sequence_tokens as usize => {
+                Err(Refused::TooLong { prompt_tokens, max_new_tokens, max_sequence_tokens })
+            }
+            None if pages_needed > num_pages as usize => {
+                Err(Refused::NoRoom { prompt_tokens, max_new_tokens, pages_needed, num_pages, page_size })
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Pages of a sequence at its longest. Its last token is never computed.
+    fn num_pages_for(&self, max_tokens: usize) -> usize {
+        (max_tokens - 1).div_ceil(self.config.page_size as usize)
+    }
+
+    /// The one place where sequences end.
+    pub(crate) fn finish(&mut self, id: SequenceId, reason: FinishReason) -> Option<GenerationEvent> {
+        let sequence = self.sequences.remove(&id)?;
+        match sequence.state {
+            State::Waiting => self.waiting.remove(&sequence.place),
+            State::Preempted => self.preempted.remove(&sequence.place),
+            State::Running(seat) => {
+                self.vacate(id, seat);
+                self.running.remove(&sequence.place)
+            }
+        };
+        Some(GenerationEvent::Finished { sequence: id, reason })
+    }
+
+    /// Takes a running sequence's seat. Its tokens are kept, results in flight still come.
+    pub(crate) fn preempt(&mut self, place: Place) {
+        let Some(sequence) = self.sequences.get_mut(&place.id) else { return };
+        if let State::Running(seat) = std::mem::replace(&mut sequence.state, State::Preempted) {
+            self.running.remove(&place);
+            self.preempted.insert(place);
+            self.totals.preemptions += 1;
+            self.vacate(place.id, seat);
+        }
+    }
+
+    /// Returns row and pages: at once if no step is in flight, else when the last one sent is back.
+    fn vacate(&mut self, sequence: SequenceId, mut seat: Seat) {
+        seat.table.withdraw(&mut self.pool);
+        match self.in_flight.back() {
+            Some(last) => self.held.push(Held { until: last.step, sequence, seat }),
+            None => self.release(seat),
+        }
+    }
+
+    /// Step `step` is back: what was held for it is free.
+    pub(crate) fn release_held(&mut self, step: u64) {
+        let (free, held) = std::mem::take(&mut self.held).into_iter().partition(|held| held.until <= step);
+        self.held = held;
+        let free: Vec<Held> = free;
+        for held in free {
+            self.release(held.seat);
+        }
+    }
+
+    fn release(&mut self, seat: Seat) {
+        self.rows.release(seat.row);
+        seat.table.release(&mut self.pool);
+    }
+}
