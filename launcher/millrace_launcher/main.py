@@ -1,0 +1,143 @@
+"""The program `millrace-launcher`: flags, model, children, exit status.
+
+Heavy imports (huggingface_hub) happen only where they are needed; torch is never imported, so that a start takes
+seconds and `--help` an instant.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from millrace_launcher.errors import LauncherError, UsageError, Variant
+from millrace_launcher.flags import FLAG_TABLE, Arguments
+from millrace_launcher.hardware import look_at_machine, runtime_report
+from millrace_launcher.help_text import help_text, usage, version
+from millrace_launcher.hub import ModelSource, locate_model
+from millrace_launcher.interrupts import Interrupts
+from millrace_launcher.logs import Log, log_from_environment
+from millrace_launcher.model_folder import folder_with_other_weights
+from millrace_launcher.notices import foreign_notices
+from millrace_launcher.parser import Information, parse
+from millrace_launcher.ports import PrivateFolder, ReservedPort, reserve_http_port, reserve_master_port
+from millrace_launcher.resolve import Programs, Settled, launch_plan, settle
+from millrace_launcher.shell import Shell
+from millrace_launcher.timeline import Timeline
+
+
+def main() -> int:
+    """The entry point; the caller ends the process with what it returns."""
+    return run(Path(sys.argv[0]).name, sys.argv[1:], os.environ)
+
+
+def run(program: str, argv: Sequence[str], environment: Mapping[str, str], programs: Programs | None = None) -> int:
+    """Serves until stopped and returns the exit status. `programs` None: the real worker and router."""
+    timeline = Timeline(time.monotonic)
+    try:
+        arguments = parse(argv, environment)
+    except UsageError as error:
+        sys.stderr.write(f"error: {error}\n\n{usage(program)}\n\nFor more information, try '--help'.\n")
+        return error.exit_code
+    if isinstance(arguments, Information):
+        sys.stdout.write(help_text(program) if arguments is Information.HELP else version(program) + "\n")
+        return 0
+    log = log_from_environment(sys.stdout, environment, json_output=arguments.json_output)
+    try:
+        Launch(arguments, environment, log, timeline).serve(programs)
+    except LauncherError as error:
+        sys.stderr.write(error.printed() + "\n")
+        return error.exit_code
+    return 0
+
+
+class Launch:
+    """One start, from parsed flags to the end of the last child."""
+
+    def __init__(self, arguments: Arguments, environment: Mapping[str, str], log: Log, timeline: Timeline) -> None:
+        self._arguments = arguments
+        self._environment = environment
+        self._log = log
+        self._timeline = timeline
+        self._folder: PrivateFolder | None = None
+        self._port: ReservedPort | None = None
+
+    def serve(self, programs: Programs | None) -> None:
+        """Raises `LauncherError` for whatever keeps the server from starting or ends it unasked."""
+        interrupts = Interrupts(self._remove_folder)
+        try:
+            settled = self._settle()
+            programs = programs or find_programs(self._environment)
+            self._folder = PrivateFolder.make(self._arguments.shard_uds_path, settled.num_shard)
+            self._timeline.mark("resolve")
+            model_path = self._model_path(self._folder)
+            self._timeline.mark("fetch")
+            plan = launch_plan(settled, programs, model_path, self._folder.uds_prefix, self._environment)
+            self._log.info(f"Starting {plan.num_shard} shard(s) of {settled.arguments.model_id} and the router")
+            shell = Shell(plan, self._log, self._timeline)
+            interrupts.hand_over(shell.stop)
+            shell.run()
+        finally:
+            self._remove_folder()
+
+    def _settle(self) -> Settled:
+        machine = look_at_machine(self._environment)
+        self._log.info(f"Arguments: {shown_arguments(self._arguments)}")
+        if self._arguments.env:
+            self._log.info(runtime_report(machine))
+        settled = settle(self._arguments, machine, self._environment)
+        for notice in (*settled.notices, *foreign_notices(self._environment)):
+            self._log.warn(notice)
+        return self._with_port(settled)
+
+    def _with_port(self, settled: Settled) -> Settled:
+        """The port, held against other launchers; 0 becomes a number. A taken --master-port is said now, too."""
+        arguments = settled.arguments
+        if settled.num_shard > 1:
+            reserve_master_port(arguments.master_port).release()
+        self._port = reserve_http_port(arguments.hostname, arguments.port)
+        return replace(settled, arguments=replace(arguments, port=self._port.number))
+
+    def _model_path(self, folder: PrivateFolder) -> Path:
+        arguments = self._arguments
+        source = ModelSource.from_environment(
+            arguments.model_id, arguments.revision, arguments.huggingface_hub_cache, self._environment
+        )
+        model = locate_model(source, self._log)
+        if arguments.weights_cache_override is None:
+            return model
+        return folder_with_other_weights(model, Path(arguments.weights_cache_override), folder.path / "model")
+
+    def _remove_folder(self) -> None:
+        if self._folder is not None:
+            self._folder.remove()
+
+
+def find_programs(environment: Mapping[str, str]) -> Programs:
+    """The worker module of this Python; the router from MILLRACE_ROUTER, beside this Python, or on PATH."""
+    worker = (sys.executable, "-P", "-m", "millrace_worker")
+    given = environment.get("MILLRACE_ROUTER")
+    beside = Path(sys.executable).parent / "millrace-router"
+    candidates = [given] if given else [str(beside), "millrace-router"]
+    found = next((path for path in map(shutil.which, candidates) if path), None)
+    if found is None:
+        raise LauncherError(
+            Variant.WEBSERVER_CANNOT_START,
+            f"the router program was not found as {' or '.join(candidates)}; install the package millrace-router or "
+            "set MILLRACE_ROUTER to the program's path",
+        )
+    return Programs(worker=worker, router=(found,))
+
+
+def shown_arguments(arguments: Arguments) -> str:
+    """The flags that differ from their defaults, secrets hidden."""
+    words: list[str] = []
+    for row in FLAG_TABLE:
+        value = getattr(arguments, row.name)
+        if value != row.default:
+            words.append(f"{row.name}={'***' if row.flag.secret else value}")
+    return ", ".join(words) or "all defaults"

@@ -1,0 +1,119 @@
+"""One child process: its own process group, a lifeline on stdin, and its output line by line."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import IO
+
+from millrace_launcher.resolve import Command
+
+_CHUNK_BYTES = 1 << 16
+# A line without end is cut here, so that a child cannot fill the launcher's memory.
+_MAX_LINE_BYTES = 1 << 20
+_KEPT_STDERR_LINES = 40
+_PUMP_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a child ended: `status` is its exit status, or minus the signal that killed it."""
+
+    status: int
+
+    def __str__(self) -> str:
+        if self.status >= 0:
+            return f"exit status {self.status}"
+        return f"killed by {signal.Signals(-self.status).name}"
+
+
+class Child:
+    """A started child. The write end of its stdin stays open as long as the launcher lives: its end of file is how the
+    child learns that the launcher is gone, even when that was by SIGKILL.
+
+    `on_line(stream, line)` gets every line of "stdout" and "stderr", the last one also without its newline;
+    `on_exit(ending)` comes after the last line. Both are called from threads of this child. What the child has started
+    itself ends with it.
+    """
+
+    def __init__(
+        self, command: Command, on_line: Callable[[str, str], None], on_exit: Callable[[Ending], None]
+    ) -> None:
+        self.last_stderr_lines: deque[str] = deque(maxlen=_KEPT_STDERR_LINES)
+        self._on_line = on_line
+        self._on_exit = on_exit
+        self._lock = threading.Lock()
+        self._reaped = False
+        self._process = subprocess.Popen(
+            command.argv,
+            env=dict(command.environment),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            process_group=0,
+        )
+        streams = {"stdout": self._process.stdout, "stderr": self._process.stderr}
+        self._pumps = [
+            threading.Thread(target=self._pump, args=(name, pipe), daemon=True) for name, pipe in streams.items()
+        ]
+        for thread in (*self._pumps, threading.Thread(target=self._watch, daemon=True)):
+            thread.start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def terminate(self) -> None:
+        """SIGTERM to the child itself."""
+        self._signal(os.kill, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """SIGKILL to the child and everything in its process group."""
+        self._signal(os.killpg, signal.SIGKILL)
+
+    def _signal(self, send: Callable[[int, int], None], number: signal.Signals) -> None:
+        """Never reaches a stranger: the pid is the child's own until it is reaped, and that needs the lock."""
+        with self._lock:
+            if not self._reaped:
+                with contextlib.suppress(ProcessLookupError):
+                    send(self.pid, number)
+
+    def _watch(self) -> None:
+        os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        # The child is a zombie now, so its group's number is still taken: what it left behind can be ended safely,
+        # which also closes the pipes that the pumps read.
+        self.kill()
+        for pump in self._pumps:
+            pump.join(_PUMP_SECONDS)
+        with self._lock:
+            self._reaped = True
+            status = self._process.wait()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        self._on_exit(Ending(status))
+
+    def _pump(self, name: str, pipe: IO[bytes] | None) -> None:
+        assert pipe is not None, "both streams are pipes"
+        rest = b""
+        with pipe:
+            while chunk := os.read(pipe.fileno(), _CHUNK_BYTES):
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    self._deliver(name, line)
+                if len(rest) >= _MAX_LINE_BYTES:
+                    self._deliver(name, rest)
+                    rest = b""
+        if rest:
+            self._deliver(name, rest)
+
+    def _deliver(self, name: str, line: bytes) -> None:
+        text = line.decode("utf-8", errors="replace").rstrip("\r")
+        if name == "stderr":
+            self.last_stderr_lines.append(text)
+        self._on_line(name, text)

@@ -1,0 +1,313 @@
+"""Who is started, killed, awaited and when: a state machine without processes, clocks or signals.
+
+Events come in as method calls that carry the time; actions come out as values, in the order to perform them. The shell
+around it (`shell.py`) does what they say. Rules:
+
+- A worker that ends while starting ends everything (`ShardCannotStart`).
+- A worker that ends while serving takes its whole group with it: the other ranks are killed, for their collectives can
+  never complete, and a new group is started once all are gone. The router stays. `MAX_FAILURES_IN_A_ROW` failures
+  without `HEALTHY_SECONDS` of health between them end everything (`ShardFailed`).
+- A router that ends by itself ends everything (`WebserverFailed`).
+- A request to stop drains the router, then stops the workers; while the router drains, a lost group is still
+  restarted, because running requests need it. A second request kills what is left.
+
+Invariants: no group starts while a rank of an earlier one is alive; `Exit` is the last action, and comes when no child
+is alive (or when one has survived SIGKILL for `KILL_SECONDS`, which only a stuck kernel brings about).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from millrace_launcher.errors import Variant
+
+MAX_FAILURES_IN_A_ROW = 5
+HEALTHY_SECONDS = 5.0
+WORKER_TERMINATION_SECONDS = 5.0
+DRAIN_WITHOUT_WORKERS_SECONDS = 5.0
+KILL_SECONDS = 10.0
+MOST_BACKOFF_SECONDS = 30.0
+# A router needs a moment to notice that its workers are gone: until then its health still speaks of the old ones.
+SETTLE_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class ChildId:
+    """`rank` None is the router; a worker also has the generation of its group, counted from 1."""
+
+    rank: int | None
+    generation: int = 1
+
+    def __str__(self) -> str:
+        return "router" if self.rank is None else f"rank {self.rank}"
+
+
+ROUTER = ChildId(rank=None)
+
+
+@dataclass(frozen=True)
+class StartRouter:
+    pass
+
+
+@dataclass(frozen=True)
+class StartWorkers:
+    generation: int
+
+
+@dataclass(frozen=True)
+class Terminate:
+    child: ChildId
+
+
+@dataclass(frozen=True)
+class Kill:
+    child: ChildId
+
+
+@dataclass(frozen=True)
+class AnnounceReady:
+    """Health was good for the first time."""
+
+
+@dataclass(frozen=True)
+class Say:
+    level: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Exit:
+    """`failure` None: stopped as asked."""
+
+    failure: Variant | None
+    message: str = ""
+
+
+Action = StartRouter | StartWorkers | Terminate | Kill | AnnounceReady | Say | Exit
+
+
+class Stage(Enum):
+    STARTING = auto()
+    SERVING = auto()
+    DRAINING = auto()  # the router finishes what runs
+    STOPPING = auto()  # workers are asked to end, or everything is
+    STOPPED = auto()
+
+
+def backoff_seconds(failures: int) -> float:
+    """How long to wait before the restart that follows the n-th failure in a row: 0, 1, 2, 4 …"""
+    return 0.0 if failures <= 1 else min(2.0 ** (failures - 2), MOST_BACKOFF_SECONDS)
+
+
+class Supervisor:
+    """`num_shard` ranks and a router; `termination_timeout` in seconds is how long draining may take."""
+
+    def __init__(self, num_shard: int, termination_timeout: float) -> None:
+        self.stage = Stage.STARTING
+        self.alive: set[ChildId] = set()
+        self.generation = 0
+        self.failures = 0
+        self._num_shard = num_shard
+        self._termination_timeout = termination_timeout
+        self._actions: list[Action] = []
+        self._exit = Exit(None)
+        self._gave_up = False
+        self._killed: set[ChildId] = set()
+        self._deadline: float | None = None
+        self._restart_at: float | None = None
+        self._lost_at: float | None = None
+        self._started_at = 0.0
+        self._healthy_since: float | None = None
+
+    @property
+    def wants_health(self) -> bool:
+        """Whether somebody should look at the router's health and call `health`."""
+        return self.stage is Stage.STARTING or (self.stage is Stage.SERVING and self.failures > 0)
+
+    @property
+    def next_deadline(self) -> float | None:
+        """When `tick` must be called at the latest."""
+        restart_at = None if self._workers_alive() else self._restart_at
+        times = [time for time in (self._deadline, restart_at) if time is not None]
+        return min(times, default=None)
+
+    def begin(self, now: float) -> list[Action]:
+        self._start_workers(now)
+        self._act(StartRouter())
+        self.alive.add(ROUTER)
+        return self._taken()
+
+    def child_exited(self, child: ChildId, how: str, now: float) -> list[Action]:
+        """`how` says in words what the child ended with."""
+        self.alive.discard(child)
+        if self.stage in (Stage.STARTING, Stage.SERVING, Stage.DRAINING):
+            if child == ROUTER:
+                self._router_exited(how, now)
+            elif child.generation == self.generation and self._restart_at is None and not self._gave_up:
+                self._worker_exited(child, how, now)
+        return self._advanced(now)
+
+    def health(self, ok: bool, now: float) -> list[Action]:
+        """The router's answer; only asked for while `wants_health`."""
+        if ok and self.stage is Stage.STARTING:
+            self.stage = Stage.SERVING
+            self._act(AnnounceReady())
+        elif self.stage is Stage.SERVING and self.failures > 0 and self._restart_at is None:
+            self._watch_recovery(ok, now)
+        return self._advanced(now)
+
+    def stop_requested(self, now: float) -> list[Action]:
+        """The first request drains; a later one kills."""
+        if self.stage is Stage.STARTING:
+            self._say("INFO", "Stopping before the server is ready")
+            self._stop_everything(now)
+        elif self.stage is Stage.SERVING:
+            self._say("INFO", f"Stopping: running requests may take {self._termination_timeout:g} s to end")
+            self._drain(self._termination_timeout, now)
+        elif self.stage in (Stage.DRAINING, Stage.STOPPING):
+            self._say("WARN", "Asked again to stop: killing what is left")
+            self._kill_everything(now)
+        return self._advanced(now)
+
+    def tick(self, now: float) -> list[Action]:
+        return self._advanced(now)
+
+    def _router_exited(self, how: str, now: float) -> None:
+        if self.stage is Stage.DRAINING:
+            self._stop_everything(now)
+            return
+        self._exit = Exit(Variant.WEBSERVER_FAILED, f"the router ended: {how}")
+        self._stop_everything(now)
+
+    def _worker_exited(self, child: ChildId, how: str, now: float) -> None:
+        if self.stage is Stage.STARTING:
+            self._exit = Exit(Variant.SHARD_CANNOT_START, f"{child} ended while starting: {how}")
+            self._stop_everything(now)
+            return
+        self.failures += 1
+        self._healthy_since = None
+        self._lost_at = now if self._lost_at is None else self._lost_at
+        self._kill_workers()
+        if self.failures >= MAX_FAILURES_IN_A_ROW:
+            self._give_up(f"{child} ended: {how}; {self.failures} failures in a row, no further restart", now)
+            return
+        wait = backoff_seconds(self.failures)
+        self._restart_at = now + wait
+        if self.stage is Stage.SERVING:
+            self._deadline = now + KILL_SECONDS
+        self._say(
+            "ERROR",
+            f"{child} ended: {how}. Restarting all ranks {f'in {wait:g} s' if wait else 'now'} "
+            f"(failure {self.failures} of at most {MAX_FAILURES_IN_A_ROW} in a row); requests wait",
+        )
+
+    def _give_up(self, reason: str, now: float) -> None:
+        """Nothing can be computed any more: the router only has time to tell its clients."""
+        self._gave_up = True
+        self._restart_at = None
+        self._exit = Exit(Variant.SHARD_FAILED, reason)
+        seconds = min(self._termination_timeout, DRAIN_WITHOUT_WORKERS_SECONDS)
+        if self.stage is Stage.SERVING:
+            self._drain(seconds, now)
+        elif self._deadline is not None:
+            self._deadline = min(self._deadline, now + seconds)
+
+    def _watch_recovery(self, ok: bool, now: float) -> None:
+        if not ok or now < self._started_at + SETTLE_SECONDS:
+            self._healthy_since = None
+            return
+        if self._healthy_since is None:
+            self._healthy_since = now
+        if self._lost_at is not None:
+            self._say("INFO", f"Serving again {now - self._lost_at:.1f} s after the failure")
+            self._lost_at = None
+        if now - self._healthy_since >= HEALTHY_SECONDS:
+            self.failures = 0
+
+    def _drain(self, seconds: float, now: float) -> None:
+        self.stage = Stage.DRAINING
+        self._terminate(ROUTER)
+        self._deadline = now + seconds
+
+    def _stop_everything(self, now: float) -> None:
+        self.stage = Stage.STOPPING
+        self._restart_at = None
+        for child in sorted(self.alive, key=str):
+            self._terminate(child)
+        self._deadline = now + WORKER_TERMINATION_SECONDS
+
+    def _kill_everything(self, now: float) -> None:
+        self.stage = Stage.STOPPING
+        self._restart_at = None
+        for child in sorted(self.alive, key=str):
+            self._kill(child)
+        self._deadline = now + KILL_SECONDS
+
+    def _kill_workers(self) -> None:
+        for child in sorted(self._workers_alive(), key=str):
+            self._kill(child)
+
+    def _workers_alive(self) -> set[ChildId]:
+        return self.alive - {ROUTER}
+
+    def _advanced(self, now: float) -> list[Action]:
+        """What time and the gone children allow, after every event."""
+        if self._restart_at is not None and now >= self._restart_at and not self._workers_alive():
+            self._restart_at = None
+            self._start_workers(now)
+        if self._deadline is not None and now >= self._deadline:
+            self._deadline_passed(now)
+        if self.stage is Stage.STOPPING and not self.alive:
+            self._finish()
+        return self._taken()
+
+    def _deadline_passed(self, now: float) -> None:
+        unkilled = self.alive - self._killed
+        if self.stage is Stage.SERVING and not self._workers_alive():
+            self._deadline = None  # all are gone; the next group waits for its time
+        elif self.stage is Stage.SERVING:
+            self._give_up("a rank is still alive after SIGKILL, so its group cannot be restarted", now)
+        elif self.stage is Stage.DRAINING and ROUTER in unkilled:
+            self._say("WARN", "The router did not end in time: killing it")
+            self._kill(ROUTER)
+            self._deadline = now + KILL_SECONDS
+        elif unkilled:
+            self._say("WARN", f"Not ended in time, killing: {', '.join(sorted(map(str, unkilled)))}")
+            self._kill_everything(now)
+        else:
+            self._say("ERROR", f"Still alive after SIGKILL: {', '.join(sorted(map(str, self.alive)))}")
+            self._finish()
+
+    def _finish(self) -> None:
+        self.stage = Stage.STOPPED
+        self._deadline = None
+        self._act(self._exit)
+
+    def _start_workers(self, now: float) -> None:
+        self.generation += 1
+        self._started_at = now
+        if self.stage is Stage.SERVING:
+            self._deadline = None
+        self.alive |= {ChildId(rank, self.generation) for rank in range(self._num_shard)}
+        self._act(StartWorkers(self.generation))
+
+    def _terminate(self, child: ChildId) -> None:
+        if child in self.alive and child not in self._killed:
+            self._act(Terminate(child))
+
+    def _kill(self, child: ChildId) -> None:
+        if child in self.alive and child not in self._killed:
+            self._killed.add(child)
+            self._act(Kill(child))
+
+    def _say(self, level: str, message: str) -> None:
+        self._act(Say(level, message))
+
+    def _act(self, action: Action) -> None:
+        self._actions.append(action)
+
+    def _taken(self) -> list[Action]:
+        actions, self._actions = self._actions, []
+        return actions
