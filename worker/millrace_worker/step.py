@@ -12,8 +12,8 @@ from torch import Tensor
 class Batch:
     """One entry per sequence that computes in this step; its tokens follow one another in the order of the entries.
 
-    Entry i computes the positions ``starts[i] .. starts[i] + counts[i]`` of the sequence in row ``rows[i]``, so the step
-    has ``T = counts.sum()`` tokens. Entry p of a row of the page table is the page that holds the positions
+    Entry i computes the positions ``starts[i] .. starts[i] + counts[i]`` of the sequence in row ``rows[i]``, so there
+    are ``T = counts.sum()`` tokens. Entry p of a row of the page table is the page that holds the positions
     ``p * page_size .. (p + 1) * page_size``.
     """
 

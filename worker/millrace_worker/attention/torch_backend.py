@@ -1,0 +1,214 @@
+"""Attention over pages in plain torch, on CPUs and GPUs: gather the pages, mask, scaled dot-product attention.
+
+It is the reference for faster backends, and what runs where there is none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from millrace_worker.attention import plan as planning
+from millrace_worker.attention.interface import Heads, ScoreRule
+from millrace_worker.attention.rotary import Rotation, rotate_
+from millrace_worker.kv_pool import KvGeometry, KvPool
+from millrace_worker.step import Batch
+
+PAGE_SIZE = 16
+
+# K and V that one gather may hold, and what a further operator call costs, as bytes gathered in the same time.
+GATHER_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
+CALL_BYTES = {"cpu": 256 << 10, "cuda": 16 << 20}
+
+# Queries that a chunk attends with at once; fewer where scores or per-head biases are written out.
+CHUNK_QUERIES = 256
+MAX_WRITTEN_SCORES = 1 << 24
+
+
+@dataclass(frozen=True)
+class DecodePart:
+    """`planning.DecodeGroup` on the device; `pages` is [B * P]."""
+
+    tokens: slice | Tensor
+    num_rows: int
+    pages: Tensor
+    num_keys: int
+    bias: Tensor | None
+
+
+@dataclass(frozen=True)
+class ChunkPart:
+    """`planning.Chunk` on the device, in blocks of queries (first, stop), counted from the chunk's start."""
+
+    chunk: planning.Chunk
+    pages: Tensor
+    blocks: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class RulePlan:
+    """The step as the layers of one rule see it. `tail_bias` serves every block of every chunk."""
+
+    decodes: tuple[DecodePart, ...]
+    chunks: tuple[ChunkPart, ...]
+    tail_bias: Tensor | None
+
+
+@dataclass(frozen=True)
+class TorchStep:
+    slots_T: Tensor
+    plans: dict[ScoreRule, RulePlan]
+
+
+class TorchBackend:
+    """The KV pool of one rank and attention over it."""
+
+    name = "torch (gathered pages)"
+    page_size = PAGE_SIZE
+
+    def __init__(self, layers: list[Heads], dtype: torch.dtype, device: torch.device) -> None:
+        """Raises ValueError when layers keep K and V of different sizes."""
+        widths = {heads.width for heads in layers}
+        if len(widths) != 1:
+            raise ValueError(f"layers keep {sorted(widths)} values per token; one size for all is implemented")
+        self.geometry = KvGeometry(
+            num_layers=len(layers), width=widths.pop(), page_size=PAGE_SIZE, dtype=dtype, device=device
+        )
+        self._rules = list(dict.fromkeys(heads.rule for heads in layers))
+        self._num_heads = layers[0].num_heads
+        page_bytes = self.geometry.layer_page_bytes
+        kind = "cpu" if device.type == "cpu" else "cuda"
+        self._limits = planning.Limits(max(1, GATHER_BYTES[kind] // page_bytes), CALL_BYTES[kind] // page_bytes)
+        # Kernels on CPUs take a float32 bias at any dtype; those on GPUs want the queries' own.
+        self._bias_dtype = torch.float32 if device.type == "cpu" else dtype
+        self._pool: KvPool | None = None
+        self._workspace = torch.empty(0, dtype=dtype, device=device)
+
+    @property
+    def pool(self) -> KvPool:
+        if self._pool is None:
+            raise RuntimeError("allocate_kv must come before the first step")
+        return self._pool
+
+    def allocate(self, num_pages: int) -> None:
+        self._pool = None
+        self._pool = KvPool(self.geometry, num_pages)
+
+    def page_bytes(self) -> int:
+        return self.geometry.page_bytes
+
+    def copy_pages(self, sources: Tensor, targets: Tensor) -> None:
+        self.pool.copy(sources, targets)
+
+    def plan(self, batch: Batch) -> TorchStep:
+        slots = planning.token_slots(batch, planning.token_positions(batch), PAGE_SIZE)
+        begun = planning.begun_pages(batch, PAGE_SIZE)
+        if len(begun):
+            self.pool.clear(self._device(begun))
+        return TorchStep(self._device(slots), {rule: self._plan_rule(batch, rule) for rule in self._rules})
+
+    def _plan_rule(self, batch: Batch, rule: ScoreRule) -> RulePlan:
+        groups = planning.decode_groups(batch, rule, PAGE_SIZE, self._limits)
+        chunks = planning.chunks(batch, rule, PAGE_SIZE)
+        if not chunks:
+            return RulePlan(tuple(map(self._decode_part, groups)), (), None)
+        counts = [chunk.tokens.stop - chunk.tokens.start for chunk in chunks]
+        num_keys = max(chunk.start + count - chunk.first_key for chunk, count in zip(chunks, counts, strict=True))
+        block = min(CHUNK_QUERIES, max(counts))
+        if rule.softcap is not None or rule.alibi is not None:
+            block = max(1, min(block, MAX_WRITTEN_SCORES // (self._num_heads * num_keys)))
+        parts = []
+        for chunk, count in zip(chunks, counts, strict=True):
+            blocks = tuple((first, min(first + block, count)) for first in range(0, count, block))
+            parts.append(ChunkPart(chunk, self._device(chunk.pages), blocks))
+        bias = self._bias(planning.tail_bias(block, num_keys, rule))
+        return RulePlan(tuple(map(self._decode_part, groups)), tuple(parts), bias)
+
+    def _decode_part(self, group: planning.DecodeGroup) -> DecodePart:
+        tokens = group.tokens if isinstance(group.tokens, slice) else self._device(group.tokens)
+        pages = self._device(group.pages.reshape(-1))
+        return DecodePart(tokens, len(group.pages), pages, group.num_keys, self._bias(group.bias))
+
+    def _bias(self, bias: planning.Floats | None) -> Tensor | None:
+        return None if bias is None else self._device(bias).to(self._bias_dtype)
+
+    def _device(self, array: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        device = self.geometry.device
+        return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+    def attend(self, heads: Heads, qkv_TC: Tensor, rotation: Rotation | None, step: TorchStep) -> Tensor:
+        num_tokens, num_heads, size = len(qkv_TC), heads.num_heads, heads.head_dim
+        all_heads = qkv_TC.view(num_tokens, -1, size)
+        qk = all_heads[:, : num_heads + heads.num_kv_heads]
+        if heads.qk_norm is not None:
+            qk.copy_(heads.qk_norm(qk))
+        if rotation is not None:
+            rotate_(qk, rotation)
+        self.pool.slots[heads.layer].index_copy_(0, step.slots_T, qkv_TC[:, num_heads * size :])
+        q_TNH, plan = all_heads[:, :num_heads], step.plans[heads.rule]
+        if len(plan.decodes) == 1 and plan.decodes[0].num_rows == num_tokens:
+            return self._decode(heads, q_TNH, plan.decodes[0]).reshape(num_tokens, -1)
+        out_TNH = torch.empty((num_tokens, num_heads, size), dtype=qkv_TC.dtype, device=qkv_TC.device)
+        for part in plan.decodes:
+            out_TNH[part.tokens] = self._decode(heads, q_TNH[part.tokens], part).reshape(part.num_rows, num_heads, size)
+        for part in plan.chunks:
+            self._chunk(heads, q_TNH[part.chunk.tokens], out_TNH[part.chunk.tokens], part, plan)
+        return out_TNH.view(num_tokens, -1)
+
+    def _decode(self, heads: Heads, q_BNH: Tensor, part: DecodePart) -> Tensor:
+        """[B, K, N / K, H]. A KV head's query heads stand as its query tokens, so that K and V are not repeated."""
+        shape = (part.num_rows, heads.num_kv_heads, -1, heads.head_dim)
+        k, v = self._gather(heads, part.pages, part.num_rows)
+        bias = part.bias
+        if bias is not None and heads.rule.alibi is not None:
+            bias = bias.view(part.num_rows, heads.num_kv_heads, -1, part.num_keys)
+        return _attention(heads, q_BNH.view(shape), k[:, :, : part.num_keys], v[:, :, : part.num_keys], bias)
+
+    def _chunk(self, heads: Heads, q_CNH: Tensor, out_CNH: Tensor, part: ChunkPart, plan: RulePlan) -> None:
+        """A block of queries sees the keys up to its last one, and with a window none before its first one's reach."""
+        k, v = self._gather(heads, part.pages, 1)
+        q_NCH, shift = q_CNH.transpose(0, 1)[None], part.chunk.start - part.chunk.first_key
+        window, bias = heads.rule.window, plan.tail_bias
+        assert bias is not None, "a step with chunks has a bias for them"
+        for first, stop in part.blocks:
+            low = max(0, shift + first - window + 1) if window else 0
+            keys = slice(low, shift + stop)
+            seen = bias[:, bias.shape[1] - (stop - first) :, bias.shape[2] - (keys.stop - keys.start) :]
+            out = _attention(heads, q_NCH[:, :, first:stop], k[:, :, keys], v[:, :, keys], seen[None])
+            out_CNH[first:stop] = out[0].transpose(0, 1)
+
+    def _gather(self, heads: Heads, pages: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
+        """K and V of `num_rows` rows of pages, each [num_rows, K, keys, H]. Valid until the next gather.
+
+        Into one buffer that only grows: a fresh one for each layer would cost more in page faults than the copy.
+        """
+        stored = self.pool.pages[heads.layer]
+        needed = len(pages) * stored.shape[1]
+        if len(self._workspace) < needed:
+            self._workspace = torch.empty(needed, dtype=stored.dtype, device=stored.device)
+        gathered = self._workspace[:needed].view(len(pages), -1)
+        torch.index_select(stored, 0, pages, out=gathered)
+        kv = gathered.view(num_rows, -1, 2, heads.num_kv_heads, heads.head_dim)
+        k, v = kv.unbind(2)
+        return k.transpose(1, 2), v.transpose(1, 2)
+
+
+def _attention(heads: Heads, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """softmax(rule(q k^T)) v for q [B, N, Q, H] and k, v [B, K, S, H], N a multiple of K; bias fits [B, N, Q, S]."""
+    softcap = heads.rule.softcap
+    if softcap is None:
+        shared = q.shape[1] != k.shape[1]
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=heads.scale, enable_gqa=shared)
+    num_rows, num_heads, num_queries, size = q.shape
+    folded = q.reshape(num_rows, k.shape[1], -1, size)
+    scores = (folded @ k.transpose(-1, -2)).mul_(heads.scale / softcap).tanh_().mul_(softcap)
+    scores = scores.view(num_rows, num_heads, num_queries, -1)
+    if bias is not None:
+        scores = scores + bias
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(q.dtype)
+    return (weights.view(num_rows, k.shape[1], -1, k.shape[2]) @ v).view(num_rows, num_heads, num_queries, size)

@@ -1,0 +1,53 @@
+"""The KV pool of one rank: pages of keys and values of every layer, in one tensor.
+
+A slot (page * page_size + offset) holds one token's K of all heads, then its V of all heads, side by side: a token is
+written with one copy, a page is gathered with one.
+
+Every value that attention may read is finite, whatever was in the pool before: pages start as zeros, and the backend
+clears a page when a sequence begins it. A mask alone would not do, since 0 * NaN is NaN.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class KvGeometry:
+    """`width` is the number of values that one token has in one layer: K and V of this rank's heads."""
+
+    num_layers: int
+    width: int
+    page_size: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def layer_page_bytes(self) -> int:
+        return self.page_size * self.width * self.dtype.itemsize
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page over all layers."""
+        return self.num_layers * self.layer_page_bytes
+
+
+class KvPool:
+    def __init__(self, geometry: KvGeometry, num_pages: int) -> None:
+        """Zeros: on Linux a large pool takes real memory only where it is written."""
+        self.num_pages = num_pages
+        shape = (geometry.num_layers, num_pages, geometry.page_size * geometry.width)
+        self.values = torch.zeros(shape, dtype=geometry.dtype, device=geometry.device)
+        self.pages = list(self.values.unbind(0))  # per layer [num_pages, page_size * width]
+        self.slots = [pages.view(-1, geometry.width) for pages in self.pages]  # per layer [num_slots, width]
+
+    def clear(self, pages: Tensor) -> None:
+        """Zeroes `pages` (int64) of all layers."""
+        self.values.index_fill_(1, pages, 0)
+
+    def copy(self, sources: Tensor, targets: Tensor) -> None:
+        """Copies whole pages of all layers; all sources are read before any target is written."""
+        self.values.index_copy_(1, targets.long(), self.values.index_select(1, sources.long()))

@@ -1,0 +1,113 @@
+"""Linear layers with what follows them in the same pass (their epilogue): a bias, an activation, a gate.
+
+On CPUs weights are kept in oneDNN's own layout, which replaces the stored one; elsewhere, and where oneDNN would only
+add overhead, the plain form runs. Which one is decided when the layer is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Below this many weights a call of the packed form costs more than it saves.
+MIN_PACKED_WEIGHTS = 1 << 17
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+}
+# oneDNN's name of each, and which form of it.
+PACKED_ACTIVATIONS = {
+    "silu": ("swish", ""),
+    "relu": ("relu", ""),
+    "gelu": ("gelu", "none"),
+    "gelu_tanh": ("gelu", "tanh"),
+}
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """Without a gate: activation(y). With one, y is [gate, up] side by side and becomes activation(gate) * up."""
+
+    activation: str
+    gated: bool
+
+
+class Linear(Protocol):
+    name: str
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """epilogue(x W^T + bias) for x [T, in], W [out, in]."""
+        ...
+
+
+class PlainLinear:
+    """One matrix product of torch."""
+
+    name = "torch"
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, epilogue: Epilogue | None = None) -> None:
+        self._weight, self._bias = weight, bias
+        self._finish = _finisher(epilogue)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = F.linear(x, self._weight, self._bias)
+        return y if self._finish is None else self._finish(y)
+
+
+class PackedLinear:
+    """oneDNN with prepacked weights; an activation runs inside it, a gate after it."""
+
+    name = "onednn (prepacked)"
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, epilogue: Epilogue | None = None) -> None:
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+        self._bias = bias
+        self._run = torch.ops.mkldnn._linear_pointwise.default
+        self._attribute, self._algorithm = "none", ""
+        self._finish = None
+        if epilogue is not None and epilogue.gated:
+            self._finish = _finisher(epilogue)
+        elif epilogue is not None:
+            self._attribute, self._algorithm = PACKED_ACTIVATIONS[epilogue.activation]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = self._run(x, self._weight, self._bias, self._attribute, [], self._algorithm)
+        return y if self._finish is None else self._finish(y)
+
+
+def make_linear(weight: Tensor, bias: Tensor | None = None, epilogue: Epilogue | None = None) -> Linear:
+    """The best form for this weight [out, in], on its device. The layer holds what it needs: drop `weight`."""
+    if can_pack(weight) and weight.numel() > MIN_PACKED_WEIGHTS:
+        return PackedLinear(weight, bias, epilogue)
+    return PlainLinear(weight, bias, epilogue)
+
+
+def can_pack(weight: Tensor) -> bool:
+    """Whether oneDNN computes this dtype on this CPU."""
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if weight.dtype is torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return weight.dtype is torch.float32
+
+
+def _finisher(epilogue: Epilogue | None) -> Callable[[Tensor], Tensor] | None:
+    if epilogue is None:
+        return None
+    activate = ACTIVATIONS[epilogue.activation]
+    if not epilogue.gated:
+        return activate
+
+    def gate(y: Tensor) -> Tensor:
+        gate, up = y.chunk(2, dim=-1)
+        return activate(gate).mul_(up)
+
+    return gate

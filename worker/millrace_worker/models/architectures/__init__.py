@@ -1,0 +1,29 @@
+"""The registry of architectures: a class name of transformers, and what turns its configuration into data."""
+
+from __future__ import annotations
+
+from millrace_worker.models.architectures import falcon, gemma, gpt2, gpt_neox, llama
+from millrace_worker.models.architectures.vocabulary import Architecture
+from millrace_worker.models.hf_config import ConfigError, ModelConfig
+from millrace_worker.models.names import Names
+from millrace_worker.models.spec import Decoder
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "LlamaForCausalLM": llama.LLAMA,
+    "MistralForCausalLM": llama.MISTRAL,
+    "Qwen2ForCausalLM": llama.QWEN2,
+    "Qwen3ForCausalLM": llama.QWEN3,
+    "Gemma2ForCausalLM": gemma.GEMMA2,
+    "GPT2LMHeadModel": gpt2.GPT2,
+    "GPTNeoXForCausalLM": gpt_neox.GPT_NEOX,
+    "FalconForCausalLM": falcon.FALCON,
+}
+
+
+def describe(config: ModelConfig) -> tuple[Decoder, Names]:
+    """The spec and the tensor names of a checkpoint. Raises ConfigError for what is not implemented, naming it."""
+    architecture = ARCHITECTURES.get(config.architecture)
+    if architecture is None:
+        supported = ", ".join(sorted(ARCHITECTURES))
+        raise ConfigError(f"the architecture {config.architecture} is not supported; supported are {supported}")
+    return architecture.describe(config.with_defaults(architecture.defaults))

@@ -1,0 +1,97 @@
+"""A checkpoint's `config.json`, in the styles that transformers 4 and 5 write."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+# What transformers calls the same thing in another family or version.
+ALIASES = {
+    "hidden_size": ("n_embd",),
+    "num_hidden_layers": ("n_layer",),
+    "num_attention_heads": ("n_head",),
+    "max_position_embeddings": ("n_positions",),
+    "num_kv_heads": ("n_head_kv",),
+}
+
+
+class ConfigError(ValueError):
+    """The configuration is missing, broken, or asks for something that is not implemented; the message says which."""
+
+
+class ModelConfig:
+    """The fields of `config.json` as attributes; a field that is absent has its family's default.
+
+    An explicit null stays None: it means "off" (`sliding_window`), where an absent field means the default.
+    """
+
+    def __init__(self, values: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> None:
+        self._values = values
+        self._defaults = defaults or {}
+
+    @classmethod
+    def read(cls, folder: Path) -> ModelConfig:
+        """Raises ConfigError when there is no readable `config.json` in `folder`."""
+        path = folder / "config.json"
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(f"{path}: no such file; a model's folder holds config.json and its weights") from None
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path}: cannot be read as JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path}: holds {type(values).__name__}, not an object")
+        return cls(values)
+
+    def with_defaults(self, defaults: Mapping[str, Any]) -> ModelConfig:
+        return ModelConfig(self._values, defaults)
+
+    @property
+    def architecture(self) -> str:
+        """The class name that the checkpoint was saved from, for example LlamaForCausalLM."""
+        names = self._values.get("architectures") or []
+        if len(names) != 1 or not isinstance(names[0], str):
+            raise ConfigError(f"config.json: `architectures` must name one class, not {names!r}")
+        return names[0]
+
+    @property
+    def dtype(self) -> str | None:
+        """The dtype that the weights were saved in, for example bfloat16; None when it is not stated."""
+        stated = self._values.get("dtype") or self._values.get("torch_dtype")
+        return str(stated).removeprefix("torch.") if stated else None
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        for key in (name, *ALIASES.get(name, ())):
+            if key in self._values:
+                return self._values[key]
+        if name in self._defaults:
+            return self._defaults[name]
+        raise ConfigError(f"config.json: `{name}` is missing")
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """As attribute access, but an absent field that has no default of its family is `default`."""
+        try:
+            return getattr(self, name)
+        except ConfigError:
+            return default
+
+    def rope_parameters(self) -> dict[str, Any]:
+        """`rope_type`, `rope_theta`, `partial_rotary_factor` and what the type needs, whichever way they were written.
+
+        transformers 5 nests all in `rope_parameters`; 4 has `rope_theta` and `rope_scaling` side by side, GPT-NeoX
+        `rotary_emb_base` and `rotary_pct`.
+        """
+        nested = self._values.get("rope_parameters")
+        scaling = self._values.get("rope_scaling") or {}
+        found = dict(nested) if nested is not None else dict(scaling)
+        if any(isinstance(value, dict) for value in found.values()):
+            raise ConfigError("config.json: rope parameters per layer type are not implemented")
+        found.setdefault("rope_type", found.pop("type", "default"))
+        found.setdefault("rope_theta", self.get("rope_theta", self.get("rotary_emb_base", 10000.0)))
+        factor = self.get("partial_rotary_factor", self.get("rotary_pct", 1.0))
+        found.setdefault("partial_rotary_factor", factor)
+        return found

@@ -1,0 +1,107 @@
+"""What an architecture is. Pure data: it holds no weights, no names of tensors, and nothing about devices or ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Literal
+
+Activation = Literal["silu", "relu", "gelu", "gelu_tanh"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RmsNorm:
+    eps: float
+    unit_offset: bool = False  # Gemma stores `weight - 1`
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerNorm:
+    eps: float
+    bias: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearScaling:
+    """Positions are divided by `factor` (Chen et al. 2023, position interpolation)."""
+
+    factor: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Llama3Scaling:
+    """Llama 3.1: long wavelengths are stretched by `factor`, short ones kept, those between interpolated."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_positions: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rotary:
+    """Rotary embedding (Su et al. 2021) of the leading `dim` dimensions of each head, paired as (i, i + dim / 2)."""
+
+    theta: float
+    dim: int
+    scaling: LinearScaling | Llama3Scaling | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alibi:
+    """A bias on the scores that falls linearly with the distance (Press et al. 2021)."""
+
+    max_bias: float = 8.0
+    scaled: bool = False  # Falcon-RW multiplies the bias by the softmax scale too
+
+
+class Residual(Enum):
+    """How a layer's two blocks join the residual stream."""
+
+    SEQUENTIAL = auto()  # x += attn(norm(x)); x += mlp(norm(x))
+    PARALLEL = auto()  # x += attn(norm_a(x)) + mlp(norm_b(x))
+    PARALLEL_SHARED_NORM = auto()  # h = norm(x); x += attn(h) + mlp(h)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention:
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    position: Rotary | Alibi | None  # None: positions are in the embedding, or nowhere
+    scale: float | None = None  # None: head_dim ** -0.5
+    window: int | None = None  # a query sees this many positions, its own included
+    softcap: float | None = None
+    qk_norm: RmsNorm | None = None  # of each head of q and k, before the rotation
+    qkv_bias: bool = False
+    out_bias: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mlp:
+    size: int
+    activation: Activation
+    gated: bool = True  # down(activation(gate(x)) * up(x)); otherwise down(activation(up(x)))
+    bias: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    attention: Attention
+    mlp: Mlp
+    norm: RmsNorm | LayerNorm
+    residual: Residual = Residual.SEQUENTIAL
+    post_norm: bool = False  # the output of each block is normalized too: Gemma 2's sandwich
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoder:
+    hidden: int
+    vocab: int
+    max_positions: int
+    layers: tuple[Layer, ...]
+    final_norm: RmsNorm | LayerNorm
+    tied: bool  # the head's weight is the embedding's
+    learned_positions: bool = False
+    embed_scale: float = 1.0
+    logit_softcap: float | None = None
