@@ -89,6 +89,10 @@ impl Client {
 
     /// Opens the step stream. A worker that lives sends the headers of its answer at once, before any plan.
     pub(crate) async fn run(&self) -> Result<RankStream, Status> {
+        self.run_within(CONNECT_TIMEOUT).await
+    }
+
+    async fn run_within(&self, limit: Duration) -> Result<RankStream, Status> {
         let (plans, queue) = mpsc::channel(MAX_STEPS_IN_FLIGHT);
         let mut grpc = tonic::client::Grpc::new(self.transport.clone())
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
@@ -99,7 +103,7 @@ impl Client {
             let path = http::uri::PathAndQuery::from_static("/millrace.v1.Worker/Run");
             grpc.streaming(request, path, EncodedPlans).await
         };
-        match tokio::time::timeout(CONNECT_TIMEOUT, open).await {
+        match tokio::time::timeout(limit, open).await {
             Ok(answer) => Ok(RankStream { plans, answers: answer?.into_inner() }),
             Err(_) => Err(Status::deadline_exceeded("the worker did not open its step stream")),
         }
@@ -133,4 +137,25 @@ pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A worker that takes the request and says nothing: no headers, no error.
+    #[tokio::test]
+    async fn a_step_stream_that_does_not_open_is_an_error() {
+        let silent = tower::service_fn(|_: http::Request<Body>| std::future::pending::<Result<_, std::io::Error>>());
+        let status = Client::over(silent).run_within(Duration::from_millis(5)).await.expect_err("nobody has answered");
+        assert_eq!(status.message(), "the worker did not open its step stream");
+    }
+
+    #[test]
+    fn an_error_is_told_with_its_causes_each_once() {
+        let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        let error = TransportError(Box::new(std::io::Error::other(refused)));
+        assert_eq!(with_causes(&error), "connection refused");
+        assert_eq!(with_causes(&Unreachable { endpoint: "e".into(), reason: "r".into() }), "cannot connect to e: r");
+    }
 }
