@@ -14,7 +14,7 @@ from millrace_worker.inputs import InputBuilder
 from millrace_worker.proto import worker_pb2
 from millrace_worker.rows import PlanError, Rows, RowsShape, column, read_work
 from millrace_worker.runner import Runner
-from millrace_worker.sampling import SamplingRows
+from millrace_worker.sampling import SamplingRows, Watermark
 
 if TYPE_CHECKING:
     from millrace_worker.distributed import Group
@@ -33,6 +33,7 @@ class EngineParts:
     model: CausalLM
     group: Group
     device: torch.device
+    watermark: Watermark
 
 
 class Engine:
@@ -42,7 +43,7 @@ class Engine:
         self.shape = shape
         self._group = parts.group
         self._model = parts.model
-        sampling = SamplingRows(shape.max_rows, parts.device)
+        sampling = SamplingRows(shape.max_rows, parts.device, parts.watermark)
         self._rows = Rows(shape, sampling, parts.device)
         self._inputs = InputBuilder(self._rows)
         self._runner = Runner(parts.model, self._rows, parts.group)
@@ -130,6 +131,10 @@ class Engine:
         working = plan.work.rows[: len(plan.work.rows) // 4 * 4]  # the plan itself may be what is wrong
         self._rows.fail(plan.admitted, column(working), _message(error))
         self._add_failures(result, plan, column(working))
+        named = {failure.sequence for failure in result.failed}
+        for admission in plan.admitted:
+            if admission.sequence not in named:  # its row was not free, or there is no such row
+                result.failed.append(worker_pb2.Failure(sequence=admission.sequence, message=_message(error)))
         num_answers = sum(1 for flag in plan.work.samples if flag)
         result.token_ids = np.full(num_answers, NO_TOKEN, dtype="<u4").tobytes()
         result.logprobs = np.zeros(num_answers, dtype="<f4").tobytes()

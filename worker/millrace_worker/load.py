@@ -11,10 +11,12 @@ import torch
 
 from millrace_worker import logs
 from millrace_worker.config import DTYPES, WorkerConfig
-from millrace_worker.distributed import join_group
+from millrace_worker.distributed import connect
 from millrace_worker.engine import EngineParts
+from millrace_worker.memory import bytes_held
 from millrace_worker.models.load import load_model
 from millrace_worker.rank import Identity, Rank
+from millrace_worker.sampling import Watermark
 
 # What /proc/cpuinfo calls arithmetic on bfloat16 in hardware: x86 (two kinds) and Arm.
 BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
@@ -27,9 +29,11 @@ def load_rank(config: WorkerConfig) -> Rank:
     device = choose_device(config.rank)
     model_config = json.loads((config.model_path / "config.json").read_text(encoding="utf-8"))
     dtype = choose_dtype(config.dtype, model_config, device)
-    group = join_group(device)
+    group = connect(config.rank, config.world_size, device)
     joined = time.perf_counter()
+    before = bytes_held(device)
     model = load_model(config.model_path, dtype=dtype, device=device, group=group)
+    weight_bytes = max(0, bytes_held(device) - before)
     logs.info(
         "model loaded",
         device=device.type,
@@ -38,13 +42,15 @@ def load_rank(config: WorkerConfig) -> Rank:
         load_ms=round((time.perf_counter() - joined) * 1000),
         **model.implementations(),
     )
+    watermark = Watermark(config.watermark_gamma, config.watermark_delta)
+    parts = EngineParts(model=model, group=group, device=device, watermark=watermark)
     identity = Identity(
         architecture=(model_config.get("architectures") or ["unknown"])[0],
         dtype=dtype,
         device_name=device_name(device),
-        weight_bytes=model.weight_bytes(),
+        weight_bytes=weight_bytes,
     )
-    return Rank(config, EngineParts(model=model, group=group, device=device), identity)
+    return Rank(config, parts, identity)
 
 
 def choose_device(rank: int) -> torch.device:

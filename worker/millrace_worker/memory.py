@@ -135,6 +135,11 @@ def peak_beyond(run: Callable[[], None], device: torch.device) -> int:
     return max(0, _status_bytes("VmHWM") - before)
 
 
+def bytes_held(device: torch.device) -> int:
+    """Bytes that this process has taken: of the device, or on CPUs of private memory (not of mapped files)."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else _status_bytes("RssAnon")
+
+
 def _restart_resident_peak() -> int:
     """Sets the kernel's high-water mark of this process to its present size; answers that size.
 

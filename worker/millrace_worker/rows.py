@@ -15,7 +15,7 @@ import torch
 from millrace_worker.staging import Staging
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from millrace_worker.proto import worker_pb2
     from millrace_worker.sampling import SamplingRows
@@ -238,18 +238,17 @@ class Rows:
         sampling = work.rows[work.samples]
         self.lengths[sampling] = (work.starts + work.counts)[work.samples] + 1
 
-    def fail(self, admitted: Iterable[worker_pb2.Admission], working: Column, message: str) -> None:
+    def fail(self, admitted: Sequence[worker_pb2.Admission], working: Column, message: str) -> None:
         """These sequences have failed: work for them is dropped, and each answer names them, until they are released.
 
         The admitted ones are given their rows, so that their release later finds them, however far `apply` came.
         """
         max_rows = self.shape.max_rows
         for admission in admitted:
-            if admission.row < max_rows:
+            if admission.row < max_rows and not self._held[admission.row]:
                 self._held[admission.row] = True
                 self.sequences[admission.row] = admission.sequence
-                self.failures.setdefault(admission.row, message)
-        for row in working.tolist():
+        for row in [admission.row for admission in admitted] + working.tolist():
             if row < max_rows and self._held[row]:
                 self.failures.setdefault(row, message)
 

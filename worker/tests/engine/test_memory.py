@@ -1,0 +1,140 @@
+"""The budget: pure sizing as a table, measuring by causing it, and Prepare as a whole."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from millrace_worker.config import WorkerConfig
+from millrace_worker.engine import EngineParts
+from millrace_worker.memory import DoesNotFitError, PoolAsk, PoolSize, available_memory, peak_beyond, size_pool
+from millrace_worker.proto import worker_pb2
+from millrace_worker.rank import Identity, NotPreparedError, Rank
+
+from .conftest import POSITIONS
+from .plans import PlanBook, read_u32
+
+ASK = PoolAsk(page_size=16, page_bytes=1000, max_rows=4, max_positions=160, max_sequence_tokens=0, max_pool_tokens=0)
+
+
+@pytest.mark.parametrize(
+    ("ask", "room", "exact", "size"),
+    [
+        (ASK, 15_999, False, PoolSize(15, 160)),
+        (ASK, 10**9, False, PoolSize(40, 160)),  # 4 rows of 10 pages: more would never be filled
+        (ASK, 10**6, True, PoolSize(1000, 160)),  # asked for: cached prefixes may have the rest
+        (replace(ASK, max_pool_tokens=200), 10**9, False, PoolSize(13, 160)),  # a cap in tokens, rounded up to pages
+        (ASK, 3_500, False, PoolSize(3, 48)),  # the longest sequence was left open: it shrinks
+        (replace(ASK, max_sequence_tokens=48), 3_500, False, PoolSize(3, 48)),
+        (replace(ASK, max_sequence_tokens=50), 10**9, False, PoolSize(16, 50)),
+    ],
+)
+def test_pool_sizes(ask: PoolAsk, room: int, exact: bool, size: PoolSize) -> None:
+    assert size_pool(ask, room, exact=exact) == size
+
+
+@pytest.mark.parametrize(
+    ("ask", "room", "numbers"),
+    [
+        (replace(ASK, max_sequence_tokens=49), 3_500, ("48 tokens", "3 pages", "49 tokens", "4000 bytes")),
+        (replace(ASK, max_sequence_tokens=160, max_pool_tokens=100), 10**9, ("112 tokens", "160 tokens")),
+        (ASK, 999, ("0 pages", "1000 bytes")),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_the_numbers(ask: PoolAsk, room: int, numbers: tuple[str, ...]) -> None:
+    with pytest.raises(DoesNotFitError) as refused:
+        size_pool(ask, room, exact=False)
+    assert all(number in str(refused.value) for number in numbers)
+
+
+def test_a_control_group_limits_what_the_machine_offers(tmp_path: Path) -> None:
+    proc, cgroup = tmp_path / "proc", tmp_path / "cgroup"
+    proc.mkdir()
+    cgroup.mkdir()
+    (proc / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:    5000 kB\n")
+    assert available_memory(proc, cgroup) == 5000 * 1024
+    (cgroup / "memory.max").write_text("max\n")
+    (cgroup / "memory.current").write_text("1000\n")
+    assert available_memory(proc, cgroup) == 5000 * 1024
+    (cgroup / "memory.max").write_text("3001000\n")
+    assert available_memory(proc, cgroup) == 3_000_000
+    (cgroup / "memory.current").write_text("4000000\n")
+    assert available_memory(proc, cgroup) == 0
+
+
+def test_the_peak_of_a_run_is_seen_although_it_was_freed() -> None:
+    def touch_and_free() -> None:
+        torch.ones(96 << 18)  # 96 MiB of float32
+
+    peak = peak_beyond(touch_and_free, torch.device("cpu"))
+    assert 90 << 20 < peak < 160 << 20
+
+
+def _rank(parts: EngineParts, path: Path, **options: object) -> Rank:
+    config = WorkerConfig(model_path=path, uds_path="unused", **options)  # pyright: ignore[reportArgumentType]
+    identity = Identity(architecture="LlamaForCausalLM", dtype=torch.float32, device_name="test", weight_bytes=10**6)
+    return Rank(config, parts, identity)
+
+
+REQUEST = worker_pb2.PrepareRequest(max_rows=4, max_step_tokens=64, max_top_n_tokens=5, prompt_logprobs=True)
+
+
+def test_prepare_answers_what_rows_and_pool_really_hold(parts: EngineParts, tmp_path: Path) -> None:
+    rank = _rank(parts, tmp_path)
+    with pytest.raises(NotPreparedError):
+        _ = rank.engine
+    prepared = rank.prepare(REQUEST)
+    page_size = parts.model.backend.page_size
+    assert prepared.max_sequence_tokens == POSITIONS
+    assert prepared.num_pages == 4 * (POSITIONS // page_size)
+    assert prepared.page_bytes == parts.model.page_bytes()
+    assert prepared.free_bytes > 0
+
+    # The whole of it can be used: every row filled to its last token.
+    book = PlanBook(page_size, prepared.num_pages)
+    for row in range(4):
+        book.admit(row, [1] * (POSITIONS - 1))
+    while book.held[3].computed < POSITIONS - 1:
+        for row in range(4):
+            book.work(row, 16)
+        result = rank.engine.compute(book.plan())
+        assert not result.failed, result.failed[0].message
+    for row in range(4):
+        book.work(row)
+    assert read_u32(book.plan().work.starts) == [POSITIONS - 1] * 4
+    assert not book.free
+
+
+def test_the_same_request_again_changes_nothing(parts: EngineParts, tmp_path: Path) -> None:
+    rank = _rank(parts, tmp_path)
+    prepared, engine = rank.prepare(REQUEST), rank.engine
+    assert rank.prepare(worker_pb2.PrepareRequest.FromString(REQUEST.SerializeToString())) == prepared
+    assert rank.engine is engine
+    other = worker_pb2.PrepareRequest(max_rows=2, max_step_tokens=64)
+    assert rank.prepare(other).num_pages == 2 * (POSITIONS // parts.model.backend.page_size)
+    assert rank.engine is not engine
+
+
+def test_a_fixed_pool_is_what_was_asked_for(parts: EngineParts, tmp_path: Path) -> None:
+    page_bytes = parts.model.page_bytes()
+    prepared = _rank(parts, tmp_path, kv_cache_memory=5 * page_bytes + 1).prepare(REQUEST)
+    assert (prepared.num_pages, prepared.max_sequence_tokens) == (5, 5 * parts.model.backend.page_size)
+    with pytest.raises(DoesNotFitError, match="--kv-cache-memory"):
+        _rank(parts, tmp_path, kv_cache_memory=1 << 60).prepare(REQUEST)
+
+
+@pytest.mark.parametrize(
+    ("request_", "says"),
+    [
+        (worker_pb2.PrepareRequest(max_rows=0, max_step_tokens=4), "max_rows"),
+        (worker_pb2.PrepareRequest(max_rows=4, max_step_tokens=0), "max_step_tokens"),
+        (worker_pb2.PrepareRequest(max_rows=4, max_step_tokens=4, max_sequence_tokens=POSITIONS + 1), "positions end"),
+    ],
+)
+def test_senseless_requests_are_refused(
+    parts: EngineParts, tmp_path: Path, request_: worker_pb2.PrepareRequest, says: str
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        _rank(parts, tmp_path).prepare(request_)
