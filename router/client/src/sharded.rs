@@ -5,12 +5,15 @@ use std::path::Path;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tonic::{Code, Status};
 
 use crate::connection::{Client, Unreachable};
 use crate::steps::StepStream;
 use crate::v1::{ModelDescription, PrepareRequest, Prepared};
+
+/// How long a refusal waits for the news that another rank was lost. A closed socket is seen within a millisecond.
+const REFUSAL_GRACE: Duration = Duration::from_secs(1);
 
 /// What the engine drives: a group of workers that can be connected to, again and again.
 pub trait Workers: Send + 'static {
@@ -176,6 +179,9 @@ fn in_common(descriptions: Vec<ModelDescription>) -> ModelDescription {
 }
 
 /// Runs one call on every rank at the same time. The first error ends it, and with it the calls that are still running.
+///
+/// When a rank dies, others may decline because of it (a collective that fails looks like a worst case that does not
+/// run). So a refusal is believed only when no rank turns out to be lost: then trying again is the right thing.
 async fn on_all_ranks<I, T, F>(inputs: Vec<I>, call: impl Fn(usize, I) -> F) -> Result<Vec<T>, StartError>
 where
     T: Send + 'static,
@@ -190,9 +196,27 @@ where
     }
     while let Some(finished) = calls.join_next().await {
         let (rank, answer) = finished.expect("calls neither panic nor are aborted while they are awaited");
-        answers[rank] = Some(answer?);
+        match answer {
+            Ok(answer) => answers[rank] = Some(answer),
+            Err(error) if error.is_permanent() => {
+                let loss = timeout(REFUSAL_GRACE, first_loss(&mut calls)).await;
+                return Err(loss.ok().flatten().unwrap_or(error));
+            }
+            Err(error) => return Err(error),
+        }
     }
     Ok(answers.into_iter().flatten().collect())
+}
+
+/// The next error that is not permanent, among calls still running.
+async fn first_loss<T: 'static>(calls: &mut JoinSet<(usize, Result<T, StartError>)>) -> Option<StartError> {
+    while let Some(finished) = calls.join_next().await {
+        match finished {
+            Ok((_, Err(error))) if !error.is_permanent() => return Some(error),
+            _ => {}
+        }
+    }
+    None
 }
 
 /// How long to wait between attempts: doubling from `first` to `longest`.

@@ -100,6 +100,18 @@ async fn a_refused_prepare_is_permanent_and_says_why() {
 }
 
 #[tokio::test]
+async fn a_refusal_beside_a_dead_rank_is_a_loss() {
+    for _ in 0..20 {
+        let mut group = Group::new(Transport::Unix, 3, &FakeOptions::default());
+        let connected = group.connect().await.unwrap();
+        group.workers[0].refuse_prepare(Some("a collective has failed"));
+        group.kill(2);
+        let error = soon(connected.prepare(REQUEST)).await.unwrap_err();
+        assert!(matches!(error, StartError::Lost { rank: 2, .. }), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn a_stream_without_prepare_is_refused() {
     let mut group = Group::new(Transport::Unix, 1, &FakeOptions::default());
     let error = soon(group.connect().await.unwrap().run()).await.unwrap_err();
