@@ -1,0 +1,9 @@
+//! What the scheduler does, seen from outside: as pictures, one rule each, and as a long random run.
+#![allow(clippy::unwrap_used)]
+
+mod fake_worker;
+mod picture;
+mod pictures;
+mod random;
+mod refusals;
+mod rng;
