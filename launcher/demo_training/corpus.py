@@ -92,7 +92,7 @@ def _function_source(text: str, node: ast.FunctionDef) -> str:
 def _example(key: str, node: ast.FunctionDef, docstring: str, source: str) -> ChatExample:
     """Three of four examples ask for the function, the fourth asks for its explanation."""
     choice = stable_hash(key)
-    summary = re.sub(r"\s+", " ", docstring.split("\n\n")[0]).strip()
+    summary = re.sub(r"\s+", " ", docstring.split("\n\n", maxsplit=1)[0]).strip()
     system = SYSTEM_PROMPTS[choice // 7 % 2] if choice // 11 % 5 == 0 else ""
     if choice % 4 == 0:
         request = EXPLAIN_REQUESTS[choice // 4 % len(EXPLAIN_REQUESTS)]

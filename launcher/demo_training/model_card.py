@@ -19,6 +19,7 @@ class Measured:
 
 
 def model_card(shape: Shape, measured: Measured) -> str:
+    millions = measured.num_parameters / 1e6
     return f"""\
 # Millrace demo model
 
@@ -28,20 +29,26 @@ rarely correct: it is there to try, test and measure the server.
 
 ## Architecture
 
-`LlamaForCausalLM`, {measured.num_parameters / 1e6:.2f} million parameters in bfloat16: {shape.num_layers} layers, hidden size \
-{shape.hidden_size}, {shape.num_heads} attention heads
-over {shape.num_kv_heads} key-value heads of width {shape.head_dim}, intermediate size {shape.intermediate_size}, \
-rotary positions up to {shape.max_positions}, output matrix tied to the embedding.
-The tokenizer is a byte-level BPE of {shape.vocab_size} entries; `<s>` begins every text, `</s>` ends it, and
-`<|user|>`, `<|assistant|>` and `<|system|>` mark the messages of a chat.
+`LlamaForCausalLM` of {millions:.2f} million parameters in bfloat16:
+
+| | |
+| --- | --- |
+| layers | {shape.num_layers} |
+| hidden size | {shape.hidden_size} |
+| attention heads | {shape.num_heads} of width {shape.head_dim}, over {shape.num_kv_heads} key-value heads |
+| intermediate size | {shape.intermediate_size} |
+| positions | {shape.max_positions}, rotary with base {shape.rope_theta:g} |
+| vocabulary | {shape.vocab_size}; output matrix tied to the embedding |
+
+The tokenizer is a byte-level BPE. `<s>` begins every text and `</s>` ends it; `<|user|>`, `<|assistant|>` and
+`<|system|>` begin the messages of a chat.
 
 ## Data
 
-The sources of the Python {measured.python_version} standard library without its tests and tables: {measured.corpus_tokens:,} tokens, \
-partly
-as files, partly as chats made from documented functions (the request is the docstring, the answer the function, or
-the other way round). One file in {HELD_OUT_SHARE}, chosen by a hash of its name, is held out, with all chats made of it.
-The run saw {measured.training_tokens:,} tokens.
+The sources of the Python {measured.python_version} standard library without its tests and tables:
+{measured.corpus_tokens:,} tokens, partly as files, partly as chats made from documented functions (the request is the
+docstring and the answer the function, or the other way round). One file in {HELD_OUT_SHARE}, chosen by a hash of its
+name, is held out, with all chats made of it. The run saw {measured.training_tokens:,} tokens.
 
 ## Quality
 
@@ -50,13 +57,14 @@ The run saw {measured.training_tokens:,} tokens.
 | perplexity per token | {measured.perplexity:.2f} |
 | bits per byte | {measured.bits_per_byte:.3f} |
 
-Measured on the weights as shipped (bfloat16, computed in float32), files cut into windows of {shape.max_positions} tokens.
+Measured on the weights as shipped (bfloat16, computed in float32), the files cut into windows of
+{shape.max_positions} tokens.
 
 ## Licence
 
-The training text is Copyright © Python Software Foundation, under the PSF License Agreement (parts under the
-licences listed in Python's own licence file). The weights were made from it by this project and come under the project's
-licence; text that repeats the training data stays under the licence of the data.
+The training text is Copyright © Python Software Foundation, under the PSF License Agreement (parts of it under the
+licences that Python's own licence file lists). The weights were made from it by this project and come under the
+project's licence; text that repeats the training data stays under the licence of the data.
 
 ## Making it again
 

@@ -1,4 +1,4 @@
-"""From processed scores to tokens: the best one or a drawn one per row, and the top tokens that a client wants to see."""
+"""From processed scores to tokens: the best one or a drawn one per row, and the top tokens that a client asked for."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ BLOCK = 64  # tokens whose probabilities are summed first; a power of two
 class TopTokens:
     """The best tokens of the rows that asked, best first, equal ones by id; on the host.
 
-    `counts` int64 [R], 0 where not asked: n, more when tokens are as good as the n-th, fewer when fewer are possible. `ids`
-    int64 and `logprobs` float32 [counts.sum()], row after row.
+    `counts` int64 [R], 0 where not asked: n, more when tokens are as good as the n-th, fewer when fewer are possible.
+    `ids` int64 and `logprobs` float32 [counts.sum()], row after row.
     """
 
     counts: NDArray[np.int64]
@@ -28,7 +28,7 @@ class TopTokens:
 
 @dataclass(frozen=True)
 class Sampled:
-    """`token_ids` int64 [R] and `logprobs` float32 [R] on the device: log-softmax of the processed scores at the choice.
+    """`token_ids` int64 [R], `logprobs` float32 [R] (log-softmax of the processed scores at the choice), on the device.
 
     A row whose scores held NaN, or nothing but -inf, has an id in range and the logprob NaN.
     """
@@ -53,8 +53,8 @@ def draw(scores_SV: Tensor, uniforms_S: Tensor) -> Tensor:
     """
     vocab = scores_SV.shape[1]
     probs_SBK = functional.pad(scores_SV.softmax(dim=1), (0, -vocab % BLOCK)).unflatten(1, (-1, BLOCK))
-    sums_SB = _halving_sum(probs_SBK).double()
-    block_S, rest_S = _invert(sums_SB.cumsum(dim=1), uniforms_S * sums_SB.cumsum(dim=1)[:, -1])
+    until_SB = _halving_sum(probs_SBK).double().cumsum(dim=1)
+    block_S, rest_S = _invert(until_SB, uniforms_S * until_SB[:, -1])
     within_SK = probs_SBK[torch.arange(len(block_S), device=block_S.device), block_S].double().cumsum(dim=1)
     token_S, _ = _invert(within_SK, rest_S)
     return (block_S * BLOCK + token_S).clamp(max=vocab - 1)
@@ -70,8 +70,8 @@ def _halving_sum(values_SBK: Tensor) -> Tensor:
 def _invert(cumulative_SN: Tensor, target_S: Tensor) -> tuple[Tensor, Tensor]:
     """The first entry whose cumulative sum exceeds the target, and what is left of the target there.
 
-    An entry of weight 0 never raises the sum, so it is never the first. Rounding may put the target at or above the total: it
-    is moved below, to the last entry that has weight.
+    An entry of weight 0 never raises the sum, so it is never the first. Rounding may put the target at or above the
+    total: it is moved below, to the last entry that has weight.
     """
     total_S = cumulative_SN[:, -1]
     target_S = torch.minimum(target_S, torch.nextafter(total_S, torch.zeros_like(total_S)))[:, None]

@@ -1,7 +1,8 @@
 """Counter-based noise: one uniform number per (seed, position), the same wherever and whenever it is asked for.
 
-The generator is Philox4x32-10 (Salmon, Moraes, Dror, Shaw: Parallel Random Numbers: As Easy as 1, 2, 3; SC 2011). Key = the
-seed's two halves, counter = (position's two halves, 0, 0); the first two of the four output words make one number of 53 bits.
+The generator is Philox4x32-10 (Salmon, Moraes, Dror, Shaw: Parallel Random Numbers: As Easy as 1, 2, 3; SC 2011).
+Key = the seed's two halves, counter = (position's two halves, 0, 0); the first two of the four output words make one
+number of 53 bits.
 """
 
 from __future__ import annotations

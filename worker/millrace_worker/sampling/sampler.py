@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from millrace_worker.sampling import choice, history, warpers
+from millrace_worker.sampling import choice, penalties, warpers
 from millrace_worker.sampling.choice import Sampled, TopTokens
-from millrace_worker.sampling.history import SampleContext
+from millrace_worker.sampling.context import SampleContext
 from millrace_worker.sampling.rows import Feature, SamplingRows
 
 # Takes the scores [S, V] and the context of the S rows that use a feature; gives their new scores.
@@ -78,17 +78,17 @@ def _watermark(scores_SV: Tensor, context: SampleContext, state: SamplingRows) -
 
 
 def _repetition(scores_SV: Tensor, context: SampleContext, state: SamplingRows) -> Tensor:
-    return history.repetition_penalty(scores_SV, context, state.column("repetition_penalty", context.rows))
+    return penalties.repetition_penalty(scores_SV, context, state.column("repetition_penalty", context.rows))
 
 
 def _frequency(scores_SV: Tensor, context: SampleContext, state: SamplingRows) -> Tensor:
-    return history.frequency_penalty(scores_SV, context, state.column("frequency_penalty", context.rows))
+    return penalties.frequency_penalty(scores_SV, context, state.column("frequency_penalty", context.rows))
 
 
 def _output_counts(scores_SV: Tensor, context: SampleContext, state: SamplingRows) -> Tensor:
     rows = context.rows
-    penalties = state.column("presence_penalty", rows), state.column("count_penalty", rows)
-    return history.output_penalties(scores_SV, context, state.num_prompt_tokens[rows], penalties)
+    presence_and_count = state.column("presence_penalty", rows), state.column("count_penalty", rows)
+    return penalties.output_penalties(scores_SV, context, state.num_prompt_tokens[rows], presence_and_count)
 
 
 def _top_k(scores_SV: Tensor, context: SampleContext, state: SamplingRows) -> Tensor:

@@ -1,13 +1,13 @@
-"""The watermark of Kirchenbauer et al. (A Watermark for Large Language Models, ICML 2023): a bias on a green list of tokens.
+"""The watermark of Kirchenbauer et al. (A Watermark for Large Language Models, ICML 2023): a bias on green tokens.
 
 The green list of a position depends on the token before it alone. A token v is green after token p when
 
     mix(mix(v) ^ mix(15485863 * p)) < gamma * 2**32          (32-bit words; mix is MurmurHash3's finaliser)
 
-so that each token is green with probability gamma, independently, and the list is made where the scores are, for all rows
-at once and without asking which token p is. Text Generation Inference takes the first gamma * V entries of a
-torch.Generator's permutation seeded with the same 15485863 * p instead: its lists are other lists, and only a detector that
-uses `green_list` finds this watermark.
+so that each token is green with probability gamma, independently, and the list is made where the scores are, for all
+rows at once and without asking which token p is. Text Generation Inference takes the first gamma * V entries of a
+torch.Generator's permutation seeded with the same 15485863 * p instead: its lists are other lists, and only a detector
+that uses `green_list` finds this watermark.
 """
 
 from __future__ import annotations

@@ -1,0 +1,223 @@
+"""A whole sampling step: what a row gets depends on the row alone, and is what its parameters say."""
+
+import numpy as np
+import pytest
+import torch
+from millrace_worker.proto import worker_pb2
+from millrace_worker.sampling import SampleContext, SamplingRows, sample
+from transformers import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
+
+from .reference import assert_drawn_from, transform
+
+VOCAB, LENGTH, MAX_ROWS = 777, 48, 32
+NEUTRAL = {"temperature": 1.0, "top_p": 1.0, "typical_p": 1.0, "repetition_penalty": 1.0}
+EVERYTHING = {
+    "do_sample": True, "temperature": 2.5, "top_k": 100, "top_p": 0.95, "typical_p": 0.95, "min_p": 0.001,
+    "repetition_penalty": 1.2, "frequency_penalty": 0.3, "presence_penalty": 0.2, "count_penalty": 0.1,
+    "watermark": True, "top_n_tokens": 4,
+}  # fmt: skip
+VARIANTS = [
+    {},
+    {"do_sample": True},
+    {"do_sample": True, "temperature": 0.6, "top_p": 0.95},
+    {"do_sample": True, "top_k": 20},
+    {"do_sample": True, "typical_p": 0.7},
+    {"do_sample": True, "min_p": 0.05, "top_n_tokens": 2},
+    {"do_sample": True, "temperature": 1.7, "top_p": 0.999},
+    {"repetition_penalty": 1.3},
+    {"frequency_penalty": 1.0, "top_n_tokens": 5},
+    {"presence_penalty": -0.5, "count_penalty": 0.5},
+    {"do_sample": True, "watermark": True},
+    EVERYTHING,
+]
+
+
+def sampling(**given):
+    return worker_pb2.Sampling(**{**NEUTRAL, **given})
+
+
+class Case:
+    """Rows with parameters, histories whose rest is poisoned, and logits; `run` samples any of them together."""
+
+    def __init__(self, parameters, seed):
+        rng = np.random.default_rng(seed)
+        count = len(parameters)
+        self.state = SamplingRows(MAX_ROWS, "cpu")
+        self.rows = rng.permutation(MAX_ROWS)[:count]
+        self.positions = rng.integers(2, LENGTH + 1, count)
+        self.logits = torch.from_numpy(rng.normal(0, 3, (count, VOCAB)).astype(np.float32))
+        token_ids = np.full((MAX_ROWS, LENGTH + 1), 2**40)
+        for row, position, given in zip(self.rows, self.positions, parameters, strict=True):
+            token_ids[row, :position] = rng.integers(0, VOCAB, position)
+            seed_of_row = int(rng.integers(0, 2**64, dtype=np.uint64))
+            self.state.set(row, sampling(seed=seed_of_row, **given), int(rng.integers(1, position)))
+        self.token_ids = torch.from_numpy(token_ids)
+
+    def run(self, places):
+        """(id, logprob bits, top tokens) of each of the places, sampled in one step in this order."""
+        places = np.asarray(places)
+        context = SampleContext(self.rows[places], self.positions[places], self.token_ids)
+        sampled = sample(self.logits[places].clone(), context, self.state)
+        assert sampled.token_ids.dtype == torch.int64
+        assert sampled.logprobs.dtype == torch.float32
+        top, ends = sampled.top_tokens, np.zeros(len(places), dtype=np.int64)
+        if top is not None:
+            ends = top.counts.cumsum()
+        answers = []
+        for index, (token, logprob) in enumerate(zip(sampled.token_ids, sampled.logprobs, strict=True)):
+            assert torch.isfinite(logprob)
+            if top is None:
+                best = []
+            else:
+                part = slice(ends[index] - top.counts[index], ends[index])
+                best = list(zip(top.ids[part].tolist(), top.logprobs[part].tolist(), strict=True))
+            answers.append((int(token), logprob.numpy().tobytes(), best))
+        return answers
+
+
+def test_a_row_gets_the_same_bits_alone_and_among_neighbours_with_other_features(seed):
+    rng = np.random.default_rng(seed)
+    case = Case([VARIANTS[index % len(VARIANTS)] for index in range(16)], seed)
+    alone = [case.run([place])[0] for place in range(16)]
+    for _ in range(12):
+        together = rng.permutation(16)[: rng.integers(2, 17)]
+        assert case.run(together) == [alone[place] for place in together]
+
+
+def test_a_step_that_is_computed_again_gives_the_same_bits(seed):
+    case = Case([EVERYTHING, {"do_sample": True}, {}], seed)
+    first = case.run([0, 1, 2])
+    further = SampleContext(case.rows, case.positions + 200, torch.zeros(MAX_ROWS, LENGTH + 201, dtype=torch.int64))
+    sample(case.logits.clone(), further, case.state)  # the sequences went on, and then were preempted
+    assert case.run([2, 0, 1]) == [first[2], first[0], first[1]]
+    restarted = Case([EVERYTHING, {"do_sample": True}, {}], seed)
+    assert restarted.run([0, 1, 2]) == first
+
+
+def test_greedy_rows_take_the_argmax_and_its_log_softmax(seed):
+    case = Case([{}] * 5, seed)
+    before = case.logits.clone()
+    context = SampleContext(case.rows, case.positions, case.token_ids)
+    sampled = sample(case.logits, context, case.state)
+    assert sampled.token_ids.tolist() == before.argmax(1).tolist()
+    torch.testing.assert_close(sampled.logprobs, before.log_softmax(1).amax(1))
+    assert sampled.top_tokens is None
+
+
+def reference_scores(case, place, given):
+    """The features in the contract's order, each by transformers or by hand; a watermark is not among them."""
+    history = case.token_ids[case.rows[place], : case.positions[place]]
+    scores = case.logits[place : place + 1].double()
+    scores = RepetitionPenaltyLogitsProcessor(given["repetition_penalty"])(history[None], scores)
+    counts = torch.bincount(history, minlength=VOCAB)
+    scores = scores - given["frequency_penalty"] * counts / len(history)
+    output = torch.bincount(history[case.state.num_prompt_tokens[case.rows[place]] :], minlength=VOCAB)
+    scores = scores - given["presence_penalty"] * (output > 0) - given["count_penalty"] * output
+    for warper in (
+        TemperatureLogitsWarper(given["temperature"]),
+        TopKLogitsWarper(given["top_k"]),
+        TopPLogitsWarper(given["top_p"]),
+        TypicalLogitsWarper(given["typical_p"]),
+        MinPLogitsWarper(given["min_p"]),
+    ):
+        scores = warper(history[None], scores)
+    return scores[0]
+
+
+@pytest.mark.parametrize("do_sample", [True, False])
+def test_features_apply_in_the_order_of_the_contract(do_sample, seed):
+    given = {**EVERYTHING, "watermark": False, "do_sample": do_sample}
+    case = Case([given] * 8, seed)
+    for place, (token, bits, top) in enumerate(case.run(range(8))):
+        logprobs = reference_scores(case, place, given).log_softmax(0)
+        assert np.frombuffer(bits, np.float32)[0] == pytest.approx(float(logprobs[token]), abs=1e-4)
+        if not do_sample:
+            assert token == int(logprobs.argmax())
+        best = logprobs.topk(min(4, int(logprobs.isfinite().sum())))
+        assert [value for _, value in top] == pytest.approx(best.values.tolist(), abs=1e-4)
+        assert [token for token, _ in top] == best.indices.tolist()
+
+
+@pytest.mark.parametrize("given", [{}, {"temperature": 0.7, "top_k": 30, "top_p": 0.8}, {"typical_p": 0.6}])
+def test_tokens_are_drawn_from_the_processed_distribution(given, seed):
+    """Many seeds and positions, one distribution."""
+    vocab, rows = 60, 200
+    logits = torch.randn(vocab) * 2
+    state = SamplingRows(rows, "cpu")
+    for row in range(rows):
+        state.set(row, sampling(do_sample=True, seed=seed * rows + row, **given), 1)
+    token_ids = torch.zeros(rows, 200, dtype=torch.int64)
+    ids = []
+    for position in range(60, 160):
+        context = SampleContext(np.arange(rows), np.full(rows, position), token_ids)
+        ids.append(sample(logits.repeat(rows, 1), context, state).token_ids)
+    scores = logits[None].clone()
+    warpers = []
+    if "top_k" in given:
+        warpers += [TemperatureLogitsWarper(given["temperature"]), TopKLogitsWarper(given["top_k"])]
+        warpers += [TopPLogitsWarper(given["top_p"])]
+    if "typical_p" in given:
+        warpers += [TypicalLogitsWarper(given["typical_p"])]
+    for warper in warpers:
+        scores = transform(warper, token_ids, scores)
+    assert_drawn_from(torch.cat(ids).numpy(), scores[0].double().softmax(0).numpy())
+
+
+def test_broken_scores_of_one_row_are_reported_there_and_leave_the_others_alone(seed):
+    case = Case([{"do_sample": True}, EVERYTHING, {}, EVERYTHING, {"do_sample": True, "top_p": 0.5}], seed)
+    places = [1, 3, 4]
+    expected = case.run(places)
+    broken = case.logits.clone()
+    broken[0], broken[2, 5] = torch.nan, torch.nan
+    sampled = sample(broken, SampleContext(case.rows, case.positions, case.token_ids), case.state)
+    assert sampled.logprobs.isnan().tolist() == [True, False, True, False, False]
+    assert ((sampled.token_ids >= 0) & (sampled.token_ids < VOCAB)).all()
+    assert sampled.token_ids[places].tolist() == [token for token, _, _ in expected]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", 0.0), ("temperature", -1.0), ("temperature", float("nan")), ("temperature", float("inf")),
+        ("top_p", 0.0), ("top_p", 1.5), ("typical_p", 0.0), ("typical_p", 1.01), ("min_p", -0.1), ("min_p", 2.0),
+        ("repetition_penalty", 0.0), ("frequency_penalty", float("inf")), ("presence_penalty", float("nan")),
+        ("count_penalty", float("-inf")),
+    ],
+)  # fmt: skip
+def test_a_parameter_out_of_range_is_refused_by_name_and_changes_nothing(name, value):
+    state = SamplingRows(2, "cpu")
+    state.set(1, sampling(do_sample=True, top_k=3), 1)
+    before = state.features.copy()
+    with pytest.raises(ValueError, match=name):
+        state.set(1, sampling(**{name: value}), 1)
+    assert state.features.tolist() == before.tolist()
+
+
+def test_a_cleared_row_and_its_next_sequence_have_nothing_of_the_former(seed):
+    case = Case([{}], seed)
+    greedy = case.run([0])
+    row = int(case.rows[0])
+    case.state.set(row, sampling(seed=3, **EVERYTHING), 1)
+    case.run([0])
+    case.state.clear(case.rows)
+    assert case.run([0]) == greedy
+    case.state.set(row, sampling(seed=3), 1)
+    assert case.run([0]) == greedy
+
+
+def test_the_whole_range_of_seeds_is_taken():
+    state = SamplingRows(1, "cpu")
+    context = SampleContext(np.array([0]), np.array([1]), torch.zeros(1, 2, dtype=torch.int64))
+    logits = torch.zeros(1, 5000)
+    drawn = set()
+    for seed in (0, 1, 2**32, 2**63, 2**64 - 1):
+        state.set(0, sampling(do_sample=True, seed=seed), 1)
+        drawn.add(int(sample(logits.clone(), context, state).token_ids[0]))
+    assert len(drawn) == 5

@@ -1,0 +1,128 @@
+"""Each warper against the one of transformers, on fresh random scores."""
+
+import pytest
+import torch
+from millrace_worker.sampling import warpers
+from transformers import (
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
+
+SHAPES = [(1, 50), (5, 257), (16, 1000)]
+NOWHERE = torch.zeros(1, 1, dtype=torch.int64)
+
+
+def random_scores(rows, vocab, spread=3.0):
+    return torch.randn(rows, vocab) * spread
+
+
+def by_rows(make, parameters, scores):
+    """transformers' warpers know one parameter for the whole batch: apply one per row."""
+    return torch.cat([make(p)(NOWHERE, scores[row : row + 1].clone()) for row, p in enumerate(parameters)])
+
+
+def column(parameters):
+    return torch.tensor(parameters, dtype=torch.float32)[:, None]
+
+
+def random_shares(rows):
+    return (torch.rand(rows) * 0.98 + 0.01).tolist()
+
+
+def assert_same_tokens_kept(ours, theirs, doubtful):
+    """`doubtful` marks tokens so near to the threshold that rounding decides about them."""
+    differs = ours.isinf() != theirs.isinf()
+    assert not (differs & ~doubtful).any()
+    both = ~ours.isinf() & ~theirs.isinf()
+    assert torch.equal(ours[both], theirs[both])
+    assert (~ours.isinf()).any(dim=1).all()
+    assert not ours.isnan().any()
+
+
+def near_mass(distance_SV, probs_SV, mass_S1, error=0.0):
+    """Tokens before which the probability, summed in the order of `distance`, is within 1e-5 of the mass.
+
+    Also those whose distance is within `error` of the one before: chance decides about their order.
+    """
+    sorted_SV, order = distance_SV.double().sort(dim=1)
+    probs = probs_SV.double().gather(1, order)
+    near = (probs.cumsum(dim=1) - probs - mass_S1).abs() < 1e-5
+    near |= sorted_SV.diff(dim=1, prepend=sorted_SV[:, :1] - 1) <= error
+    return torch.zeros_like(near).scatter(1, order, near)
+
+
+@pytest.mark.parametrize(("rows", "vocab"), SHAPES)
+def test_temperature(rows, vocab, seed):
+    scores, parameters = random_scores(rows, vocab), (torch.rand(rows) * 2 + 0.05).tolist()
+    ours = warpers.temperature(scores, column(parameters))
+    theirs = by_rows(TemperatureLogitsWarper, parameters, scores)
+    torch.testing.assert_close(ours.log_softmax(1), theirs.log_softmax(1), atol=2e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("extreme", [1e-45, 1e-38, 1e-10, 1e30])
+def test_any_temperature_above_zero_gives_a_distribution(extreme, seed):
+    ours = warpers.temperature(random_scores(4, 100, spread=100.0), column([extreme] * 4)).softmax(1)
+    torch.testing.assert_close(ours.sum(1), torch.ones(4))
+
+
+@pytest.mark.parametrize(("rows", "vocab"), SHAPES)
+def test_top_k(rows, vocab, seed):
+    scores = random_scores(rows, vocab)
+    k = torch.randint(1, vocab + 1, (rows,))
+    ours = warpers.top_k(scores, k, int(k.max()))
+    assert torch.equal(ours, by_rows(TopKLogitsWarper, k.tolist(), scores))
+
+
+def test_top_k_keeps_equals_of_the_last_and_may_exceed_the_vocabulary():
+    scores = torch.tensor([[1.0, 3.0, 2.0, 2.0, 0.0], [5.0, 4.0, 3.0, 2.0, 1.0]])
+    ours = warpers.top_k(scores, torch.tensor([2, 9]), 9)
+    assert ours[0].isinf().tolist() == [True, False, False, False, True]
+    assert torch.equal(ours[1], scores[1])
+
+
+@pytest.mark.parametrize(("rows", "vocab"), SHAPES)
+@pytest.mark.parametrize("spread", [0.01, 3.0], ids=["flat", "peaked"])
+def test_top_p(rows, vocab, spread, seed):
+    scores, parameters = random_scores(rows, vocab, spread), random_shares(rows)
+    ours = warpers.top_p(scores, column(parameters))
+    theirs = by_rows(TopPLogitsWarper, parameters, scores)
+    assert_same_tokens_kept(ours, theirs, near_mass(-scores, scores.softmax(1), column(parameters)))
+
+
+def test_top_p_of_one_row_is_not_changed_by_a_row_whose_nucleus_is_wide(seed):
+    scores = torch.cat((random_scores(1, 1000, 5.0), random_scores(1, 1000, 0.01)))
+    together = warpers.top_p(scores, column([0.9, 0.9]))
+    alone = [warpers.top_p(scores[row : row + 1], column([0.9])) for row in range(2)]
+    assert torch.equal(together, torch.cat(alone))
+    assert (~together[1].isinf()).sum() > warpers.HEAD
+
+
+def test_top_p_keeps_equals_and_at_least_the_best():
+    scores = torch.tensor([[2.0, 2.0, -9.0], [0.0, 5.0, 0.0]])
+    kept = ~warpers.top_p(scores, column([0.3, 1e-9])).isinf()
+    assert kept.tolist() == [[True, True, False], [False, True, False]]
+
+
+@pytest.mark.parametrize(("rows", "vocab"), SHAPES)
+def test_typical_p(rows, vocab, seed):
+    scores, parameters = random_scores(rows, vocab), random_shares(rows)
+    scores = warpers.top_k(scores, torch.full((rows,), vocab - 3), vocab - 3)  # removed tokens must not disturb
+    ours = warpers.typical_p(scores, column(parameters))
+    theirs = by_rows(TypicalLogitsWarper, parameters, scores)
+    logprobs = scores.double().log_softmax(1)
+    entropy = -(logprobs * logprobs.exp()).nansum(1, keepdim=True)
+    doubtful = near_mass((-logprobs - entropy).abs(), logprobs.exp(), column(parameters), error=1e-5)
+    assert_same_tokens_kept(ours, theirs, doubtful)
+
+
+@pytest.mark.parametrize(("rows", "vocab"), SHAPES)
+def test_min_p(rows, vocab, seed):
+    scores, parameters = random_scores(rows, vocab), random_shares(rows)
+    ours = warpers.min_p(scores, column(parameters))
+    theirs = by_rows(MinPLogitsWarper, parameters, scores)
+    probs = scores.double().softmax(1)
+    ratio = probs / probs.amax(1, keepdim=True)
+    assert_same_tokens_kept(ours, theirs, (ratio / column(parameters) - 1).abs() < 1e-5)
