@@ -1,17 +1,43 @@
 //! HTTP: what clients send and get. Wire types, routes in one table, errors in each route family's own form.
+//!
+//! A request passes, from the outside in: its id, a net for panics, CORS, the gate (key, readiness), the body's limit,
+//! and a handler. The handler makes an `Ask` of what it read, `admission` gets it a place and has it checked, the engine
+//! generates, and the handler writes events down in its route's form.
 
+mod admission;
+mod body;
+mod collect;
+mod cors;
+mod error;
+mod gate;
+mod generate;
+mod headers;
+mod openai;
 mod ops;
+mod request_id;
+mod request_metrics;
+mod sse;
+mod state;
+mod ticket;
+mod wire;
 
+use std::any::Any;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::routing::get;
+use axum::extract::{DefaultBodyLimit, Request};
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::response::Response;
+use axum::routing::{get, post};
+use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::config::Config;
 use crate::engine::api::EngineHandle;
 use crate::health::Health;
 use crate::telemetry::Metrics;
 use crate::tokenizer::TextModel;
+use error::{ApiError, Dialect};
+use state::AppState;
 
 /// What the routes stand on.
 #[derive(Clone, Debug)]
@@ -23,12 +49,49 @@ pub struct Context {
     pub metrics: Metrics,
 }
 
-/// The whole server.
+/// The whole server. Starts the tokenizer threads; metrics are recorded by the recorder that is installed now.
 pub fn router(context: Context) -> Router {
-    Router::new()
+    let payload_limit = context.config.payload_limit;
+    let cors = cors::layer(&context.config.cors_allow_origin);
+    let state = Arc::new(AppState::new(context));
+    let guarded = Router::new()
+        .route("/generate", post(generate::generate))
+        .route("/generate_stream", post(generate::generate_stream))
+        .route("/tokenize", post(generate::tokenize))
+        .route("/v1/completions", post(openai::completions))
+        .route("/v1/chat/completions", post(openai::chat_completions));
+    let open = Router::new()
         .route("/health", get(ops::health))
         .route("/ping", get(ops::health))
         .route("/info", get(ops::info))
         .route("/metrics", get(ops::metrics))
-        .with_state(Arc::new(context))
+        .route("/v1/models", get(openai::list));
+    let guard = from_fn_with_state(Arc::clone(&state), gate::guard);
+    Router::new()
+        .merge(guarded.route_layer(guard.clone()))
+        // One path, two rules: only the POST needs the key.
+        .route("/", post(generate::compat).route_layer(guard).get(ops::health))
+        .merge(open)
+        .fallback(unknown_route)
+        .layer(DefaultBodyLimit::max(payload_limit))
+        .layer(cors)
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(from_fn(request_id::stamp))
+        .with_state(state)
 }
+
+async fn unknown_route(request: Request) -> Response {
+    let path = request.uri().path();
+    ApiError::UnknownRoute(path.to_owned()).into_response(Dialect::of(path))
+}
+
+/// A bug: the client gets an answer, the log gets the reason, everybody else goes on.
+fn panicked(payload: Box<dyn Any + Send>) -> Response {
+    let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    let reason = text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_default();
+    tracing::error!("a handler panicked: {reason}");
+    ApiError::Internal.into_response(Dialect::Tgi)
+}
+
+#[cfg(test)]
+mod tests;

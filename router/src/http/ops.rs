@@ -7,21 +7,17 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
-use serde_json::json;
 
-use super::Context;
+use super::error;
+use super::state::AppState;
 use crate::health::Phase;
 
 /// 200 while requests are served, else 503.
-pub(super) async fn health(State(context): State<Arc<Context>>) -> Response {
-    if context.health.phase() == Phase::Serving {
-        return StatusCode::OK.into_response();
-    }
-    let body = json!({ "error": "unhealthy", "error_type": "healthcheck" });
-    (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response()
+pub(super) async fn health(State(state): State<Arc<AppState>>) -> Response {
+    if state.health.phase() == Phase::Serving { StatusCode::OK.into_response() } else { error::unhealthy() }
 }
 
-/// The original's keys, `router` included: clients tell servers apart by them.
+/// The original's keys and its name for the program: clients tell servers apart by them.
 #[derive(Serialize)]
 pub(super) struct Info {
     model_id: String,
@@ -30,7 +26,7 @@ pub(super) struct Info {
     max_concurrent_requests: usize,
     max_best_of: usize,
     max_stop_sequences: usize,
-    /// `null` until the workers have said what fits.
+    /// Until the workers have said what fits: what was configured, or null.
     max_input_tokens: Option<u32>,
     max_total_tokens: Option<u32>,
     validation_workers: usize,
@@ -41,9 +37,9 @@ pub(super) struct Info {
     docker_label: Option<String>,
 }
 
-pub(super) async fn info(State(context): State<Arc<Context>>) -> Json<Info> {
-    let config = &context.config;
-    let limits = context.health.limits();
+pub(super) async fn info(State(state): State<Arc<AppState>>) -> Json<Info> {
+    let config = &state.config;
+    let limits = state.health.limits();
     Json(Info {
         model_id: config.model_id.clone(),
         model_sha: config.revision.clone(),
@@ -63,6 +59,6 @@ pub(super) async fn info(State(context): State<Arc<Context>>) -> Json<Info> {
 }
 
 /// Prometheus' text form.
-pub(super) async fn metrics(State(context): State<Arc<Context>>) -> String {
-    context.metrics.render()
+pub(super) async fn metrics(State(state): State<Arc<AppState>>) -> String {
+    state.metrics.render()
 }

@@ -1,0 +1,102 @@
+//! Request bodies: JSON under a size limit, with errors that name the field.
+
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{FromRequest, Request};
+use axum::http::{HeaderMap, StatusCode, header};
+use serde::de::DeserializeOwned;
+use serde_json::error::Category;
+
+use super::error::ApiError;
+
+/// Reads the whole body as a `T`.
+pub(super) async fn read<T: DeserializeOwned>(request: Request) -> Result<T, ApiError> {
+    if !is_json(request.headers()) {
+        return Err(ApiError::Body {
+            status: StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            kind: "unsupported_media_type",
+            reason: "the body must be JSON; send it with `Content-Type: application/json`".to_owned(),
+        });
+    }
+    let body = Bytes::from_request(request, &()).await.map_err(|rejection| unreadable(&rejection))?;
+    parse(&body)
+}
+
+/// `application/json` or `application/…+json`; parameters do not matter.
+fn is_json(headers: &HeaderMap) -> bool {
+    let Some(value) = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()) else { return false };
+    let essence = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    essence.strip_prefix("application/").is_some_and(|subtype| subtype == "json" || subtype.ends_with("+json"))
+}
+
+fn unreadable(rejection: &BytesRejection) -> ApiError {
+    let status = rejection.status();
+    let (kind, reason) = if status == StatusCode::PAYLOAD_TOO_LARGE {
+        ("payload_too_large", "the body is larger than this server takes (payload_limit)".to_owned())
+    } else {
+        ("unreadable_body", rejection.body_text())
+    };
+    ApiError::Body { status, kind, reason }
+}
+
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    let error = match serde_json::from_slice(body) {
+        Ok(value) => return Ok(value),
+        Err(error) => error,
+    };
+    if error.classify() != Category::Data {
+        return Err(ApiError::Body {
+            status: StatusCode::BAD_REQUEST,
+            kind: "invalid_json",
+            reason: format!("the body is not valid JSON: {error}"),
+        });
+    }
+    // Only now is it worth knowing where: a second pass keeps track of the path.
+    let mut deserializer = serde_json::Deserializer::from_slice(body);
+    let located: Result<T, _> = serde_path_to_error::deserialize(&mut deserializer);
+    let path = located.err().map(|error| error.path().to_string()).filter(|path| path != ".");
+    let place = path.map(|path| format!("`{path}`: ")).unwrap_or_default();
+    Err(ApiError::Body {
+        status: StatusCode::UNPROCESSABLE_ENTITY,
+        kind: "validation",
+        reason: format!("Input validation error: {place}{error}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::*;
+    use crate::validation::Parameters;
+
+    #[test]
+    fn json_is_recognized_by_its_media_type() {
+        let with = |value: &'static str| {
+            is_json(&HeaderMap::from_iter([(header::CONTENT_TYPE, HeaderValue::from_static(value))]))
+        };
+        for json in ["application/json", "APPLICATION/JSON", "application/vnd.api+json", "application/json; charset=x"]
+        {
+            assert!(with(json), "{json}");
+        }
+        for other in ["text/plain", "json", "application/jsonl", "multipart/form-data; boundary=x", ""] {
+            assert!(!with(other), "{other}");
+        }
+        assert!(!is_json(&HeaderMap::new()));
+    }
+
+    #[test]
+    fn a_wrong_type_is_named_by_its_path() {
+        #[derive(Debug, serde::Deserialize)]
+        struct Outer {
+            #[expect(dead_code, reason = "only its errors are looked at")]
+            parameters: Parameters,
+        }
+        let refused = |body: &str| parse::<Outer>(body.as_bytes()).unwrap_err();
+        let error = refused(r#"{"parameters":{"stop":["a",5]}}"#);
+        assert_eq!(error.status(), StatusCode::UNPROCESSABLE_ENTITY);
+        assert!(error.to_string().contains("`parameters.stop[1]`"), "{error}");
+        assert!(refused("{}").to_string().contains("missing field `parameters`"));
+        assert_eq!(refused("{\"parameters\":").status(), StatusCode::BAD_REQUEST);
+    }
+}

@@ -1,0 +1,179 @@
+//! Every refusal and failure, and how each family of routes says it.
+
+use axum::Json;
+use axum::body::Body;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use crate::engine::api::Failed;
+use crate::validation::ValidationError;
+
+/// What a client may get instead of an answer.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub(super) enum ApiError {
+    #[error(transparent)]
+    Validation(#[from] ValidationError),
+    /// A field that this server knows and cannot honour; ignoring it would answer another question.
+    #[error("Input validation error: `{field}` {problem}")]
+    Field { field: &'static str, problem: String },
+    /// `kind` is the original's `error_type`, for the two rules that have one of their own.
+    #[error("`{field}` {problem}")]
+    Special { kind: &'static str, field: &'static str, problem: String },
+    #[error("Model is overloaded: all {0} places are taken; try again later")]
+    Overloaded(usize),
+    #[error("{0}")]
+    Unavailable(&'static str),
+    #[error(transparent)]
+    Failed(#[from] Failed),
+    /// A body that is no request.
+    #[error("{reason}")]
+    Body { status: StatusCode, kind: &'static str, reason: String },
+    #[error("the API key is missing or wrong; send it as `Authorization: Bearer <key>`")]
+    Unauthorized,
+    #[error("there is no route {0}")]
+    UnknownRoute(String),
+    #[error("the server failed on this request; its log says why under this request id")]
+    Internal,
+}
+
+/// A route family's way of writing errors down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Dialect {
+    /// `{error, error_type}`; the original's empty bodies stay empty.
+    Tgi,
+    /// `{error: {message, type, param, code}}`.
+    OpenAi,
+}
+
+impl Dialect {
+    pub(super) fn of(path: &str) -> Self {
+        if path.starts_with("/v1/") { Self::OpenAi } else { Self::Tgi }
+    }
+}
+
+/// Travels with an error response to where it is logged.
+#[derive(Clone, Debug)]
+pub(super) struct ErrorNote(pub(super) String);
+
+#[derive(Serialize)]
+struct TgiError<'a> {
+    error: &'a str,
+    error_type: &'a str,
+}
+
+#[derive(Serialize)]
+struct OpenAiError<'a> {
+    error: OpenAiErrorBody<'a>,
+}
+
+#[derive(Serialize)]
+struct OpenAiErrorBody<'a> {
+    message: &'a str,
+    r#type: &'a str,
+    param: Option<&'a str>,
+    code: &'a str,
+}
+
+impl ApiError {
+    pub(super) fn field(field: &'static str, problem: impl Into<String>) -> Self {
+        Self::Field { field, problem: problem.into() }
+    }
+
+    pub(super) fn status(&self) -> StatusCode {
+        match self {
+            Self::Validation(ValidationError::NotReady) | Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Validation(_) | Self::Field { .. } | Self::Special { .. } => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::Overloaded(_) => StatusCode::TOO_MANY_REQUESTS,
+            Self::Failed(Failed::Generation(_)) => StatusCode::FAILED_DEPENDENCY,
+            Self::Failed(Failed::Incomplete) | Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Body { status, .. } => *status,
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::UnknownRoute(_) => StatusCode::NOT_FOUND,
+        }
+    }
+
+    /// The original's `error_type`, which its clients compare.
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Validation(ValidationError::Template(_)) => "template_error",
+            Self::Validation(ValidationError::NotReady) | Self::Unavailable(_) => "unavailable",
+            Self::Validation(_) | Self::Field { .. } => "validation",
+            Self::Special { kind, .. } | Self::Body { kind, .. } => kind,
+            Self::Overloaded(_) => "overloaded",
+            Self::Failed(Failed::Generation(_)) => "generation",
+            Self::Failed(Failed::Incomplete) => "incomplete_generation",
+            Self::Unauthorized => "unauthorized",
+            Self::UnknownRoute(_) => "not_found",
+            Self::Internal => "internal",
+        }
+    }
+
+    fn culprit(&self) -> Option<&'static str> {
+        match self {
+            Self::Validation(error) => error.culprit(),
+            Self::Field { field, .. } | Self::Special { field, .. } => Some(field),
+            _ => None,
+        }
+    }
+
+    /// The body as JSON.
+    pub(super) fn to_json(&self, dialect: Dialect) -> Vec<u8> {
+        let message = self.to_string();
+        let body = match dialect {
+            Dialect::Tgi => serde_json::to_vec(&TgiError { error: &message, error_type: self.kind() }),
+            Dialect::OpenAi => serde_json::to_vec(&OpenAiError {
+                error: OpenAiErrorBody {
+                    message: &message,
+                    r#type: openai_type(self.status()),
+                    param: self.culprit(),
+                    code: self.kind(),
+                },
+            }),
+        };
+        body.expect("structs of strings have no keys that JSON could not write")
+    }
+
+    pub(super) fn into_response(self, dialect: Dialect) -> Response {
+        let status = self.status();
+        // The original's clients see nothing here, and nothing is what they know.
+        let is_empty = dialect == Dialect::Tgi && matches!(self, Self::Unauthorized | Self::UnknownRoute(_));
+        let mut response = if is_empty {
+            status.into_response()
+        } else {
+            let json = [(header::CONTENT_TYPE, "application/json")];
+            (status, json, Body::from(self.to_json(dialect))).into_response()
+        };
+        let headers = response.headers_mut();
+        if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        if status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response.extensions_mut().insert(ErrorNote(self.to_string()));
+        response
+    }
+}
+
+fn openai_type(status: StatusCode) -> &'static str {
+    match status.as_u16() {
+        401 => "authentication_error",
+        429 => "rate_limit_error",
+        424 | 500.. => "server_error",
+        _ => "invalid_request_error",
+    }
+}
+
+/// Errors of the original's routes.
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        self.into_response(Dialect::Tgi)
+    }
+}
+
+/// The answer to `/health` while it is 503.
+pub(super) fn unhealthy() -> Response {
+    let body = TgiError { error: "unhealthy", error_type: "healthcheck" };
+    (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response()
+}

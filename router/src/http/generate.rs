@@ -1,0 +1,223 @@
+//! The original's generation routes.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use bytes::BytesMut;
+
+use super::admission::admit;
+use super::collect::{Answer, Sequence, collect};
+use super::error::ApiError;
+use super::headers;
+use super::sse::{self, Encode};
+use super::state::{AppState, Arrival};
+use super::wire::{
+    BestOfSequence, CompatRequest, Details, GenerateRequest, GenerateResponse, PrefillToken, StreamDetails,
+    StreamError, StreamEvent, WireToken, finish_reason,
+};
+use super::{body, wire};
+use crate::engine::api::{Failed, Finished, Prefilled, Token};
+use crate::validation::{Ask, Names, Parameters, Prompt};
+
+type AppResult = Result<Response, ApiError>;
+
+/// `POST /generate`.
+pub(super) async fn generate(State(state): State<Arc<AppState>>, request: Request) -> AppResult {
+    let arrival = Arrival::of(&request);
+    let request: GenerateRequest = body::read(request).await?;
+    let (headers, answer) = answer_whole(&state, request, arrival).await?;
+    Ok((headers, [JSON], answer).into_response())
+}
+
+/// `POST /generate_stream`.
+pub(super) async fn generate_stream(State(state): State<Arc<AppState>>, request: Request) -> AppResult {
+    let arrival = Arrival::of(&request);
+    let request: GenerateRequest = body::read(request).await?;
+    answer_streamed(&state, request, arrival).await
+}
+
+/// `POST /`: either, by its `stream` field. A whole answer is a list of one; text comes back with its prompt.
+pub(super) async fn compat(State(state): State<Arc<AppState>>, request: Request) -> AppResult {
+    let arrival = Arrival::of(&request);
+    let CompatRequest { inputs, parameters, stream } = body::read(request).await?;
+    let (inputs, mut parameters) = GenerateRequest { inputs, parameters }.into_parts();
+    parameters.return_full_text.get_or_insert(true);
+    let request = GenerateRequest { inputs, parameters: Some(parameters) };
+    if stream.unwrap_or_default() {
+        return answer_streamed(&state, request, arrival).await;
+    }
+    let (headers, answer) = answer_whole(&state, request, arrival).await?;
+    let list = [b"[", answer.as_slice(), b"]"].concat();
+    Ok((headers, [JSON], list).into_response())
+}
+
+/// `POST /tokenize`: the tokens of `inputs`; parameters have no effect.
+pub(super) async fn tokenize(State(state): State<Arc<AppState>>, request: Request) -> AppResult {
+    let GenerateRequest { inputs, .. } = body::read(request).await?;
+    let text = Arc::clone(&state.text);
+    let work = move || text.encode_spans(&inputs).map(|spans| (inputs, spans));
+    let encoded = state.validator.pool().run(work).await.map_err(crate::validation::ValidationError::from)?;
+    let (inputs, spans) = encoded.map_err(|error| ApiError::field("inputs", error.to_string()))?;
+    let tokens = spans.into_iter().map(|span| wire::SimpleToken {
+        id: span.id,
+        text: inputs.get(span.start..span.stop).unwrap_or_default().to_owned(),
+        start: span.start,
+        stop: span.stop,
+    });
+    Ok(Json(tokens.collect::<Vec<_>>()).into_response())
+}
+
+const JSON: (axum::http::HeaderName, &str) = (axum::http::header::CONTENT_TYPE, "application/json");
+
+fn ask(inputs: String, parameters: Parameters, stream: bool, arrival: Arrival) -> Ask {
+    Ask {
+        prompt: Prompt::Text(inputs),
+        parameters,
+        stream,
+        names: &Names::GENERATE,
+        request_id: arrival.request_id,
+        received: arrival.received,
+    }
+}
+
+async fn answer_whole(
+    state: &AppState,
+    request: GenerateRequest,
+    arrival: Arrival,
+) -> Result<(axum::http::HeaderMap, Vec<u8>), ApiError> {
+    let (inputs, parameters) = request.into_parts();
+    let shape = Shape::of(&parameters);
+    let admitted = admit(state, ask(inputs, parameters, false, arrival)).await?;
+    let answer = collect(admitted, shape.details).await?;
+    Ok((headers::of_answer(&state.compute_type, &answer.cost()), shape.write(state, &answer)))
+}
+
+async fn answer_streamed(state: &AppState, request: GenerateRequest, arrival: Arrival) -> AppResult {
+    let (inputs, parameters) = request.into_parts();
+    let details = parameters.details.unwrap_or_default();
+    let full_text = parameters.return_full_text.unwrap_or_default();
+    let mut admitted = admit(state, ask(inputs, parameters, true, arrival)).await?;
+    let encoder = Encoder {
+        index: 0,
+        input_length: admitted.ticket.prompt_tokens,
+        details,
+        prompt: full_text.then(|| std::mem::take(&mut admitted.prompt)),
+    };
+    let headers = headers::of_stream(&state.compute_type, admitted.ticket.characters);
+    Ok(sse::respond(sse::chunks(admitted, encoder), headers))
+}
+
+/// Which parts of a whole answer were asked for.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    details: bool,
+    full_text: bool,
+    top_tokens: bool,
+}
+
+impl Shape {
+    fn of(parameters: &Parameters) -> Self {
+        let prefill = parameters.decoder_input_details.unwrap_or_default();
+        Self {
+            details: parameters.details.unwrap_or_default() || prefill,
+            full_text: parameters.return_full_text.unwrap_or_default(),
+            top_tokens: parameters.top_n_tokens.unwrap_or_default() > 0,
+        }
+    }
+
+    fn write(self, state: &AppState, answer: &Answer) -> Vec<u8> {
+        let prefill = prefill_tokens(state, answer);
+        let generated_text = self.text(&answer.prompt, &answer.best);
+        let details = self.details.then(|| Details {
+            finish_reason: finish_reason(answer.best.finished.reason),
+            generated_tokens: answer.best.finished.generated_tokens,
+            seed: answer.best.finished.seed,
+            prefill: &prefill,
+            tokens: answer.best.tokens.iter().map(WireToken::from).collect(),
+            best_of_sequences: answer.others.iter().map(|other| self.loser(answer, other, &prefill)).collect(),
+            top_tokens: self.top_tokens(&answer.best),
+        });
+        serde_json::to_vec(&GenerateResponse { generated_text: &generated_text, details })
+            .expect("strings, numbers and lists of them are always JSON")
+    }
+
+    fn loser<'a>(self, answer: &Answer, other: &'a Sequence, prefill: &'a [PrefillToken]) -> BestOfSequence<'a> {
+        BestOfSequence {
+            generated_text: self.text(&answer.prompt, other),
+            finish_reason: finish_reason(other.finished.reason),
+            generated_tokens: other.finished.generated_tokens,
+            seed: other.finished.seed,
+            prefill,
+            tokens: other.tokens.iter().map(WireToken::from).collect(),
+            top_tokens: self.top_tokens(other),
+        }
+    }
+
+    fn text(self, prompt: &str, sequence: &Sequence) -> String {
+        let prompt = if self.full_text { prompt } else { "" };
+        format!("{prompt}{}", sequence.finished.generated_text)
+    }
+
+    fn top_tokens(self, sequence: &Sequence) -> Vec<Vec<WireToken<'_>>> {
+        if self.top_tokens { sequence.tokens.iter().map(top_tokens).collect() } else { Vec::new() }
+    }
+}
+
+fn top_tokens(token: &Token) -> Vec<WireToken<'_>> {
+    token.top_tokens.iter().map(WireToken::from).collect()
+}
+
+/// The prompt's tokens with their logprobs, if they were asked for.
+fn prefill_tokens(state: &AppState, answer: &Answer) -> Vec<PrefillToken> {
+    let known = &answer.prefilled.prompt_logprobs;
+    // A prompt of one token has no logprob at all; a longer one without any was not asked for them.
+    let logprobs = if known.is_empty() && answer.prompt_ids.len() == 1 { &[None] } else { known.as_slice() };
+    let tokens = answer.prompt_ids.iter().zip(logprobs);
+    tokens.map(|(&id, &logprob)| PrefillToken { id, text: state.text.decode(&[id], false), logprob }).collect()
+}
+
+/// The original's stream of one sequence.
+struct Encoder {
+    index: u32,
+    input_length: u32,
+    details: bool,
+    /// To be repeated before the generated text.
+    prompt: Option<String>,
+}
+
+impl Encode for Encoder {
+    fn prefilled(&mut self, _: &Prefilled, _: &mut BytesMut) {}
+
+    fn token(&mut self, token: &Token, end: Option<&Finished>, out: &mut BytesMut) {
+        self.index += 1;
+        let full_text = match (end, &self.prompt) {
+            (Some(finished), Some(prompt)) => Some(format!("{prompt}{}", finished.generated_text)),
+            _ => None,
+        };
+        let details = end.filter(|_| self.details).map(|finished| StreamDetails {
+            finish_reason: finish_reason(finished.reason),
+            generated_tokens: finished.generated_tokens,
+            seed: finished.seed,
+            input_length: self.input_length,
+        });
+        let generated_text = full_text.as_deref().or(end.map(|finished| finished.generated_text.as_str()));
+        let event = StreamEvent {
+            index: self.index,
+            token: WireToken::from(token),
+            top_tokens: top_tokens(token),
+            generated_text,
+            details,
+        };
+        sse::write_event(out, &event);
+    }
+
+    fn failed(&mut self, failed: &Failed, out: &mut BytesMut) {
+        let (error, error_type) = match failed {
+            Failed::Generation(_) => (failed.to_string(), "generation"),
+            Failed::Incomplete => ("Incomplete generation stream".to_owned(), "incomplete_generation_stream"),
+        };
+        sse::write_event(out, &StreamError { error: &error, error_type });
+    }
+}

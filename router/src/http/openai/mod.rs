@@ -1,0 +1,32 @@
+//! `OpenAI`'s routes in their plain forms: text in, text out.
+
+mod chat;
+mod completions;
+mod models;
+mod request;
+mod response;
+mod stream;
+
+pub(super) use chat::chat_completions;
+pub(super) use completions::completions;
+pub(super) use models::{ModelNames, list};
+
+use axum::response::{IntoResponse, Response};
+
+use super::error::{ApiError, Dialect};
+
+/// An error in this family's form.
+#[derive(Debug)]
+pub(super) struct OpenAiError(ApiError);
+
+impl<E: Into<ApiError>> From<E> for OpenAiError {
+    fn from(error: E) -> Self {
+        Self(error.into())
+    }
+}
+
+impl IntoResponse for OpenAiError {
+    fn into_response(self) -> Response {
+        self.0.into_response(Dialect::OpenAi)
+    }
+}

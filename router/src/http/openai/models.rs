@@ -1,0 +1,75 @@
+//! The names a model answers to.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::Json;
+use axum::extract::State;
+use serde::Serialize;
+
+use crate::config::Config;
+use crate::http::state::AppState;
+
+/// Unknown names that are remembered as warned about; clients choose names, so there must be an end.
+const MAX_WARNED_NAMES: usize = 100;
+
+/// What the original's own clients send when they do not care.
+const PLACEHOLDERS: [&str; 3] = ["", "tgi", "dummy"];
+
+#[derive(Debug)]
+pub(in crate::http) struct ModelNames {
+    /// Never empty; the first is the name in answers.
+    served: Vec<Arc<str>>,
+    warned: Mutex<HashSet<String>>,
+}
+
+#[derive(Serialize)]
+pub(in crate::http) struct ModelList {
+    object: &'static str,
+    data: Vec<ModelEntry>,
+}
+
+#[derive(Serialize)]
+struct ModelEntry {
+    id: String,
+    object: &'static str,
+    created: u64,
+    owned_by: String,
+}
+
+impl ModelNames {
+    pub(in crate::http) fn new(config: &Config) -> Self {
+        let further = config.served_model_name.iter().filter(|name| **name != config.model_id);
+        let served = std::iter::once(&config.model_id).chain(further).map(|name| Arc::from(name.as_str())).collect();
+        Self { served, warned: Mutex::default() }
+    }
+
+    /// The name to answer with. There is one model: any other name means it too, with one warning per name.
+    pub(super) fn resolve(&self, asked: Option<&str>) -> Arc<str> {
+        match asked {
+            None => Arc::clone(&self.served[0]),
+            Some(name) if PLACEHOLDERS.contains(&name) => Arc::clone(&self.served[0]),
+            Some(name) => {
+                if !self.served.iter().any(|served| **served == *name) {
+                    self.warn_once(name);
+                }
+                Arc::from(name)
+            }
+        }
+    }
+
+    fn warn_once(&self, name: &str) {
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        if warned.len() < MAX_WARNED_NAMES && warned.insert(name.to_owned()) {
+            tracing::warn!(model = name, "no model of this name is served; answering with {}", self.served[0]);
+        }
+    }
+}
+
+/// `GET /v1/models`.
+pub(in crate::http) async fn list(State(state): State<Arc<AppState>>) -> Json<ModelList> {
+    let names = state.models.served.iter();
+    let entry =
+        |name: &Arc<str>| ModelEntry { id: name.to_string(), object: "model", created: 0, owned_by: name.to_string() };
+    Json(ModelList { object: "list", data: names.map(entry).collect() })
+}

@@ -1,0 +1,120 @@
+//! Server-sent events, written by hand: every event that waits leaves in one chunk.
+
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::http::{HeaderMap, HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use bytes::{BufMut, BytesMut};
+use futures::stream::{self, Stream, StreamExt};
+use serde::Serialize;
+
+use super::admission::Admitted;
+use super::ticket::Ticket;
+use crate::engine::api::{Event, Failed, Finished, Generation, Prefilled, Token};
+
+/// A comment after this long without an event, so that nobody on the way closes the connection.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+const KEEP_ALIVE_COMMENT: &[u8] = b":\n\n";
+
+pub(super) const DONE: &[u8] = b"data: [DONE]\n\n";
+
+/// How a route writes the events of one sequence.
+pub(super) trait Encode: Send + 'static {
+    fn prefilled(&mut self, prefilled: &Prefilled, out: &mut BytesMut);
+    /// `end` comes with the sequence's last token.
+    fn token(&mut self, token: &Token, end: Option<&Finished>, out: &mut BytesMut);
+    fn failed(&mut self, failed: &Failed, out: &mut BytesMut);
+}
+
+/// One event: its JSON on one line.
+pub(super) fn write_event(out: &mut BytesMut, event: &impl Serialize) {
+    out.put_slice(b"data: ");
+    // Strings, numbers and lists of them: nothing that JSON could refuse, and memory does not fail to be written.
+    let written = serde_json::to_writer(out.writer(), event);
+    debug_assert!(written.is_ok());
+    out.put_slice(b"\n\n");
+}
+
+/// The chunks of one generation. Dropped before its end, it cancels the request.
+pub(super) fn chunks(admitted: Admitted, encoder: impl Encode) -> impl Stream<Item = Bytes> + Send + 'static {
+    let Admitted { generation, ticket, .. } = admitted;
+    let state = Running { generation, ticket, encoder, buffer: BytesMut::new(), is_over: false };
+    stream::unfold(state, |mut state| async move {
+        while !state.is_over {
+            let events = state.generation.next().await;
+            state.write(events);
+            if !state.buffer.is_empty() {
+                return Some((state.buffer.split().freeze(), state));
+            }
+        }
+        None
+    })
+}
+
+struct Running<E> {
+    generation: Generation,
+    ticket: Ticket,
+    encoder: E,
+    buffer: BytesMut,
+    is_over: bool,
+}
+
+impl<E: Encode> Running<E> {
+    fn write(&mut self, events: Vec<Event>) {
+        if events.is_empty() {
+            self.fail(&Failed::Incomplete);
+        }
+        let mut events = events.into_iter().peekable();
+        while let Some(event) = events.next() {
+            match event {
+                Event::Prefilled(prefilled) => self.encoder.prefilled(&prefilled, &mut self.buffer),
+                Event::Token { token, .. } => {
+                    let end = events.next_if(|next| matches!(next, Event::Finished { .. }));
+                    self.write_token(&token, end);
+                }
+                // The engine puts a sequence's end into the mailbox together with its last token.
+                Event::Finished { .. } => self.fail(&Failed::Incomplete),
+                Event::Failed(failed) => self.fail(&failed),
+            }
+        }
+    }
+
+    fn write_token(&mut self, token: &Token, end: Option<Event>) {
+        if let Some(Event::Finished { finished, .. }) = end {
+            self.encoder.token(token, Some(&finished), &mut self.buffer);
+            self.ticket.succeeded(&finished);
+            self.end();
+        } else {
+            self.encoder.token(token, None, &mut self.buffer);
+        }
+    }
+
+    fn fail(&mut self, failed: &Failed) {
+        tracing::error!(request_id = &*self.ticket.request_id, "{failed}");
+        self.encoder.failed(failed, &mut self.buffer);
+        self.ticket.failed(failed);
+        self.end();
+    }
+
+    fn end(&mut self) {
+        self.generation.complete();
+        self.is_over = true;
+    }
+}
+
+/// A streaming response of these chunks, kept alive while none comes.
+pub(super) fn respond(chunks: impl Stream<Item = Bytes> + Send + 'static, headers: HeaderMap) -> Response {
+    let fixed = [
+        (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
+    ];
+    let kept_alive = stream::unfold(Box::pin(chunks), |mut chunks| async move {
+        let chunk = match tokio::time::timeout(KEEP_ALIVE, chunks.next()).await {
+            Ok(chunk) => chunk?,
+            Err(_) => Bytes::from_static(KEEP_ALIVE_COMMENT),
+        };
+        Some((Ok::<_, std::convert::Infallible>(chunk), chunks))
+    });
+    (fixed, headers, Body::from_stream(kept_alive)).into_response()
+}
