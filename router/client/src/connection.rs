@@ -127,11 +127,18 @@ async fn open(endpoint: &str) -> Result<Channel, tonic::transport::Error> {
 
 /// tonic's errors say "transport error"; their causes say which.
 pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
+    add_causes(error.to_string(), error.source())
+}
+
+/// What a status says, and what caused it.
+pub(crate) fn status_text(status: &Status) -> String {
+    add_causes(status.message().to_owned(), std::error::Error::source(status))
+}
+
+fn add_causes(mut text: String, mut cause: Option<&dyn std::error::Error>) -> String {
     while let Some(error) = cause {
         let next = error.to_string();
-        if !text.ends_with(&next) {
+        if !text.contains(&next) {
             text = format!("{text}: {next}");
         }
         cause = error.source();

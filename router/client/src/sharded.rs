@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tonic::{Code, Status};
 
-use crate::connection::{Client, Unreachable};
+use crate::connection::{Client, Unreachable, status_text};
 use crate::steps::StepStream;
 use crate::v1::{ModelDescription, PrepareRequest, Prepared};
 
@@ -44,7 +44,7 @@ impl StartError {
     }
 
     fn from_status(rank: usize, status: &Status) -> Self {
-        let message = status.message().to_owned();
+        let message = status_text(status);
         match status.code() {
             Code::InvalidArgument
             | Code::FailedPrecondition

@@ -14,7 +14,7 @@ use tokio_stream::Stream;
 use tonic::Code;
 
 use crate::columns::Malformed;
-use crate::connection::{RankStream, with_causes};
+use crate::connection::{RankStream, status_text};
 use crate::convert::{self, Outline};
 use crate::v1;
 
@@ -156,9 +156,5 @@ impl StepStream {
 }
 
 fn failed(status: &tonic::Status) -> LostReason {
-    let message = match std::error::Error::source(status) {
-        Some(cause) => format!("{}: {}", status.message(), with_causes(cause)),
-        None => status.message().to_owned(),
-    };
-    LostReason::Failed { code: status.code(), message }
+    LostReason::Failed { code: status.code(), message: status_text(status) }
 }
