@@ -27,7 +27,9 @@ ROUTES = ("/generate_stream", "/v1/completions", "/generate")
 def router(prefix: str, log: Path) -> Iterator[subprocess.Popen[str]]:
     """A fake worker and a router in front of it, both stopped at the end."""
     programs = ROOT / "target" / "release"
-    worker = subprocess.Popen([str(programs / "millrace-fake-worker"), "--uds-path", prefix, "--cheap"])
+    worker = subprocess.Popen(
+        [str(programs / "millrace-fake-worker"), "--uds-path", prefix, "--cheap", "--vocab", "8192"]
+    )
     command = [str(ROOT / ".venv" / "bin" / "millrace-router"), "--worker-uds-path", prefix, "--num-shard", "1"]
     command += ["--model-id", "tiny", "--model-path", str(models.path("tiny")), "--port", str(PORT)]
     command += ["--hostname", "127.0.0.1", "--max-concurrent-requests", "1024", "--max-batch-size", "512"]
