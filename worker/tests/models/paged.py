@@ -1,0 +1,105 @@
+"""A scheduler in small: runs sequences through a model in random chunks, over pages that hold NaN until they are used."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+from millrace_worker.models.decoder import CausalLM
+from millrace_worker.step import Batch
+
+PAGE = 16
+NOT_A_PAGE = 2**31 - 1  # reading it would fail
+
+
+class PagedRun:
+    """Sequences enter rows, compute in random chunks beside one another, and leave: their pages go back poisoned."""
+
+    def __init__(
+        self, model: CausalLM, *, seed: int, num_pages: int = 24, max_rows: int = 5, max_chunk: int = 24
+    ) -> None:
+        self.model, self.random, self.max_chunk = model, random.Random(seed), max_chunk
+        model.allocate_kv(num_pages)
+        self._poison(list(range(num_pages)))
+        self.free_pages = list(range(num_pages))
+        self.random.shuffle(self.free_pages)
+        self.free_rows = list(range(max_rows))
+        self.table = np.full((max_rows, num_pages), NOT_A_PAGE, dtype=np.int32)
+        self.held: dict[int, list[int]] = {}
+
+    def logits(self, sequences: list[list[int]]) -> list[torch.Tensor]:
+        """[len, vocabulary] of every position of every sequence; on ranks other than 0 the tensors are empty."""
+        waiting, running = list(range(len(sequences))), dict[int, int]()
+        done = [0] * len(sequences)
+        found: list[list[torch.Tensor]] = [[] for _ in sequences]
+        while waiting or running:
+            while waiting and self.free_rows and self.random.random() < 0.7:
+                running[waiting.pop(0)] = self.free_rows.pop(self.random.randrange(len(self.free_rows)))
+            work = self._choose(sequences, running, done)
+            if not work:
+                continue
+            self._step(sequences, work, done, found)
+            for sequence, _, count in work:
+                done[sequence] += count
+                if done[sequence] == len(sequences[sequence]):
+                    self._release(running.pop(sequence))
+        return [torch.cat(parts) if parts else torch.empty(0) for parts in found]
+
+    def _choose(
+        self, sequences: list[list[int]], running: dict[int, int], done: list[int]
+    ) -> list[tuple[int, int, int]]:
+        """(sequence, row, count) of those that compute now: one token or a chunk, if the pages reach."""
+        work = []
+        for sequence in self.random.sample(list(running), len(running)):
+            left = len(sequences[sequence]) - done[sequence]
+            count = 1 if self.random.random() < 0.5 else min(left, self.random.randint(2, self.max_chunk))
+            row = running[sequence]
+            needed = -(-(done[sequence] + count) // PAGE) - len(self.held.get(row, []))
+            if self.random.random() < 0.2 or needed > len(self.free_pages):
+                continue
+            for _ in range(needed):
+                pages = self.held.setdefault(row, [])
+                self.table[row, len(pages)] = self.free_pages[-1]
+                pages.append(self.free_pages.pop())
+            work.append((sequence, row, count))
+        return work
+
+    def _step(self, sequences: list[list[int]], work: list[tuple[int, int, int]], done: list[int], found: list) -> None:
+        entries = [(sequence, row, done[sequence], count) for sequence, row, count in work]
+        tokens = [token for s, _, start, count in entries for token in sequences[s][start : start + count]]
+        positions = [position for _, _, start, count in entries for position in range(start, start + count)]
+        batch = Batch(
+            rows=np.array([row for _, row, _, _ in entries]),
+            starts=np.array([start for _, _, start, _ in entries]),
+            counts=np.array([count for _, _, _, count in entries]),
+            page_table=torch.from_numpy(self.table),
+            page_table_host=self.table,
+        )
+        device = self.model.backend.geometry.device
+        order = self._shuffled(len(tokens)) if self.random.random() < 0.5 else None
+        logits = self.model.forward(
+            torch.tensor(tokens).to(device),
+            torch.tensor(positions).to(device),
+            self.model.backend.plan(batch),
+            None if order is None else order.to(device),
+        )
+        if logits is None:
+            return
+        if order is not None:
+            logits = torch.empty_like(logits).index_copy_(0, order.to(device), logits)
+        for (sequence, _, _, _), part in zip(entries, logits.split([count for *_, count in entries]), strict=True):
+            found[sequence].append(part.cpu())
+
+    def _shuffled(self, length: int) -> torch.Tensor:
+        return torch.tensor(self.random.sample(range(length), length))
+
+    def _release(self, row: int) -> None:
+        pages = self.held.pop(row)
+        self._poison(pages)
+        self.free_pages[:0] = pages
+        self.table[row] = NOT_A_PAGE
+        self.free_rows.append(row)
+
+    def _poison(self, pages: list[int]) -> None:
+        self.model.backend.pool.values[:, pages] = float("nan")

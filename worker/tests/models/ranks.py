@@ -1,0 +1,39 @@
+"""One rank of a test: `python ranks.py JOB` with RANK and WORLD_SIZE set. JOB is a JSON file: folders, sequences, seed."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from millrace_worker.distributed import connect
+from millrace_worker.models.load import load_model
+from paged import PagedRun
+
+
+def main(job_path: Path) -> None:
+    torch.set_num_threads(1)
+    job = json.loads(job_path.read_text())
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    device = torch.device("cpu")
+    group = connect(rank, size, device)
+    results = []
+    for folder in job["folders"]:
+        model = load_model(Path(folder), dtype=torch.float32, device=device, group=group)
+        results.append(PagedRun(model, seed=job["seed"]).logits(job["sequences"]))
+    ids = torch.arange(3) if rank == 0 else torch.zeros(3, dtype=torch.int64)
+    assert group.broadcast(ids).tolist() == [0, 1, 2]
+    if rank == 0:
+        torch.save(results, job_path.with_suffix(".pt"))
+    else:
+        assert all(logits.numel() == 0 for each in results for logits in each)
+    group.close()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

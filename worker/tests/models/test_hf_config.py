@@ -1,0 +1,141 @@
+"""Configurations of both styles, defaults, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from millrace_worker.models.architectures import ARCHITECTURES, describe
+from millrace_worker.models.hf_config import ConfigError, ModelConfig
+from millrace_worker.models.load import alibi_slopes
+from millrace_worker.models.rope import frequencies
+from millrace_worker.models.spec import Decoder, LinearScaling, Llama3Scaling, Rotary
+from transformers import CONFIG_MAPPING, LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 99,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 96,
+}
+MODEL_TYPES = {
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "mistral",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+    "Gemma2ForCausalLM": "gemma2",
+    "GPT2LMHeadModel": "gpt2",
+    "GPTNeoXForCausalLM": "gpt_neox",
+    "FalconForCausalLM": "falcon",
+}
+
+
+def spec_of(architecture: str, **values: Any) -> Decoder:
+    return describe(ModelConfig(SIZES | {"architectures": [architecture]} | values))[0]
+
+
+def rotary_of(architecture: str, **values: Any) -> Rotary:
+    position = spec_of(architecture, **values).layers[0].attention.position
+    assert isinstance(position, Rotary)
+    return position
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_absent_fields_mean_what_transformers_takes_them_for(architecture: str) -> None:
+    """The spec of a file that states sizes only is the spec of the whole configuration that transformers makes of it."""
+    sizes = SIZES
+    if architecture == "FalconForCausalLM":
+        sizes = {key: value for key, value in SIZES.items() if key not in ("intermediate_size", "num_key_value_heads")}
+    if architecture == "GPT2LMHeadModel":
+        sizes = {"vocab_size": 99, "n_embd": 64, "n_layer": 2, "n_head": 4}
+    whole = CONFIG_MAPPING[MODEL_TYPES[architecture]](**sizes).to_dict()
+    named = {"architectures": [architecture]}
+    assert describe(ModelConfig(sizes | named)) == describe(ModelConfig(whole | named))
+
+
+def test_both_styles_of_rope_are_read() -> None:
+    new = rotary_of("LlamaForCausalLM", rope_parameters={"rope_type": "default", "rope_theta": 5e5})
+    old = rotary_of("LlamaForCausalLM", rope_theta=5e5, rope_scaling=None)
+    assert new == old == Rotary(theta=5e5, dim=16)
+    scaled = {"type": "linear", "factor": 2.0}
+    assert rotary_of("LlamaForCausalLM", rope_scaling=scaled).scaling == LinearScaling(factor=2.0)
+    assert rotary_of("GPTNeoXForCausalLM", rotary_pct=0.5, rotary_emb_base=77.0) == Rotary(theta=77.0, dim=8)
+
+
+def test_both_names_of_the_dtype_are_read() -> None:
+    assert ModelConfig({"torch_dtype": "bfloat16"}).dtype == ModelConfig({"dtype": "bfloat16"}).dtype == "bfloat16"
+    assert ModelConfig({}).dtype is None
+
+
+@pytest.mark.parametrize("kind", ["linear", "llama3"])
+def test_scaled_frequencies_are_those_of_transformers(kind: str) -> None:
+    parameters = {
+        "rope_type": kind,
+        "rope_theta": 10000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 128,
+    }
+    config = LlamaConfig(head_dim=64, rope_parameters=parameters)
+    expected, attention_factor = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))
+    found = frequencies(rotary_of("LlamaForCausalLM", head_dim=64, rope_parameters=parameters))
+    assert attention_factor == 1.0
+    torch.testing.assert_close(found, expected, atol=0, rtol=1e-6)
+    assert isinstance(rotary_of("LlamaForCausalLM", rope_parameters=parameters).scaling, LinearScaling | Llama3Scaling)
+
+
+@pytest.mark.parametrize("num_heads", [4, 6, 12, 71])
+def test_alibi_slopes_are_those_of_the_paper(num_heads: int) -> None:
+    """Written down from its appendix: for n heads, a series with the ratio 2 ** (-8 / n); others interleave two."""
+    slopes = alibi_slopes(num_heads, 8.0)
+    below = 2 ** math.floor(math.log2(num_heads))
+    ratio = 2.0 ** (-8.0 / below)
+    assert slopes[0] == pytest.approx(ratio if below == num_heads else slopes[0])
+    expected = {ratio**index for index in range(1, below + 1)}
+    expected |= {2.0 ** (-8.0 / (2 * below) * (2 * index + 1)) for index in range(num_heads - below)}
+    assert sorted(slopes) == pytest.approx(sorted(expected))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM is not supported; supported are Falcon.*Qwen3"),
+        ({"architectures": []}, "`architectures` must name one class"),
+        ({"hidden_act": "quick_gelu"}, "activation 'quick_gelu' is not implemented"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope type 'yarn' is not implemented"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, "'llama3' needs the parameter 'low_freq_factor'"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "per layer type"),
+        ({"architectures": ["GPT2LMHeadModel"], "add_cross_attention": True}, "add_cross_attention"),
+        ({"architectures": ["Gemma2ForCausalLM"], "use_bidirectional_attention": True}, "use_bidirectional_attention"),
+    ],
+)
+def test_what_is_not_implemented_is_refused_by_name(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        describe(ModelConfig(SIZES | {"architectures": ["LlamaForCausalLM"]} | values))
+
+
+def test_a_missing_size_is_named() -> None:
+    values = {key: value for key, value in SIZES.items() if key != "hidden_size"}
+    with pytest.raises(ConfigError, match="`hidden_size` is missing"):
+        describe(ModelConfig(values | {"architectures": ["LlamaForCausalLM"]}))
+
+
+@pytest.mark.parametrize(("content", "message"), [(None, "no such file"), ("{", "JSON"), ("[1]", "holds list")])
+def test_a_broken_file_is_named(tmp_path: Path, content: str | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ConfigError, match=rf"config\.json: .*{message}"):
+        ModelConfig.read(tmp_path)
+
+
+def test_a_file_is_read(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(SIZES))
+    assert ModelConfig.read(tmp_path).hidden_size == 64

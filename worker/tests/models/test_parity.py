@@ -1,0 +1,80 @@
+"""Every architecture gives the logits of transformers, whatever the chunks, the neighbours and the state of free pages."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+import torch
+from millrace_worker.distributed import Group
+from millrace_worker.models.decoder import CausalLM
+from millrace_worker.models.load import load_model
+
+from .checkpoints import CASES, Saved
+from .paged import PagedRun
+
+CPU = torch.device("cpu")
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
+
+
+def load(saved: Saved, dtype: torch.dtype = torch.float32, device: torch.device = CPU) -> CausalLM:
+    return load_model(saved.folder, dtype=dtype, device=device, group=Group())
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("case", CASES)
+def test_logits_equal_transformers_in_random_chunks_beside_others(
+    case: str, device: str, saved: Callable[[str], Saved], sequences: list[list[int]]
+) -> None:
+    reference = saved(case)
+    seed = random.randrange(2**32)
+    found = PagedRun(load(reference, device=torch.device(device)), seed=seed).logits(sequences)
+    for tokens, logits in zip(sequences, found, strict=True):
+        torch.testing.assert_close(logits, reference.logits(tokens), atol=1e-4, rtol=1e-5, msg=lambda m: f"{seed=} {m}")
+
+
+def test_the_wide_cases_run_packed_linears(saved: Callable[[str], Saved]) -> None:
+    for case in (name for name in CASES if name.endswith("packed")):
+        assert "onednn" in load(saved(case)).implementations()["linear"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", ["llama, packed", "gemma2, window 18", "gpt2", "falcon, RW style", "qwen3"])
+def test_half_precision_stays_near_float32(
+    case: str, dtype: torch.dtype, saved: Callable[[str], Saved], sequences: list[list[int]]
+) -> None:
+    """As near as transformers' own model in that dtype, within a factor: both round, at other places."""
+    reference = saved(case)
+    expected = torch.cat([reference.logits(tokens) for tokens in sequences])
+    halved = reference.reference.to(dtype)
+    theirs = torch.cat([reference.logits(tokens).float() for tokens in sequences])
+    halved.float().load_state_dict(saved_state(reference))
+    ours = torch.cat(PagedRun(load(reference, dtype), seed=1).logits(sequences))
+    assert ours.dtype == torch.float32
+    allowed = 2 * (theirs - expected).pow(2).mean().sqrt()
+    assert (ours - expected).pow(2).mean().sqrt() < allowed
+
+
+def saved_state(saved: Saved) -> dict[str, torch.Tensor]:
+    return type(saved.reference).from_pretrained(saved.folder, dtype=torch.float32).state_dict()
+
+
+def test_a_copied_page_serves_another_row(saved: Callable[[str], Saved]) -> None:
+    """Copy-on-write: a sibling shares the full page, copies the partly filled one and computes the last token itself."""
+    reference = saved("llama")
+    tokens = torch.randint(99, (21,)).tolist()
+    run = PagedRun(load(reference), seed=3)
+    done, found = [0, 20], [[], []]
+    run.table[0, :2], run.table[1, :2] = [7, 3], [7, 5]
+    run._step([tokens, tokens], [(0, 0, 21)], done, found)
+    run.model.copy_pages(torch.tensor([3], dtype=torch.int32), torch.tensor([5], dtype=torch.int32))
+    run._step([tokens, tokens], [(1, 1, 1)], done, found)
+    torch.testing.assert_close(found[1][0][0], reference.logits(tokens)[-1], atol=1e-4, rtol=1e-5)
+
+
+def test_pages_cost_what_the_model_says(saved: Callable[[str], Saved]) -> None:
+    model = load(saved("llama"))
+    model.allocate_kv(10)
+    assert model.backend.pool.values.nbytes == 10 * model.page_bytes()
+    assert model.page_bytes() == 3 * 16 * 2 * 2 * 16 * 4  # layers, tokens, K and V, heads, head size, bytes
