@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
 CAPABILITIES = ("prompt_logprobs", "top_tokens", "watermark", "page_copies")
 
-# A CPU's worst case is measured on a shorter chunk when the whole would take long: about a second of multiplications.
-CPU_TRIAL_FLOPS = 1e11
+# A CPU's worst case is measured on less when the whole would take long: a fraction of a second of multiplications for
+# the prompt, and this many tokens of context for all decoding rows together (attention gathers them in bounded parts).
+CPU_TRIAL_FLOPS = 2e10
+CPU_TRIAL_CONTEXT = 1 << 16
 MIN_TRIAL_TOKENS = 16
 
 
@@ -130,8 +132,10 @@ class Rank:
         longest = request.max_sequence_tokens or self._parts.model.max_positions
         tokens = self._trial_tokens(request.max_step_tokens)
         context = min(longest, tokens)
+        if self._parts.device.type == "cpu":
+            context = min(context, max(1, CPU_TRIAL_CONTEXT // request.max_rows))
         page_size = self._parts.model.backend.page_size
-        engine = self._build_engine(request, PoolSize(-(-context // page_size), longest))
+        engine = self._build_engine(request, PoolSize(-(-min(longest, tokens) // page_size), longest))
         prefill, decode = prefill_plan(engine.shape, tokens), decode_plan(engine.shape, context)
         device = self._parts.device
         prefill_bytes = peak_beyond(lambda: engine.trial(prefill), device) * request.max_step_tokens // tokens
@@ -139,7 +143,7 @@ class Rank:
         return max(prefill_bytes, decode_bytes)
 
     def _trial_tokens(self, max_step_tokens: int) -> int:
-        """On CPUs as many tokens as take about a second; their peak is then scaled (activations grow with tokens)."""
+        """On CPUs as many tokens as take little time; their peak is then scaled (activations grow with tokens)."""
         if self._parts.device.type != "cpu":
             return max_step_tokens
         weights = max(1, self._identity.weight_bytes // self._identity.dtype.itemsize)

@@ -58,7 +58,7 @@ class Runner:
         chosen = []
         for index, targets in slices:
             logits_PV = self._model.logits(hidden_TD.index_select(0, index))  # collective: every rank takes part
-            if self._group.rank == 0:
+            if logits_PV is not None:
                 scores = logits_PV.gather(1, targets[:, None]).squeeze(1)
                 chosen.append(scores - logits_PV.logsumexp(dim=1))
         return torch.cat(chosen) if chosen else None
@@ -71,7 +71,7 @@ class Runner:
         if inputs.store_index is None:
             return None
         rows, sampled = self._rows, None
-        if self._group.rank == 0:
+        if logits_RV is not None:
             context = SampleContext(inputs.sampled_rows, inputs.sampled_positions, rows.token_ids)
             sampled = sample(logits_RV, context, rows.sampling)
             ids_R = sampled.token_ids

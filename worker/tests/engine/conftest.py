@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from millrace_worker.attention.torch_backend import TorchBackend
 from millrace_worker.distributed import Group
 from millrace_worker.engine import Engine, EngineParts
 from millrace_worker.models.load import load_model
@@ -31,7 +32,7 @@ class Reference:
         """Always `num_tokens` new ids: nothing ends a sequence here."""
         ids = torch.tensor([prompt])
         with torch.inference_mode():
-            out = self.model.generate(
+            out = self.model.generate(  # pyright: ignore[reportAttributeAccessIssue] - its stub wants what it does not use
                 ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=num_tokens, eos_token_id=None
             )
         return out[0, len(prompt) :].tolist()
@@ -83,6 +84,13 @@ class Bench:
     engine: Engine
     book: PlanBook
     parts: EngineParts
+
+    @property
+    def pool(self) -> torch.Tensor:
+        """All that the KV pool holds."""
+        backend = self.parts.model.backend
+        assert isinstance(backend, TorchBackend)
+        return backend.pool.values
 
 
 @pytest.fixture

@@ -149,7 +149,7 @@ def test_a_contradictory_plan_is_refused_whole_and_writes_nothing(
         bench.book.admit(row, [7] * length)
         bench.book.work(row)
     first = bench.engine.compute(bench.book.plan())
-    before = bench.parts.model.backend.pool.values.clone()
+    before = bench.pool.clone()
     for row in (0, 1):
         bench.book.work(row)  # row 1 grows by a page
     plan = bench.book.plan()
@@ -160,7 +160,7 @@ def test_a_contradictory_plan_is_refused_whole_and_writes_nothing(
     assert len(messages) == 1
     assert re.search(says, messages.pop())
     assert set(read_u32(result.token_ids)) == {NO_TOKEN}
-    assert torch.equal(bench.parts.model.backend.pool.values, before)
+    assert torch.equal(bench.pool, before)
 
     # A sequence that was not in the plan goes on.
     bench.book.work(2)
@@ -210,7 +210,9 @@ def test_scores_that_are_not_numbers_fail_their_sequence_only(
     logits = bench.parts.model.logits
 
     def poisoned(hidden: torch.Tensor) -> torch.Tensor:
-        scores = logits(hidden).clone()
+        scores = logits(hidden)
+        assert scores is not None
+        scores = scores.clone()
         scores[0] = float("nan")
         return scores
 

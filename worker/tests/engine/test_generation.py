@@ -73,7 +73,7 @@ def test_plans_need_no_result(bench: Bench, reference: Reference) -> None:
 
 def test_unwritten_pages_and_left_over_rows_may_hold_anything(bench: Bench, reference: Reference) -> None:
     rows = bench.engine._rows
-    bench.parts.model.backend.pool.values.fill_(float("nan"))
+    bench.pool.fill_(float("nan"))
     rows.token_ids.random_(0, VOCAB)
     rows.page_table.random_(0, 40)
     prompts = {row: [row + 1] * length for row, length in enumerate((1, 16, 33))}

@@ -126,7 +126,8 @@ def test_a_worker_serves_a_stream_is_replaced_and_ends_in_order(
         early.receive()
     prepared = worker.stub.Prepare(PREPARE, timeout=SECONDS)
     assert prepared.num_pages * described.page_size == 640
-    health = health_pb2_grpc.HealthStub(worker.channel).Check(health_pb2.HealthCheckRequest(), timeout=SECONDS)
+    health_stub = health_pb2_grpc.HealthStub(worker.channel)
+    health = health_stub.Check(health_pb2.HealthCheckRequest(), timeout=SECONDS)  # pyright: ignore[reportAttributeAccessIssue]
     assert health.status == health_pb2.HealthCheckResponse.SERVING
 
     prompt = [5, 4, 3, 2]
