@@ -81,7 +81,7 @@ def _local_folder(model_id: str) -> Path | None:
     if model_id == "demo":
         return demo_folder()
     path = Path(model_id).expanduser()
-    if path.is_dir():
+    if model_id and path.is_dir():
         return path
     if model_id.startswith(("/", "./", "../", "~")):
         raise _failed(f"the model folder {model_id} does not exist")
@@ -157,17 +157,14 @@ def _remember_revision(folder: Path, source: ModelSource, commit: str | None) ->
 
 
 def _from_cache(source: ModelSource, reason: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    """The folder of the commit that was fetched last under this revision; whether it is complete is checked later."""
+    from huggingface_hub import try_to_load_from_cache
 
-    try:
-        folder = snapshot_download(
-            source.model_id, revision=source.revision, cache_dir=source.cache, local_files_only=True
-        )
-    except LocalEntryNotFoundError:
+    config = try_to_load_from_cache(source.model_id, "config.json", cache_dir=source.cache, revision=source.revision)
+    if not isinstance(config, str):
         name = source.model_id if source.revision is None else f"{source.model_id} at revision {source.revision}"
-        raise _failed(f"{reason} and {name} is not in the cache") from None
-    return Path(folder)
+        raise _failed(f"{reason} and {name} is not in the cache")
+    return Path(config).parent
 
 
 def _explain(error: HfHubHTTPError, source: ModelSource) -> NoReturn:

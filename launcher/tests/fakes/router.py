@@ -1,0 +1,58 @@
+"""Stands in for the router: /health is 200 when every worker's socket accepts; misbehaves as FAKE_ROUTER says."""
+
+import http.server
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+
+behaviour = os.environ.get("FAKE_ROUTER", "")
+flags = {word.partition("=")[0].removeprefix("--"): word.partition("=")[2] for word in sys.argv[1:]}
+folder = Path(os.environ["FAKE_DIR"])
+
+
+def watch_lifeline() -> None:
+    while os.read(0, 1024):
+        pass
+    os._exit(1)
+
+
+def workers_accept() -> bool:
+    for rank in range(int(flags["num-shard"])):
+        with socket.socket(socket.AF_UNIX) as connection:
+            if connection.connect_ex(f"{flags['worker-uds-path']}-{rank}") != 0:
+                return False
+    return True
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200 if workers_accept() and behaviour != "never-ready" else 503)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def end(*_: object) -> None:
+    print("router: draining", flush=True)
+    os._exit(0)
+
+
+threading.Thread(target=watch_lifeline, daemon=True).start()
+signal.signal(signal.SIGTERM, signal.SIG_IGN if behaviour == "ignore-term" else end)
+note = folder / f"router-{os.getpid()}.json"
+note.with_suffix(".part").write_text(
+    json.dumps({"pid": os.getpid(), "argv": sys.argv, "env": dict(os.environ), "flags": flags})
+)
+note.with_suffix(".part").rename(note)
+if behaviour == "die-at-start":
+    print("error: the router has a headache", file=sys.stderr, flush=True)
+    os._exit(3)
+server = http.server.ThreadingHTTPServer((flags["hostname"], int(flags["port"])), Handler)
+print("router: listening", flush=True)
+server.serve_forever()

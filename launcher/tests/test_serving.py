@@ -1,0 +1,383 @@
+"""The whole launcher with fake workers and a fake router: real processes, sockets and signals, real faults."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.tests.fakes.stand_in_hub import Repository, StandInHub
+
+FAKES = Path(__file__).parent / "fakes"
+PATIENCE = 60.0  # generous: a test that waits this long has failed
+
+
+def until(condition: Callable[[], Any], what: str) -> Any:
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"waited in vain for {what}")
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+class Launcher:
+    """A launcher with fake children, its log, and the notes that its children left."""
+
+    def __init__(self, folder: Path, *flags: str, **environment: str) -> None:
+        self.notes_folder = folder / "notes"
+        self.notes_folder.mkdir(parents=True, exist_ok=True)
+        model = folder / "model"
+        model.mkdir(exist_ok=True)
+        for name in ("config.json", "tokenizer.json", "model.safetensors"):
+            (model / name).write_text("{}")
+        self.temporary = folder / "tmp"
+        self.temporary.mkdir(exist_ok=True)
+        model_flags = [] if "--model-id" in flags else ["--model-id", str(model)]
+        port_flags = [] if "--port" in flags else ["--port", "0"]
+        base = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "PYTHONPATH")}
+        self.process = subprocess.Popen(
+            [sys.executable, str(FAKES / "serve.py"), *model_flags, *port_flags, *flags],
+            env={**base, "FAKE_DIR": str(self.notes_folder), "TMPDIR": str(self.temporary), **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.lines: list[str] = []
+        self.errors: list[str] = []
+        for pipe, kept in ((self.process.stdout, self.lines), (self.process.stderr, self.errors)):
+            threading.Thread(target=self._collect, args=(pipe, kept), daemon=True).start()
+
+    @staticmethod
+    def _collect(pipe: Any, kept: list[str]) -> None:
+        for line in pipe:
+            kept.append(line.rstrip("\n"))
+
+    @property
+    def log(self) -> str:
+        return "\n".join(self.lines)
+
+    def notes(self, kind: str) -> list[dict[str, Any]]:
+        paths = sorted(self.notes_folder.glob(f"{kind}-*.json"), key=lambda path: path.stat().st_mtime_ns)
+        return [json.loads(path.read_text()) for path in paths]
+
+    def workers(self, rank: int) -> list[dict[str, Any]]:
+        return self.notes(f"worker-{rank}")
+
+    def router(self) -> dict[str, Any]:
+        return until(lambda: self.notes("router"), "the router")[0]
+
+    def pids(self) -> list[int]:
+        notes = [*self.notes("worker"), *self.notes("router")]
+        return [note["pid"] for note in notes] + [note["child"] for note in notes if note.get("child")]
+
+    def ready(self) -> Launcher:
+        until(lambda: "Ready: " in self.log or self.process.poll() is not None, "readiness")
+        assert self.process.poll() is None, self.errors
+        return self
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.ended()
+
+    def ended(self) -> int:
+        until(lambda: self.process.poll() is not None, "the launcher's end")
+        return self.process.wait()
+
+    def leaves_nothing(self) -> bool:
+        """No process of its own, no file in its temporary folder."""
+        gone = until(lambda: not any(map(is_running, self.pids())), "the end of all children")
+        return gone and not list(self.temporary.iterdir())
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Launcher]]:
+    launchers: list[Launcher] = []
+
+    def start_one(*flags: str, **environment: str) -> Launcher:
+        launchers.append(Launcher(tmp_path / str(len(launchers)), *flags, **environment))
+        return launchers[-1]
+
+    yield start_one
+    for launcher in launchers:
+        for pid in [launcher.process.pid, *launcher.pids()]:
+            if is_running(pid):
+                os.kill(pid, signal.SIGKILL)
+        launcher.process.wait()
+
+
+Start = Callable[..., Launcher]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_it_serves_until_asked_to_stop(start: Start, number: int) -> None:
+    launcher = start("--num-shard", "2").ready()
+    assert [note["env"]["RANK"] for note in launcher.notes("worker")].count("1") == 1
+    assert launcher.stop(number) == 0
+    assert "router: draining" in launcher.lines
+    assert launcher.errors == []
+    assert launcher.leaves_nothing()
+
+
+def test_the_start_is_told_as_a_timeline_and_workers_logs_carry_their_rank(start: Start) -> None:
+    launcher = start("--num-shard", "2").ready()
+    (timeline,) = [line for line in launcher.lines if "Start-up in seconds" in line]
+    phases = [word.partition("=")[0] for word in timeline.split() if "=" in word]
+    assert phases == ["resolve", "fetch", "load", "prepare", "ready", "total"]
+    loaded = {line for line in launcher.lines if "model loaded" in line}
+    prefix = "2026-01-02T03:04:05.678901Z  INFO shard-manager{rank="
+    assert loaded == {f"{prefix}{rank}}}: millrace_worker: model loaded load_ms=5" for rank in (0, 1)}
+    assert any(line.endswith(f"Ready: http://0.0.0.0:{launcher.router()['flags']['port']}") for line in launcher.lines)
+
+
+def test_json_logs_are_one_object_a_line(start: Start) -> None:
+    launcher = start("--json-output").ready()
+    assert launcher.stop() == 0
+    entries = [json.loads(line) for line in launcher.lines if not line.startswith("router: ")]
+    loaded = next(entry for entry in entries if entry["fields"]["message"] == "model loaded")
+    assert loaded["span"] == {"rank": 0, "name": "shard-manager"}
+    assert all({"timestamp", "level", "fields", "target"} <= set(entry) for entry in entries)
+
+
+def test_a_killed_rank_is_replaced_with_its_group_while_the_router_stays(start: Start) -> None:
+    launcher = start("--num-shard", "2").ready()
+    router = launcher.router()["pid"]
+    first = [launcher.workers(rank)[0] for rank in (0, 1)]
+    os.kill(first[1]["pid"], signal.SIGKILL)
+    until(lambda: "Serving again" in launcher.log, "recovery")
+    assert not any(is_running(note["pid"]) for note in first)
+    second = [launcher.workers(rank)[1] for rank in (0, 1)]
+    assert all(is_running(note["pid"]) for note in second)
+    ports = [note["env"]["MASTER_PORT"] for note in (*first, *second)]
+    assert ports[0] == ports[1] != ports[2] == ports[3]
+    assert is_running(router)
+    assert len(launcher.notes("router")) == 1
+    assert "rank 1 ended: killed by SIGKILL" in launcher.log
+    assert launcher.stop() == 0
+    assert launcher.leaves_nothing()
+
+
+def test_a_group_that_dies_again_and_again_ends_the_launcher(start: Start) -> None:
+    launcher = start(FAKE_WORKER="die-when-restarted").ready()
+    os.kill(launcher.workers(0)[0]["pid"], signal.SIGKILL)
+    assert launcher.ended() == 1
+    assert launcher.errors[-1].startswith('Error: ShardFailed("rank 0 ended: exit status 7; 5 failures in a row')
+    assert len(launcher.workers(0)) == 5
+    assert "router: draining" in launcher.lines
+    assert launcher.leaves_nothing()
+
+
+def test_a_worker_that_cannot_start_ends_everything_with_its_last_words(start: Start) -> None:
+    launcher = start("--num-shard", "2", FAKE_WORKER="die-at-start")
+    assert launcher.ended() == 1
+    assert launcher.errors == ['Error: ShardCannotStart("rank 0 ended while starting: exit status 1")']
+    last_words = launcher.lines.index("Error: the weights are made of cheese")
+    assert launcher.lines[last_words - 1] == "Traceback of this rank"
+    assert "Rank 0 wrote at its end" in launcher.lines[last_words - 2]
+    assert launcher.leaves_nothing()
+
+
+def test_a_router_that_ends_takes_the_workers_along(start: Start) -> None:
+    launcher = start(FAKE_ROUTER="die-at-start")
+    assert launcher.ended() == 1
+    assert launcher.errors == ['Error: WebserverFailed("the router ended: exit status 3")']
+    assert "error: the router has a headache" in launcher.lines
+    assert launcher.leaves_nothing()
+
+
+def test_a_router_that_is_killed_while_serving_ends_everything(start: Start) -> None:
+    launcher = start().ready()
+    os.kill(launcher.router()["pid"], signal.SIGKILL)
+    assert launcher.ended() == 1
+    assert launcher.errors == ['Error: WebserverFailed("the router ended: killed by SIGKILL")']
+    assert launcher.leaves_nothing()
+
+
+def test_a_router_that_will_not_drain_is_killed_at_the_timeout(start: Start) -> None:
+    launcher = start("--graceful-termination-timeout", "1", FAKE_ROUTER="ignore-term").ready()
+    assert launcher.stop() == 0
+    assert "The router did not end in time" in launcher.log
+    assert launcher.leaves_nothing()
+
+
+def test_workers_that_will_not_end_are_killed(start: Start) -> None:
+    launcher = start(FAKE_WORKER="ignore-term").ready()
+    assert launcher.stop() == 0
+    assert "Not ended in time, killing: rank 0" in launcher.log
+    assert launcher.leaves_nothing()
+
+
+def test_a_second_signal_kills_at_once(start: Start) -> None:
+    launcher = start("-g", "600", FAKE_ROUTER="ignore-term", FAKE_WORKER="ignore-term").ready()
+    launcher.process.send_signal(signal.SIGTERM)
+    until(lambda: "Stopping: running requests may take 600 s" in launcher.log, "draining")
+    assert launcher.stop() == 0
+    assert launcher.leaves_nothing()
+
+
+def test_a_stop_while_starting_ends_with_status_0(start: Start) -> None:
+    launcher = start(FAKE_ROUTER="never-ready")
+    until(lambda: launcher.notes("router") and launcher.workers(0), "the children")
+    assert launcher.stop() == 0
+    assert "Ready: " not in launcher.log
+    assert launcher.leaves_nothing()
+
+
+def test_no_child_outlives_a_launcher_that_is_killed(start: Start) -> None:
+    launcher = start("--num-shard", "2").ready()
+    assert len(launcher.pids()) == 3
+    launcher.process.kill()
+    until(lambda: not any(map(is_running, launcher.pids())), "the end of all children")
+
+
+def test_what_a_worker_started_ends_with_it(start: Start) -> None:
+    launcher = start(FAKE_WORKER="has-child").ready()
+    worker = launcher.workers(0)[0]
+    assert is_running(worker["child"])
+    os.kill(worker["pid"], signal.SIGKILL)
+    until(lambda: len(launcher.workers(0)) == 2, "the second worker")
+    until(lambda: not is_running(worker["child"]), "the end of the worker's child")
+    assert launcher.stop() == 0
+    assert launcher.leaves_nothing()
+
+
+def test_two_launchers_do_not_meet(start: Start) -> None:
+    first, second = start("--num-shard", "2"), start("--num-shard", "2")
+    first.ready()
+    second.ready()
+    seen = []
+    for launcher in (first, second):
+        flags = launcher.router()["flags"]
+        prefix = Path(flags["worker-uds-path"])
+        assert prefix.parent.stat().st_mode & 0o777 == 0o700
+        seen.append({flags["port"], str(prefix), launcher.workers(0)[0]["env"]["MASTER_PORT"]})
+    assert not seen[0] & seen[1]
+    assert first.stop() == 0
+    assert second.process.poll() is None
+    assert second.stop() == 0
+
+
+def test_a_port_in_use_is_refused_before_anything_starts(start: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        launcher = start("--hostname", "127.0.0.1", "--port", port)
+        assert launcher.ended() == 1
+    assert launcher.errors[0].startswith(
+        f'Error: WebserverFailed("cannot listen on 127.0.0.1 port {port}: it is in use'
+    )
+    assert launcher.pids() == []
+
+
+def test_the_port_of_another_launcher_is_refused_even_before_its_router_listens(start: Start) -> None:
+    first = start().ready()
+    port = first.router()["flags"]["port"]
+    os.kill(first.router()["pid"], signal.SIGSTOP)
+    second = start("--port", port)
+    assert second.ended() == 1
+    assert "it is in use" in second.errors[0]
+
+
+def test_a_master_port_in_use_is_refused_before_anything_starts(start: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        launcher = start("--num-shard", "2", "--master-port", str(taken.getsockname()[1]))
+        assert launcher.ended() == 1
+    assert launcher.errors[0].startswith('Error: ArgumentValidation("`--master-port`')
+    assert launcher.pids() == []
+
+
+def test_a_given_master_port_is_used(start: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    launcher = start("--num-shard", "2", "--master-port", port).ready()
+    assert launcher.workers(1)[0]["env"]["MASTER_PORT"] == port
+
+
+def test_one_socket_prefix_serves_one_launcher_at_a_time(start: Start, tmp_path: Path) -> None:
+    prefix = str(tmp_path / "sockets")
+    first = start("--shard-uds-path", prefix).ready()
+    second = start("--shard-uds-path", prefix)
+    assert second.ended() == 1
+    assert "in use by another launcher" in second.errors[0]
+    assert first.stop() == 0
+    third = start("--shard-uds-path", prefix).ready()
+    assert third.router()["flags"]["worker-uds-path"] == prefix
+
+
+def test_a_socket_prefix_that_is_too_long_is_refused(start: Start, tmp_path: Path) -> None:
+    launcher = start("--shard-uds-path", str(tmp_path / ("x" * 120)))
+    assert launcher.ended() == 1
+    assert "`--shard-uds-path`" in launcher.errors[0]
+
+
+def test_the_key_is_in_no_command_line_and_no_workers_environment(start: Start) -> None:
+    launcher = start(API_KEY="s3cret-key", HF_TOKEN="hf_s3cret", LOG_LEVEL="debug").ready()
+    worker, router = launcher.workers(0)[0], launcher.router()
+    assert router["env"]["API_KEY"] == "s3cret-key"
+    assert "HF_TOKEN" not in router["env"]
+    everything_else = json.dumps([worker, router["argv"]]) + launcher.log
+    assert "s3cret" not in everything_else
+
+
+def test_the_environment_report_names_what_runs_but_no_value_of_it(start: Start) -> None:
+    launcher = start("--env", HF_TOKEN="hf_s3cret").ready()
+    assert "Runtime environment:" in launcher.log
+    assert "Packages: millrace" in launcher.log
+    assert "s3cret" not in launcher.log
+
+
+def test_other_weights_are_served_from_a_folder_of_links(start: Start, tmp_path: Path) -> None:
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    (weights / "other.safetensors").write_text("other")
+    launcher = start("--weights-cache-override", str(weights)).ready()
+    model = Path(launcher.router()["flags"]["model-path"])
+    assert {path.name for path in model.iterdir()} == {"config.json", "tokenizer.json", "other.safetensors"}
+    assert launcher.stop() == 0
+    assert launcher.leaves_nothing()
+    assert (weights / "other.safetensors").exists()
+
+
+def test_a_model_from_the_hub_is_fetched_and_served(start: Start, tmp_path: Path) -> None:
+    hub = StandInHub()
+    hub.repositories["some/model"] = Repository(
+        {"config.json": b"{}", "tokenizer.json": b"{ }", "model.safetensors": b"weights"}
+    )
+    cache = tmp_path / "cache"
+    flags = ("--model-id", "some/model", "--huggingface-hub-cache", str(cache))
+    launcher = start(*flags, HF_ENDPOINT=hub.url).ready()
+    router = launcher.router()
+    assert router["flags"]["model-id"] == "some/model"
+    assert Path(router["flags"]["model-path"]).is_relative_to(cache)
+    assert "Fetching some/model: 3 files" in launcher.log
+    hub.close()
+
+
+def test_a_stop_while_fetching_ends_with_status_0(start: Start, tmp_path: Path) -> None:
+    hub = StandInHub()
+    hold = threading.Event()
+    hub.repositories["some/model"] = Repository({"config.json": b"{}"}, hold=hold)
+    flags = ("--model-id", "some/model", "--huggingface-hub-cache", str(tmp_path / "cache"))
+    launcher = start(*flags, HF_ENDPOINT=hub.url)
+    until(lambda: hub.requests, "the first request")
+    assert launcher.stop() == 0
+    assert launcher.leaves_nothing()
+    hold.set()
+    hub.close()

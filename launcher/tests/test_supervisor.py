@@ -1,0 +1,442 @@
+"""The supervisor as pictures: one line per event, `time event | actions`, and properties over random lives.
+
+Children are written `router`, and `1.0` for rank 0 of generation 1. What the supervisor says is left out of pictures.
+"""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from millrace_launcher.errors import Variant
+from millrace_launcher.supervisor import (
+    DRAIN_WITHOUT_WORKERS_SECONDS,
+    HEALTHY_SECONDS,
+    KILL_SECONDS,
+    MAX_FAILURES_IN_A_ROW,
+    ROUTER,
+    WORKER_TERMINATION_SECONDS,
+    Action,
+    AnnounceReady,
+    ChildId,
+    Exit,
+    Kill,
+    Say,
+    Stage,
+    StartRouter,
+    StartWorkers,
+    Supervisor,
+    Terminate,
+    backoff_seconds,
+)
+
+TIMEOUT = 90.0
+
+
+def drawn(child: ChildId) -> str:
+    return "router" if child == ROUTER else f"{child.generation}.{child.rank}"
+
+
+def child_of(text: str) -> ChildId:
+    if text == "router":
+        return ROUTER
+    generation, rank = text.split(".")
+    return ChildId(int(rank), int(generation))
+
+
+def drawn_action(action: Action) -> str | None:
+    match action:
+        case StartRouter():
+            text = "start router"
+        case StartWorkers(generation):
+            text = f"start workers {generation}"
+        case Terminate(child):
+            text = f"term {drawn(child)}"
+        case Kill(child):
+            text = f"kill {drawn(child)}"
+        case AnnounceReady():
+            text = "ready"
+        case Exit(failure):
+            text = f"exit {failure.value if failure else 0}"
+        case Say():
+            text = None
+    return text
+
+
+def play(supervisor: Supervisor, event: str, now: float) -> list[Action]:
+    match event.split():
+        case ["begin"]:
+            return supervisor.begin(now)
+        case ["gone", child]:
+            return supervisor.child_exited(child_of(child), "exit status 1", now)
+        case ["healthy"]:
+            return supervisor.health(True, now)
+        case ["unhealthy"]:
+            return supervisor.health(False, now)
+        case ["stop"]:
+            return supervisor.stop_requested(now)
+        case ["tick"]:
+            return supervisor.tick(now)
+    raise ValueError(event)
+
+
+def check(picture: str, num_shard: int = 2) -> Supervisor:
+    """Plays a picture and compares every line; the supervisor is returned as it ends."""
+    supervisor = Supervisor(num_shard, TIMEOUT)
+    for line in picture.strip().splitlines():
+        event, _, expected = line.strip().partition("|")
+        time, _, event = event.strip().partition(" ")
+        actions = play(supervisor, event.strip(), float(time))
+        shown = ", ".join(text for text in map(drawn_action, actions) if text)
+        assert shown == expected.strip(), line
+    return supervisor
+
+
+def test_a_life_without_trouble() -> None:
+    check("""
+        0 begin       | start workers 1, start router
+        1 unhealthy   |
+        2 healthy     | ready
+        9 stop        | term router
+        10 gone router | term 1.0, term 1.1
+        11 gone 1.1   |
+        12 gone 1.0   | exit 0
+    """)
+
+
+def test_a_worker_that_ends_while_starting_ends_everything() -> None:
+    check("""
+        0 begin        | start workers 1, start router
+        1 gone 1.1     | term 1.0, term router
+        2 gone router  |
+        3 gone 1.0     | exit ShardCannotStart
+    """)
+
+
+def test_a_router_that_ends_while_starting_ends_everything() -> None:
+    check("""
+        0 begin        | start workers 1, start router
+        1 gone router  | term 1.0, term 1.1
+        2 gone 1.0     |
+        2 gone 1.1     | exit WebserverFailed
+    """)
+
+
+def test_a_router_that_ends_while_serving_ends_everything() -> None:
+    check("""
+        0 begin        | start workers 1, start router
+        1 healthy      | ready
+        2 gone router  | term 1.0, term 1.1
+        2 gone 1.0     |
+        7 tick         | kill 1.1
+        8 gone 1.1     | exit WebserverFailed
+    """)
+
+
+def test_a_lost_rank_takes_its_group_along_and_a_new_group_starts_when_all_are_gone() -> None:
+    check("""
+        0 begin        | start workers 1, start router
+        1 healthy      | ready
+        5 gone 1.1     | kill 1.0
+        5.2 tick       |
+        6 gone 1.0     | start workers 2
+        7 unhealthy    |
+        8 healthy      |
+        20 gone 2.0    | kill 2.1
+        20 gone 2.1    |
+        20.9 tick      |
+        21 tick        | start workers 3
+    """)
+
+
+def test_failures_without_health_between_them_wait_longer_and_then_end_everything() -> None:
+    supervisor = check(
+        """
+        0 begin        | start workers 1, start router
+        1 healthy      | ready
+        2 gone 1.0     | start workers 2
+        3 gone 2.0     |
+        4 tick         | start workers 3
+        5 gone 3.0     |
+        6.9 tick       |
+        7 tick         | start workers 4
+        8 gone 4.0     |
+        12 tick        | start workers 5
+        13 gone 5.0    | term router
+        14 gone router | exit ShardFailed
+    """,
+        num_shard=1,
+    )
+    assert supervisor.failures == MAX_FAILURES_IN_A_ROW
+
+
+def test_health_for_a_while_forgives_earlier_failures() -> None:
+    supervisor = check(
+        """
+        0 begin        | start workers 1, start router
+        1 healthy      | ready
+        2 gone 1.0     | start workers 2
+        4 healthy      |
+        8.9 healthy    |
+    """,
+        num_shard=1,
+    )
+    assert supervisor.failures == 1
+    assert supervisor.wants_health
+    supervisor.health(True, 4 + HEALTHY_SECONDS)
+    assert supervisor.failures == 0
+    assert not supervisor.wants_health
+
+
+def test_health_that_breaks_off_does_not_forgive() -> None:
+    supervisor = check(
+        """
+        0 begin        | start workers 1, start router
+        1 healthy      | ready
+        2 gone 1.0     | start workers 2
+        4 healthy      |
+        6 unhealthy    |
+        8 healthy      |
+        12 healthy     |
+    """,
+        num_shard=1,
+    )
+    assert supervisor.failures == 1
+
+
+def test_what_a_router_says_just_after_the_loss_is_about_the_old_workers() -> None:
+    supervisor = Supervisor(1, TIMEOUT)
+    supervisor.begin(0)
+    supervisor.health(True, 1)
+    supervisor.child_exited(ChildId(0, 1), "killed by SIGKILL", 2)
+    assert supervisor.health(True, 2.1) == []
+    (said,) = supervisor.health(True, 4)
+    assert isinstance(said, Say)
+    assert "2.0 s" in said.message
+
+
+def test_a_rank_that_survives_its_kill_ends_everything() -> None:
+    check("""
+        0 begin        | start workers 1, start router
+        1 healthy      | ready
+        2 gone 1.0     | kill 1.1
+        11.9 tick      |
+        12 tick        | term router
+        13 gone router |
+        18 tick        | exit ShardFailed
+    """)
+
+
+def test_a_router_that_does_not_drain_in_time_is_killed() -> None:
+    check(f"""
+        0 begin        | start workers 1, start router
+        1 healthy      | ready
+        2 stop         | term router
+        91.9 tick      |
+        92 tick        | kill router
+        93 gone router | term 1.0, term 1.1
+        94 gone 1.0    |
+        {93 + WORKER_TERMINATION_SECONDS} tick | kill 1.1
+        99 gone 1.1    | exit 0
+    """)
+
+
+def test_a_second_stop_kills_at_once() -> None:
+    check("""
+        0 begin        | start workers 1, start router
+        1 healthy      | ready
+        2 stop         | term router
+        3 stop         | kill 1.0, kill 1.1, kill router
+        4 stop         |
+        4 gone 1.0     |
+        4 gone router  |
+        4 gone 1.1     | exit 0
+    """)
+
+
+def test_a_stop_before_ready_ends_all_at_once() -> None:
+    check("""
+        0 begin        | start workers 1, start router
+        1 stop         | term 1.0, term 1.1, term router
+        2 gone 1.0     |
+        2 gone 1.1     |
+        6 tick         | kill router
+        7 gone router  | exit 0
+    """)
+
+
+def test_a_group_lost_while_draining_is_restarted_because_running_requests_need_it() -> None:
+    check("""
+        0 begin        | start workers 1, start router
+        1 healthy      | ready
+        2 stop         | term router
+        3 gone 1.0     | kill 1.1
+        4 gone 1.1     | start workers 2
+        9 gone router  | term 2.0, term 2.1
+        9 gone 2.0     |
+        9 gone 2.1     | exit 0
+    """)
+
+
+def test_groups_that_keep_dying_cut_draining_short() -> None:
+    supervisor = Supervisor(1, TIMEOUT)
+    supervisor.begin(0)
+    supervisor.health(True, 0)
+    supervisor.stop_requested(1)
+    now = 1.0
+    for generation in range(1, MAX_FAILURES_IN_A_ROW + 1):
+        now += 10
+        supervisor.tick(now)
+        supervisor.child_exited(ChildId(0, generation), "exit status 1", now)
+    assert supervisor.generation == MAX_FAILURES_IN_A_ROW
+    assert Kill(ROUTER) in supervisor.tick(now + DRAIN_WITHOUT_WORKERS_SECONDS)
+    assert supervisor.child_exited(ROUTER, "killed", now + 6)[-1] == Exit(
+        Variant.SHARD_FAILED, "rank 0 ended: exit status 1; 5 failures in a row, no further restart"
+    )
+
+
+def test_a_child_that_survives_every_kill_does_not_hold_the_launcher() -> None:
+    supervisor = check("""
+        0 begin        | start workers 1, start router
+        1 healthy      | ready
+        2 stop         | term router
+        3 stop         | kill 1.0, kill 1.1, kill router
+        4 gone router  |
+        4 gone 1.0     |
+        12.9 tick      |
+        13 tick        | exit 0
+    """)
+    assert supervisor.alive == {ChildId(1, 1)}
+
+
+@pytest.mark.parametrize(("failures", "seconds"), [(1, 0), (2, 1), (3, 2), (4, 4), (5, 8), (6, 16), (7, 30), (50, 30)])
+def test_backoff(failures: int, seconds: float) -> None:
+    assert backoff_seconds(failures) == seconds
+
+
+class World:
+    """Children that obey: what is killed or terminated goes some events later. Checks the invariants at each step."""
+
+    def __init__(self, num_shard: int) -> None:
+        self.supervisor = Supervisor(num_shard, TIMEOUT)
+        self.num_shard = num_shard
+        self.now = 0.0
+        self.alive: set[ChildId] = set()
+        self.doomed: set[ChildId] = set()
+        self.killed: set[ChildId] = set()
+        self.exit: Exit | None = None
+        self.starts = 0
+        self.take(self.supervisor.begin(0.0))
+
+    def take(self, actions: list[Action]) -> None:
+        for action in actions:
+            assert self.exit is None, "an action after the exit"
+            match action:
+                case StartRouter():
+                    self.alive.add(ROUTER)
+                case StartWorkers(generation):
+                    assert not self.alive - {ROUTER}, "a group starts while an older one lives"
+                    self.alive |= {ChildId(rank, generation) for rank in range(self.num_shard)}
+                    self.starts += 1
+                case Terminate(child) | Kill(child):
+                    assert child in self.alive, "a signal for a child that is gone"
+                    self.doomed.add(child)
+                    if isinstance(action, Kill):
+                        self.killed.add(child)
+                case Exit():
+                    self.exit = action
+                    assert not self.alive, "the launcher ends before its children"
+                case _:
+                    pass
+        assert self.exit is not None or self.supervisor.alive == self.alive
+
+    def advance(self, seconds: float) -> None:
+        """Time passes: what was killed is gone before, what was asked to end may take its time."""
+        for child in sorted(self.killed & self.alive, key=str):
+            self.lose(child)
+        if self.exit is not None:
+            return
+        self.now += seconds
+        self.take(self.supervisor.tick(self.now))
+
+    def lose(self, child: ChildId) -> None:
+        self.alive.discard(child)
+        self.doomed.discard(child)
+        self.take(self.supervisor.child_exited(child, "exit status 1", self.now))
+
+    def settle(self) -> None:
+        """Lets everything doomed go and all deadlines pass."""
+        for _ in range(100):
+            for child in sorted(self.doomed & self.alive, key=str):
+                self.lose(child)
+            if self.exit is not None:
+                return
+            deadline = self.supervisor.next_deadline
+            self.advance(0.0 if deadline is None else max(deadline - self.now, 0.0))
+
+
+EVENTS = st.one_of(
+    st.tuples(st.just("advance"), st.floats(0, 20)),
+    st.tuples(st.just("health"), st.booleans()),
+    st.tuples(st.just("lose"), st.integers(0, 4)),
+    st.tuples(st.just("obey"), st.integers(0, 4)),
+    st.tuples(st.just("stop"), st.none()),
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(num_shard=st.integers(1, 3), events=st.lists(EVENTS, max_size=60))
+def test_any_life_keeps_the_invariants_and_can_be_ended(
+    num_shard: int, events: list[tuple[str, float | bool | int | None]]
+) -> None:
+    world = World(num_shard)
+    stopped = False
+    for kind, value in events:
+        if world.exit is not None:
+            break
+        match kind:
+            case "advance":
+                assert isinstance(value, float)
+                # Never past a deadline: the shell wakes up for each.
+                deadline = world.supervisor.next_deadline
+                world.advance(value if deadline is None else max(min(value, deadline - world.now), 0.0))
+            case "health" if world.supervisor.wants_health:
+                world.take(world.supervisor.health(bool(value), world.now))
+            case "lose" | "obey":
+                pool = sorted(world.alive if kind == "lose" else world.doomed & world.alive, key=str)
+                if pool:
+                    world.lose(pool[int(value or 0) % len(pool)])
+            case "stop":
+                stopped = True
+                world.take(world.supervisor.stop_requested(world.now))
+    if world.exit is None:
+        stopped = stopped or world.supervisor.stage in (Stage.STARTING, Stage.SERVING)
+        world.take(world.supervisor.stop_requested(world.now))
+        world.settle()
+    assert world.exit is not None
+    assert stopped or world.exit.failure is not None
+    assert world.supervisor.stage is Stage.STOPPED
+
+
+@settings(max_examples=200, deadline=None)
+@given(gaps=st.lists(st.floats(0.0, HEALTHY_SECONDS - 1.5), min_size=MAX_FAILURES_IN_A_ROW))
+def test_a_group_that_never_stays_healthy_is_started_a_stated_number_of_times(gaps: list[float]) -> None:
+    world = World(num_shard=2)
+    world.take(world.supervisor.health(True, 0.0))
+    for gap in gaps:
+        world.advance(gap)
+        world.take(world.supervisor.health(True, world.now))
+        victims = sorted(world.alive - {ROUTER}, key=str)
+        if not victims or world.supervisor.stage is not Stage.SERVING:
+            break
+        world.lose(victims[0])
+        world.lose(victims[1])
+        world.advance(backoff_seconds(world.supervisor.failures))
+    assert world.starts == MAX_FAILURES_IN_A_ROW
+    world.settle()
+    assert world.exit is not None
+    assert world.exit.failure is Variant.SHARD_FAILED
+
+
+def test_kill_time_is_longer_than_any_wait_between_restarts() -> None:
+    assert max(backoff_seconds(failures) for failures in range(1, MAX_FAILURES_IN_A_ROW)) < KILL_SECONDS
