@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-BLOCK = 64  # tokens whose probabilities are summed first; a power of two
+GROUP = 64  # tokens whose probabilities are summed first; a power of two
 
 
 @dataclass(frozen=True)
@@ -46,25 +46,29 @@ def argmax(scores_RV: Tensor) -> Tensor:
 
 
 def draw(scores_SV: Tensor, uniforms_S: Tensor) -> Tensor:
-    """A token of each row by inverting its cumulative distribution at u in [0, 1): int64 [S].
+    """A token of each row by inverting a cumulative distribution at u in [0, 1): int64 [S].
 
-    In two steps, blocks of tokens and then the tokens of the block. The sums of the blocks are made of element-wise
-    additions in a fixed order, hence have the same bits whatever the number of rows and the device.
+    In two steps: the B groups of tokens that are equal modulo B, then the `GROUP` tokens of the group. The sums of the
+    groups are element-wise additions in a fixed order: their bits depend neither on the number of rows nor on the
+    device.
     """
     vocab = scores_SV.shape[1]
-    probs_SBK = functional.pad(scores_SV.softmax(dim=1), (0, -vocab % BLOCK)).unflatten(1, (-1, BLOCK))
-    until_SB = _halving_sum(probs_SBK).double().cumsum(dim=1)
-    block_S, rest_S = _invert(until_SB, uniforms_S * until_SB[:, -1])
-    within_SK = probs_SBK[torch.arange(len(block_S), device=block_S.device), block_S].double().cumsum(dim=1)
-    token_S, _ = _invert(within_SK, rest_S)
-    return (block_S * BLOCK + token_S).clamp(max=vocab - 1)
+    probs_SV = scores_SV.softmax(dim=1)
+    if vocab % GROUP:
+        probs_SV = functional.pad(probs_SV, (0, -vocab % GROUP))
+    probs_SKB = probs_SV.unflatten(1, (GROUP, -1))
+    until_SB = _halving_sum(probs_SKB).double().cumsum(dim=1)
+    group_S, rest_S = _invert(until_SB, uniforms_S * until_SB[:, -1])
+    within_SK = probs_SKB[torch.arange(len(group_S), device=group_S.device), :, group_S]
+    member_S, _ = _invert(within_SK.double().cumsum(dim=1), rest_S)
+    return (member_S * probs_SKB.shape[2] + group_S).clamp(max=vocab - 1)
 
 
-def _halving_sum(values_SBK: Tensor) -> Tensor:
-    while values_SBK.shape[2] > 1:
-        half = values_SBK.shape[2] // 2
-        values_SBK = values_SBK[:, :, :half] + values_SBK[:, :, half:]
-    return values_SBK[:, :, 0]
+def _halving_sum(values_SKB: Tensor) -> Tensor:
+    """The sum over dimension 1, whose length is a power of two."""
+    while (half := values_SKB.shape[1] // 2) > 0:
+        values_SKB = values_SKB[:, :half] + values_SKB[:, half:]
+    return values_SKB[:, 0]
 
 
 def _invert(cumulative_SN: Tensor, target_S: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,14 +14,21 @@ def draw(scores, numbers):
     return choice.draw(scores, torch.tensor(numbers, dtype=torch.float64))
 
 
+def in_order_of_draw(vocab):
+    """The tokens in the order in which `draw` lays them out: by their group, then by id."""
+    groups = -(-vocab // choice.GROUP)
+    return torch.tensor(sorted(range(vocab), key=lambda token: (token % groups, token)))
+
+
 @pytest.mark.parametrize("vocab", [1, 63, 64, 65, 1000])
 def test_draw_inverts_the_cumulative_distribution(vocab, seed):
-    scores = torch.randn(16, vocab) * 3
-    numbers = torch.rand(16, dtype=torch.float64)
+    scores, numbers = torch.randn(16, vocab) * 3, torch.rand(16, dtype=torch.float64)
     chosen = choice.draw(scores, numbers)
-    until = scores.double().softmax(1).cumsum(1)
-    upper = until.gather(1, chosen[:, None])[:, 0]
-    lower = torch.where(chosen > 0, until.gather(1, (chosen - 1).clamp(min=0)[:, None])[:, 0], 0.0)
+    order = in_order_of_draw(vocab)
+    until = scores.double().softmax(1)[:, order].cumsum(1)
+    place = (order == chosen[:, None]).nonzero()[:, 1:]
+    upper = until.gather(1, place)[:, 0]
+    lower = torch.where(place[:, 0] > 0, until.gather(1, (place - 1).clamp(min=0))[:, 0], 0.0)
     assert (lower <= numbers + 1e-6).all()
     assert (numbers <= upper + 1e-6).all()
 
@@ -38,11 +45,11 @@ def test_draw_never_takes_a_removed_token(vocab, seed):
 
 
 def test_the_smallest_and_largest_numbers_take_the_first_and_last_possible_token():
-    scores = torch.full((1, 200), -torch.inf)
+    scores = torch.full((1, 256), -torch.inf)  # 4 groups
     scores[0, [70, 71, 150]] = 0.0
-    assert draw(scores, [0.0]).item() == 70
-    assert draw(scores, [LARGEST]).item() == 150
-    assert draw(scores, [0.5]).item() == 71
+    assert draw(scores, [0.0]).item() == 70  # 70 % 4 == 2
+    assert draw(scores, [0.5]).item() == 150  # 150 % 4 == 2
+    assert draw(scores, [LARGEST]).item() == 71  # 71 % 4 == 3
 
 
 def test_draw_follows_the_distribution(seed):
