@@ -6,6 +6,8 @@
 mod chat;
 mod control_tokens;
 mod files;
+#[cfg(test)]
+pub(crate) mod fixture;
 mod template;
 
 use std::collections::HashSet;

@@ -86,6 +86,7 @@ async fn unknown_route(request: Request) -> Response {
 }
 
 /// A bug: the client gets an answer, the log gets the reason, everybody else goes on.
+#[expect(clippy::needless_pass_by_value, reason = "the signature that the layer calls")]
 fn panicked(payload: Box<dyn Any + Send>) -> Response {
     let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
     let reason = text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_default();

@@ -71,6 +71,7 @@ fn strftime_now(format: &str) -> Result<String, Error> {
 }
 
 /// Python's `json.dumps(value, ensure_ascii=False, indent=indent)`: no HTML escapes, keys in their order.
+#[expect(clippy::needless_pass_by_value, reason = "the signature of a filter")]
 fn to_json(value: Value, options: Kwargs) -> Result<String, Error> {
     let indent: Option<usize> = options.get("indent")?;
     let failed = |error: serde_json::Error| Error::new(ErrorKind::BadSerialization, error.to_string());

@@ -78,7 +78,7 @@ impl Validator {
         let limits = health.limits().ok_or(ValidationError::NotReady)?;
         let Ask { prompt, parameters, stream, names, request_id, received } = ask;
         self.rules.check(&parameters, stream, names)?;
-        let truncate = self.rules.truncate(&parameters, &prompt, names, limits)?;
+        let truncate = Rules::truncate(&parameters, &prompt, names, limits)?;
         let (prompt, mut tokens) = self.tokenize(prompt, names).await?;
         tokens.drain(..tokens.len().saturating_sub(truncate));
         let max_new_tokens = lengths::check(&tokens, parameters.max_new_tokens, names, limits)?;

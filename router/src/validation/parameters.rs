@@ -117,7 +117,6 @@ impl Rules {
 
     /// How many tokens to keep from the end of the prompt.
     pub(super) fn truncate(
-        &self,
         parameters: &Parameters,
         prompt: &Prompt,
         names: &Names,

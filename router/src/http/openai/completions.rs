@@ -66,7 +66,9 @@ fn asks(state: &AppState, request: &mut OpenAiRequest, arrival: &Arrival) -> Res
 
 fn whole(state: &AppState, envelope: &Envelope, answers: &[Answer]) -> Response {
     let mut cost = Cost::default();
-    answers.iter().for_each(|answer| cost.add(&answer.cost()));
+    for answer in answers {
+        cost.add(&answer.cost());
+    }
     let choices = answers.iter().enumerate().map(|(index, answer)| TextChoice {
         index,
         text: &answer.best.shown,

@@ -62,6 +62,7 @@ pub(super) struct AssistantMessage<'a> {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[expect(clippy::struct_field_names, reason = "the keys on the wire")]
 pub(super) struct Usage {
     prompt_tokens: u32,
     completion_tokens: u32,
