@@ -74,8 +74,8 @@ class Pages:
 
     def expected(self, row: int) -> torch.Tensor:
         n, k = self.spec.num_heads, self.spec.num_kv_heads
-        parts = self.qkv[row].unflatten(-1, (-1, self.spec.head_dim)).split([n, k, k], dim=1)
-        return reference(*parts, self.spec)
+        q, k, v = self.qkv[row].unflatten(-1, (-1, self.spec.head_dim)).split([n, k, k], dim=1)
+        return reference(q, k, v, self.spec)
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])

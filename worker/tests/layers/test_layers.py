@@ -42,9 +42,8 @@ def test_rms_norm_of_zeros_is_zero() -> None:
 def test_layer_norm_equals_its_formula(bias: bool) -> None:
     x, weight, shift = torch.randn(4, 48), torch.randn(48), torch.randn(48) if bias else None
     centred = x.double() - x.double().mean(-1, keepdim=True)
-    expected = centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * weight + (
-        0 if shift is None else shift
-    )
+    expected = centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * weight
+    expected = expected if shift is None else expected + shift
     torch.testing.assert_close(LayerNorm(weight, shift, 1e-5)(x), expected.float(), atol=1e-5, rtol=1e-5)
 
 

@@ -33,6 +33,7 @@ LLAMA3 = {
 }
 # Wide enough that linears are packed and not left plain.
 WIDE = {"hidden_size": 256, "num_hidden_layers": 2}
+GEMMA2 = {"head_dim": 16, "sliding_window": 18, "query_pre_attn_scalar": 20, "attn_logit_softcapping": 4.0}
 FALCON_RW = {"alibi": True, "parallel_attn": False, "multi_query": False, "bias": True}
 
 
@@ -54,10 +55,7 @@ CASES = {
     "qwen2": Case("qwen2", GATED),
     "qwen2, windows": Case("qwen2", GATED | {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1}),
     "qwen3": Case("qwen3", GATED | {"head_dim": 32}),
-    "gemma2, window 18": Case(
-        "gemma2",
-        GATED | {"head_dim": 16, "sliding_window": 18, "query_pre_attn_scalar": 20, "attn_logit_softcapping": 4.0},
-    ),
+    "gemma2, window 18": Case("gemma2", GATED | GEMMA2),
     "gpt2": Case("gpt2"),
     "gpt2, scaled by layer": Case("gpt2", {"scale_attn_by_inverse_layer_idx": True, "n_inner": 80}),
     "gpt2, packed": Case("gpt2", WIDE),

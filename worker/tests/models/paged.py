@@ -1,4 +1,4 @@
-"""A scheduler in small: runs sequences through a model in random chunks, over pages that hold NaN until they are used."""
+"""A scheduler in small: runs sequences through a model in random chunks, over pages that hold NaN until used."""
 
 from __future__ import annotations
 
@@ -6,26 +6,29 @@ import random
 
 import numpy as np
 import torch
+from millrace_worker.attention.torch_backend import TorchBackend
 from millrace_worker.models.decoder import CausalLM
 from millrace_worker.step import Batch
 
 PAGE = 16
+NUM_PAGES, MAX_ROWS, MAX_CHUNK = 24, 5, 24
 NOT_A_PAGE = 2**31 - 1  # reading it would fail
+Work = tuple[int, int, int]  # sequence, row, count
 
 
 class PagedRun:
     """Sequences enter rows, compute in random chunks beside one another, and leave: their pages go back poisoned."""
 
-    def __init__(
-        self, model: CausalLM, *, seed: int, num_pages: int = 24, max_rows: int = 5, max_chunk: int = 24
-    ) -> None:
-        self.model, self.random, self.max_chunk = model, random.Random(seed), max_chunk
-        model.allocate_kv(num_pages)
-        self._poison(list(range(num_pages)))
-        self.free_pages = list(range(num_pages))
+    def __init__(self, model: CausalLM, *, seed: int) -> None:
+        self.model, self.random = model, random.Random(seed)
+        assert isinstance(model.backend, TorchBackend)
+        self.backend = model.backend
+        model.allocate_kv(NUM_PAGES)
+        self.free_pages = list(range(NUM_PAGES))
+        self._poison(self.free_pages)
         self.random.shuffle(self.free_pages)
-        self.free_rows = list(range(max_rows))
-        self.table = np.full((max_rows, num_pages), NOT_A_PAGE, dtype=np.int32)
+        self.free_rows = list(range(MAX_ROWS))
+        self.table = np.full((MAX_ROWS, NUM_PAGES), NOT_A_PAGE, dtype=np.int32)
         self.held: dict[int, list[int]] = {}
 
     def logits(self, sequences: list[list[int]]) -> list[torch.Tensor]:
@@ -46,14 +49,12 @@ class PagedRun:
                     self._release(running.pop(sequence))
         return [torch.cat(parts) if parts else torch.empty(0) for parts in found]
 
-    def _choose(
-        self, sequences: list[list[int]], running: dict[int, int], done: list[int]
-    ) -> list[tuple[int, int, int]]:
-        """(sequence, row, count) of those that compute now: one token or a chunk, if the pages reach."""
+    def _choose(self, sequences: list[list[int]], running: dict[int, int], done: list[int]) -> list[Work]:
+        """Who computes now: one token or a chunk, if the pages reach."""
         work = []
         for sequence in self.random.sample(list(running), len(running)):
             left = len(sequences[sequence]) - done[sequence]
-            count = 1 if self.random.random() < 0.5 else min(left, self.random.randint(2, self.max_chunk))
+            count = 1 if self.random.random() < 0.5 else min(left, self.random.randint(2, MAX_CHUNK))
             row = running[sequence]
             needed = -(-(done[sequence] + count) // PAGE) - len(self.held.get(row, []))
             if self.random.random() < 0.2 or needed > len(self.free_pages):
@@ -65,7 +66,7 @@ class PagedRun:
             work.append((sequence, row, count))
         return work
 
-    def _step(self, sequences: list[list[int]], work: list[tuple[int, int, int]], done: list[int], found: list) -> None:
+    def _step(self, sequences: list[list[int]], work: list[Work], done: list[int], found: list) -> None:
         entries = [(sequence, row, done[sequence], count) for sequence, row, count in work]
         tokens = [token for s, _, start, count in entries for token in sequences[s][start : start + count]]
         positions = [position for _, _, start, count in entries for position in range(start, start + count)]
@@ -76,12 +77,12 @@ class PagedRun:
             page_table=torch.from_numpy(self.table),
             page_table_host=self.table,
         )
-        device = self.model.backend.geometry.device
+        device = self.backend.geometry.device
         order = self._shuffled(len(tokens)) if self.random.random() < 0.5 else None
         logits = self.model.forward(
             torch.tensor(tokens).to(device),
             torch.tensor(positions).to(device),
-            self.model.backend.plan(batch),
+            self.backend.plan(batch),
             None if order is None else order.to(device),
         )
         if logits is None:
@@ -102,4 +103,4 @@ class PagedRun:
         self.free_rows.append(row)
 
     def _poison(self, pages: list[int]) -> None:
-        self.model.backend.pool.values[:, pages] = float("nan")
+        self.backend.pool.values[:, pages] = float("nan")

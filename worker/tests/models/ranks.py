@@ -1,4 +1,4 @@
-"""One rank of a test: `python ranks.py JOB` with RANK and WORLD_SIZE set. JOB is a JSON file: folders, sequences, seed."""
+"""One rank of a test: `python ranks.py JOB` with RANK and WORLD_SIZE set; JOB is a JSON file."""
 
 from __future__ import annotations
 

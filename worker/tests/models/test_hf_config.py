@@ -49,8 +49,8 @@ def rotary_of(architecture: str, **values: Any) -> Rotary:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_absent_fields_mean_what_transformers_takes_them_for(architecture: str) -> None:
-    """The spec of a file that states sizes only is the spec of the whole configuration that transformers makes of it."""
-    sizes = SIZES
+    """A file that states sizes only gives the spec of the whole configuration that transformers makes of it."""
+    sizes: dict[str, Any] = SIZES
     if architecture == "FalconForCausalLM":
         sizes = {key: value for key, value in SIZES.items() if key not in ("intermediate_size", "num_key_value_heads")}
     if architecture == "GPT2LMHeadModel":

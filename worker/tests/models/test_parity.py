@@ -1,4 +1,4 @@
-"""Every architecture gives the logits of transformers, whatever the chunks, the neighbours and the state of free pages."""
+"""Every architecture gives the logits of transformers, whatever the chunks, the neighbours and the free pages."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from millrace_worker.attention.torch_backend import TorchBackend
 from millrace_worker.distributed import Group
 from millrace_worker.models.decoder import CausalLM
 from millrace_worker.models.load import load_model
+from transformers import AutoModelForCausalLM
 
 from .checkpoints import CASES, Saved
 from .paged import PagedRun
@@ -44,24 +46,20 @@ def test_the_wide_cases_run_packed_linears(saved: Callable[[str], Saved]) -> Non
 def test_half_precision_stays_near_float32(
     case: str, dtype: torch.dtype, saved: Callable[[str], Saved], sequences: list[list[int]]
 ) -> None:
-    """As near as transformers' own model in that dtype, within a factor: both round, at other places."""
+    """As near as the model of transformers in that dtype: both round, at other places."""
     reference = saved(case)
     expected = torch.cat([reference.logits(tokens) for tokens in sequences])
-    halved = reference.reference.to(dtype)
-    theirs = torch.cat([reference.logits(tokens).float() for tokens in sequences])
-    halved.float().load_state_dict(saved_state(reference))
+    halved = AutoModelForCausalLM.from_pretrained(reference.folder, dtype=dtype).eval()
+    with torch.inference_mode():
+        theirs = torch.cat([halved(torch.tensor([tokens])).logits[0].float() for tokens in sequences])
     ours = torch.cat(PagedRun(load(reference, dtype), seed=1).logits(sequences))
     assert ours.dtype == torch.float32
-    allowed = 2 * (theirs - expected).pow(2).mean().sqrt()
+    allowed = 1.3 * (theirs - expected).pow(2).mean().sqrt()
     assert (ours - expected).pow(2).mean().sqrt() < allowed
 
 
-def saved_state(saved: Saved) -> dict[str, torch.Tensor]:
-    return type(saved.reference).from_pretrained(saved.folder, dtype=torch.float32).state_dict()
-
-
 def test_a_copied_page_serves_another_row(saved: Callable[[str], Saved]) -> None:
-    """Copy-on-write: a sibling shares the full page, copies the partly filled one and computes the last token itself."""
+    """Copy-on-write: a sibling shares the full page, copies the partly filled one, computes the last token itself."""
     reference = saved("llama")
     tokens = torch.randint(99, (21,)).tolist()
     run = PagedRun(load(reference), seed=3)
@@ -76,5 +74,6 @@ def test_a_copied_page_serves_another_row(saved: Callable[[str], Saved]) -> None
 def test_pages_cost_what_the_model_says(saved: Callable[[str], Saved]) -> None:
     model = load(saved("llama"))
     model.allocate_kv(10)
+    assert isinstance(model.backend, TorchBackend)
     assert model.backend.pool.values.nbytes == 10 * model.page_bytes()
     assert model.page_bytes() == 3 * 16 * 2 * 2 * 16 * 4  # layers, tokens, K and V, heads, head size, bytes

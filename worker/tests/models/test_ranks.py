@@ -1,4 +1,4 @@
-"""Tensor parallelism: two processes over gloo give the logits of transformers, and sizes that do not divide are refused."""
+"""Tensor parallelism: two processes over gloo give the logits of transformers; what does not divide is refused."""
 
 from __future__ import annotations
 
