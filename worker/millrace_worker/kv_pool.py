@@ -9,8 +9,10 @@ clears a page when a sequence begins it. A mask alone would not do, since 0 * Na
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,12 +37,21 @@ class KvGeometry:
         return self.num_layers * self.layer_page_bytes
 
 
+def lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros that on a CPU cost nothing until they are written: numpy's come from the kernel as they are (calloc), while
+    torch writes every one of its own."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    num_bytes = math.prod(shape) * dtype.itemsize
+    return torch.from_numpy(np.zeros(num_bytes, dtype=np.uint8)).view(dtype).view(shape)
+
+
 class KvPool:
     def __init__(self, geometry: KvGeometry, num_pages: int) -> None:
-        """Zeros: on Linux a large pool takes real memory only where it is written."""
+        """Zeros: on a CPU a large pool takes real memory only where it is written."""
         self.num_pages = num_pages
         shape = (geometry.num_layers, num_pages, geometry.page_size * geometry.width)
-        self.values = torch.zeros(shape, dtype=geometry.dtype, device=geometry.device)
+        self.values = lazy_zeros(shape, geometry.dtype, geometry.device)
         self.pages = list(self.values.unbind(0))  # per layer [num_pages, page_size * width]
         self.slots = [pages.view(-1, geometry.width) for pages in self.pages]  # per layer [num_slots, width]
 

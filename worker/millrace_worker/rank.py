@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import secrets
 import time
 from dataclasses import dataclass
@@ -90,7 +89,8 @@ class Rank:
             return self._prepared[1]
         started = time.perf_counter()
         self._check(request)
-        self._forget()
+        self._engine = self._prepared = None
+        self._release_memory()
         workspace_bytes = self._run_worst_case(request)
         self._release_memory()
         room = room_for_pool(self._config, self._parts.device, workspace_bytes)
@@ -118,12 +118,7 @@ class Rank:
                 f"{self._parts.model.max_positions}: lower --max-total-tokens"
             )
 
-    def _forget(self) -> None:
-        self._engine = self._prepared = None
-        self._release_memory()
-
     def _release_memory(self) -> None:
-        gc.collect()
         if self._parts.device.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from millrace_worker.kv_pool import lazy_zeros
 from millrace_worker.staging import Staging
 
 if TYPE_CHECKING:
@@ -98,9 +99,9 @@ class Rows:
         self.sampling = sampling
         self.device = device
         self.stride = shape.max_sequence_tokens + 1
-        self.token_ids = torch.zeros(shape.max_rows, self.stride, dtype=torch.int64, device=device)
+        self.token_ids = lazy_zeros((shape.max_rows, self.stride), torch.int64, device)
         self.flat_token_ids = self.token_ids.view(-1)
-        table = torch.zeros(shape.max_rows, shape.max_pages, dtype=torch.int32)
+        table = lazy_zeros((shape.max_rows, shape.max_pages), torch.int32, torch.device("cpu"))
         self.page_table_host = table.numpy()
         self.page_table = table if device.type == "cpu" else table.to(device)
         self._growth = Staging(2 * shape.max_growth, device)

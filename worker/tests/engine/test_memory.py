@@ -9,7 +9,16 @@ import pytest
 import torch
 from millrace_worker.config import WorkerConfig
 from millrace_worker.engine import EngineParts
-from millrace_worker.memory import DoesNotFitError, PoolAsk, PoolSize, available_memory, peak_beyond, size_pool
+from millrace_worker.kv_pool import KvGeometry, KvPool
+from millrace_worker.memory import (
+    DoesNotFitError,
+    PoolAsk,
+    PoolSize,
+    available_memory,
+    bytes_held,
+    peak_beyond,
+    size_pool,
+)
 from millrace_worker.proto import worker_pb2
 from millrace_worker.rank import Identity, NotPreparedError, Rank
 
@@ -70,6 +79,17 @@ def test_the_peak_of_a_run_is_seen_although_it_was_freed() -> None:
 
     peak = peak_beyond(touch_and_free, torch.device("cpu"))
     assert 90 << 20 < peak < 160 << 20
+
+
+def test_a_pool_takes_memory_only_where_it_is_written() -> None:
+    geometry = KvGeometry(num_layers=2, width=1024, page_size=16, dtype=torch.bfloat16, device=torch.device("cpu"))
+    before = bytes_held(geometry.device)
+    pool = KvPool(geometry, num_pages=(256 << 20) // geometry.page_bytes)
+    assert pool.values.nbytes == 256 << 20
+    assert bytes_held(geometry.device) - before < 64 << 20
+    assert not pool.values[:, ::97].any()
+    pool.values.fill_(1)
+    assert bytes_held(geometry.device) - before > 192 << 20
 
 
 def _rank(parts: EngineParts, path: Path, **options: object) -> Rank:
