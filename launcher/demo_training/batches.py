@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from .corpus import ChatExample, SourceFile, chat_examples, read_standard_library
+from .corpus import ChatExample, SourceFile, chat_examples
 from .tokenizer import BOS, EOS, SPECIAL_TOKENS
 
 Ids = NDArray[np.int64]
@@ -36,10 +36,6 @@ def load_corpus(tokenizer: Tokenizer, files: list[SourceFile]) -> Corpus:
         held_out_files=_encode(tokenizer, [file.text for file in held_out]),
         held_out_bytes=sum(len(file.text.encode()) for file in held_out),
     )
-
-
-def corpus_of_this_python(tokenizer: Tokenizer) -> Corpus:
-    return load_corpus(tokenizer, read_standard_library())
 
 
 def chat_text(chat: ChatExample) -> str:

@@ -172,14 +172,16 @@ def test_tokens_are_drawn_from_the_processed_distribution(given, seed):
 
 def test_broken_scores_of_one_row_are_reported_there_and_leave_the_others_alone(seed):
     case = Case([{"do_sample": True}, EVERYTHING, {}, EVERYTHING, {"do_sample": True, "top_p": 0.5}], seed)
-    places = [1, 3, 4]
-    expected = case.run(places)
+    whole = [1, 4]
+    expected = case.run(whole)
     broken = case.logits.clone()
-    broken[0], broken[2, 5] = torch.nan, torch.nan
+    broken[0], broken[2, 5], broken[3, 9] = torch.nan, torch.nan, torch.inf
     sampled = sample(broken, SampleContext(case.rows, case.positions, case.token_ids), case.state)
-    assert sampled.logprobs.isnan().tolist() == [True, False, True, False, False]
+    assert sampled.logprobs.isnan().tolist() == [True, False, True, True, False]
     assert ((sampled.token_ids >= 0) & (sampled.token_ids < VOCAB)).all()
-    assert sampled.token_ids[places].tolist() == [token for token, _, _ in expected]
+    assert sampled.token_ids[whole].tolist() == [token for token, _, _ in expected]
+    assert sampled.top_tokens is not None
+    assert sampled.top_tokens.counts.tolist() == [0, 4, 0, 0, 0]
 
 
 @pytest.mark.parametrize(
