@@ -1,1 +1,160 @@
-//! Part of the router.
+//! From a configuration to a running server: text side, engine, HTTP, and their end.
+
+use std::future::Future;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::serve::ListenerExt;
+use millrace_client::ShardedClient;
+use tokio::net::TcpListener;
+use tokio::task::{JoinError, JoinHandle};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::detokenize::Detokenizer;
+use crate::engine::{Engine, EngineError, EngineHandle, EngineText, READER_PATIENCE};
+use crate::health::Health;
+use crate::http;
+use crate::telemetry::Metrics;
+use crate::tokenizer::{LoadError, TextModel};
+
+/// How often recorded samples are folded into their buckets.
+const UPKEEP: Duration = Duration::from_secs(5);
+/// What handlers get to pass on their last events when the engine has failed.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// Why the server could not start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    #[error("cannot listen on {address}: {source}")]
+    Listen { address: SocketAddr, source: io::Error },
+    #[error(transparent)]
+    Text(#[from] LoadError),
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error("the engine ended unexpectedly: {0}")]
+    EnginePanicked(#[from] JoinError),
+    #[error("the HTTP server ended: {0}")]
+    Http(#[from] io::Error),
+}
+
+/// Opens the port: clients can connect before anything is loaded.
+pub async fn listen(config: &Config) -> Result<TcpListener, AppError> {
+    let host = config.hostname.parse().unwrap_or_else(|_| {
+        tracing::warn!(hostname = config.hostname, "not an address: listening on 0.0.0.0");
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED)
+    });
+    let address = SocketAddr::new(host, config.port);
+    TcpListener::bind(address).await.map_err(|source| AppError::Listen { address, source })
+}
+
+/// Serves until `shutdown` completes and every request that runs then has ended.
+pub async fn run(
+    config: Config,
+    listener: TcpListener,
+    metrics: Metrics,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), AppError> {
+    let config = Arc::new(config);
+    let text = Arc::new(load_text(&config).await?);
+    let health = Health::default();
+    let stop = CancellationToken::new();
+    let (engine, engine_task) = spawn_engine(&config, &text, &health, &metrics, &stop);
+    spawn_upkeep(metrics.clone(), stop.clone());
+    spawn_stop(shutdown, health.clone(), stop.clone());
+
+    let context = http::Context { config, health: health.clone(), engine, text, metrics };
+    let listener = listener.tap_io(|connection| {
+        // Tokens are small writes that must not wait for each other.
+        if let Err(error) = connection.set_nodelay(true) {
+            tracing::debug!(%error, "cannot set TCP_NODELAY");
+        }
+    });
+    let stopped = stop.clone();
+    let server =
+        axum::serve(listener, http::router(context)).with_graceful_shutdown(async move { stopped.cancelled().await });
+    let server = tokio::spawn(server.into_future());
+    end(server, engine_task).await
+}
+
+/// Waits for whatever ends first. A server that stops lets its requests run out; an engine that fails ends them all.
+async fn end(
+    mut server: JoinHandle<io::Result<()>>,
+    mut engine: JoinHandle<Result<(), EngineError>>,
+) -> Result<(), AppError> {
+    tokio::select! {
+        served = &mut server => {
+            served??;
+            Ok(engine.await??)
+        }
+        ended = &mut engine => {
+            // The engine ends of itself only when every handle is dropped; else it has failed.
+            let outcome = ended.map_err(AppError::from).and_then(|ended| ended.map_err(AppError::from));
+            if tokio::time::timeout(LAST_WORDS, server).await.is_err() {
+                tracing::warn!("clients still hold connections; closing them");
+            }
+            outcome
+        }
+    }
+}
+
+async fn load_text(config: &Config) -> Result<TextModel, AppError> {
+    let (path, tokenizer_config) = (config.model_path(), config.tokenizer_config_path.clone());
+    let load = move || TextModel::load(&path, tokenizer_config.as_deref());
+    Ok(tokio::task::spawn_blocking(load).await??)
+}
+
+/// The engine's task cancels `stop` when it ends, whichever way.
+fn spawn_engine(
+    config: &Arc<Config>,
+    text: &TextModel,
+    health: &Health,
+    metrics: &Metrics,
+    stop: &CancellationToken,
+) -> (EngineHandle, JoinHandle<Result<(), EngineError>>) {
+    let (handle, commands) = EngineHandle::new();
+    let engine = Engine {
+        workers: ShardedClient::unix(Path::new(&config.worker_uds_path), config.num_shard as usize),
+        config: Arc::clone(config),
+        commands,
+        health: health.clone(),
+        metrics: metrics.clone(),
+        text: EngineText {
+            detokenizer: Arc::new(Detokenizer::new(text.tokenizer())),
+            eos_token_ids: text.eos_token_ids(),
+            model_max_length: text.model_max_length(),
+        },
+        patience: READER_PATIENCE,
+    };
+    let (stop_when_over, health) = (stop.clone().drop_guard(), health.clone());
+    let task = tokio::spawn(async move {
+        let _stop_when_over = stop_when_over;
+        let outcome = engine.run().await;
+        health.drain();
+        outcome
+    });
+    (handle, task)
+}
+
+fn spawn_upkeep(metrics: Metrics, stop: CancellationToken) {
+    tokio::spawn(stop.run_until_cancelled_owned(async move {
+        let mut ticks = tokio::time::interval(UPKEEP);
+        loop {
+            ticks.tick().await;
+            metrics.run_upkeep();
+        }
+    }));
+}
+
+/// Unhealthy at once, then no new connections.
+fn spawn_stop(shutdown: impl Future<Output = ()> + Send + 'static, health: Health, stop: CancellationToken) {
+    tokio::spawn(async move {
+        shutdown.await;
+        tracing::info!("stopping: running requests finish, new ones are refused");
+        health.drain();
+        stop.cancel();
+    });
+}

@@ -224,7 +224,8 @@ mod tests {
 
     #[test]
     fn lists_are_repeated_flags_or_commas() {
-        let config = read(&["--cors-allow-origin", "http://a", "--cors-allow-origin", "http://b,http://c"], &[]).unwrap();
+        let config =
+            read(&["--cors-allow-origin", "http://a", "--cors-allow-origin", "http://b,http://c"], &[]).unwrap();
         assert_eq!(config.cors_allow_origin, ["http://a", "http://b", "http://c"]);
     }
 

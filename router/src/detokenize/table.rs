@@ -1,7 +1,7 @@
 //! The fast path: decoders under which a token is the same bytes wherever it stands.
 //!
 //! Two families cover nearly all models. Byte-level BPE (GPT-2, Llama 3, Qwen): a token is raw bytes, written with 256
-//! stand-in characters. SentencePiece with byte fallback (Llama 2, Mistral, Gemma): a token is text with `▁` for a
+//! stand-in characters. `SentencePiece` with byte fallback (Llama 2, Mistral, Gemma): a token is text with `▁` for a
 //! space, or one raw byte written `<0xNN>`. How bytes join into characters is `stream`'s part.
 
 use serde_json::Value;
@@ -130,7 +130,7 @@ fn left_strip(step: &Value) -> Option<(char, usize)> {
     Some((step["content"].as_str()?.chars().next()?, usize::try_from(step["start"].as_u64()?).ok()?))
 }
 
-/// `<0xNN>` as ByteFallback reads it.
+/// `<0xNN>` as `ByteFallback` reads it.
 fn fallback_byte(token: &str) -> Option<u8> {
     let digits = token.strip_prefix("<0x")?.strip_suffix('>').filter(|digits| digits.len() == 2)?;
     u8::from_str_radix(digits, 16).ok()

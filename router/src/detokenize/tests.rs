@@ -11,7 +11,7 @@ use super::*;
 
 const WORDS: [&str; 6] = ["▁", "▁the", "lo", "▁中", "é", "."];
 
-fn tokenizer(model: &Value, decoder: &Value, added: &[(u32, &str)]) -> Arc<Tokenizer> {
+fn tokenizer(model: &Value, splitter: &Value, decoder: &Value, added: &[(u32, &str)]) -> Arc<Tokenizer> {
     let added: Vec<Value> = added
         .iter()
         .map(|(id, content)| {
@@ -20,7 +20,7 @@ fn tokenizer(model: &Value, decoder: &Value, added: &[(u32, &str)]) -> Arc<Token
         })
         .collect();
     let whole = json!({"version": "1.0", "truncation": null, "padding": null, "added_tokens": added,
-        "normalizer": null, "pre_tokenizer": null, "post_processor": null, "decoder": decoder, "model": model});
+        "normalizer": null, "pre_tokenizer": splitter, "post_processor": null, "decoder": decoder, "model": model});
     Arc::new(whole.to_string().parse().unwrap())
 }
 
@@ -36,8 +36,8 @@ pub(crate) fn byte_level() -> Arc<Tokenizer> {
     let merges = json!([["Ġ", "t"], ["ð", "Ł"], ["h", "e"]]);
     let model = json!({"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
         "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": merges});
-    let step = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
-    tokenizer(&model, &step, &[(0, "<s>"), (1, "<end of it>")])
+    let step = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
+    tokenizer(&model, &step, &step, &[(0, "<s>"), (1, "<end of it>")])
 }
 
 /// Llama 2's arrangement: `<s>`, 256 byte tokens, words.
@@ -52,7 +52,7 @@ fn byte_fallback() -> Arc<Tokenizer> {
     let steps = json!({"type": "Sequence", "decoders": [
         {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
         {"type": "Strip", "content": " ", "start": 1, "stop": 0}]});
-    tokenizer(&model, &steps, &[(0, "<s>"), (1, "</s>")])
+    tokenizer(&model, &Value::Null, &steps, &[(0, "<s>"), (1, "</s>")])
 }
 
 fn word_level(decoder: &Value, words: &[&str]) -> Arc<Tokenizer> {
@@ -62,7 +62,7 @@ fn word_level(decoder: &Value, words: &[&str]) -> Arc<Tokenizer> {
         vocab.insert((*word).to_owned(), json!(id));
     }
     let model = json!({"type": "WordLevel", "vocab": vocab, "unk_token": "<s>"});
-    tokenizer(&model, decoder, &[(0, "<s>"), (1, "</s>")])
+    tokenizer(&model, &Value::Null, decoder, &[(0, "<s>"), (1, "</s>")])
 }
 
 fn metaspace() -> Arc<Tokenizer> {

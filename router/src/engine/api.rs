@@ -13,9 +13,14 @@ use crate::request::ValidRequest;
 /// What the engine's one task receives.
 #[derive(Debug)]
 pub enum Command {
-    Submit { request: ValidRequest, mailbox: Arc<Mailbox> },
+    Submit {
+        request: ValidRequest,
+        mailbox: Arc<Mailbox>,
+    },
     /// The client is gone: every sequence of that mailbox is cancelled.
-    Cancel { mailbox: Arc<Mailbox> },
+    Cancel {
+        mailbox: Arc<Mailbox>,
+    },
 }
 
 /// One event of a request. `sequence` is its index in the group, 0 unless `best_of > 1`.
@@ -23,9 +28,15 @@ pub enum Command {
 pub enum Event {
     /// The prompt is computed. Comes before the first token, once per request.
     Prefilled(Prefilled),
-    Token { sequence: usize, token: Token },
+    Token {
+        sequence: usize,
+        token: Token,
+    },
     /// Terminal for that sequence; exactly one each.
-    Finished { sequence: usize, finished: Finished },
+    Finished {
+        sequence: usize,
+        finished: Finished,
+    },
     /// Terminal for the whole request; nothing follows.
     Failed(Failed),
 }
@@ -46,7 +57,7 @@ pub struct Token {
     pub text: String,
     pub logprob: f32,
     pub special: bool,
-    /// Text to show under OpenAI's rules: special tokens skipped, a possible stop string held back, a found one cut off.
+    /// Text to show under `OpenAI`'s rules: special tokens skipped, a possible stop string held back, a found one cut off.
     pub delta: String,
     pub top_tokens: Vec<TopToken>,
 }
@@ -64,7 +75,7 @@ pub struct Finished {
     pub reason: FinishReason,
     /// The whole text without special tokens, a found stop string included (TGI's `generated_text`).
     pub generated_text: String,
-    /// What OpenAI's rules held back until now and must still be shown; empty after a found stop string.
+    /// What `OpenAI`'s rules held back until now and must still be shown; empty after a found stop string.
     pub delta: String,
     pub generated_tokens: u32,
     /// `None` for greedy sequences.

@@ -1,1 +1,160 @@
+//! The one task that owns the scheduler: it receives requests, has the workers compute steps, and hands out events.
+//!
+//! Nothing in here waits for a client or blocks on a worker. Workers that die cost time, not requests: what ran is
+//! computed again on the workers that come back, and goes on where its client left off.
+
 pub mod api;
+mod limits;
+mod meters;
+mod requests;
+mod start;
+mod step;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use millrace_client::{StartError, Workers};
+use millrace_scheduler::Scheduler;
+use tokio::sync::mpsc;
+
+pub use api::{
+    Command, EngineHandle, Event, Failed, FinishReason, Finished, Generation, Mailbox, Prefilled, Times, Token,
+    TopToken,
+};
+pub use limits::BadLimits;
+
+use meters::Meters;
+use requests::Requests;
+use start::{Session, start};
+use step::{Core, Ended};
+
+use crate::config::Config;
+use crate::detokenize::Detokenizer;
+use crate::health::{Health, Limits};
+use crate::telemetry::Metrics;
+
+/// A reader that has left events lying for so long is given up: its memory must not grow without end.
+pub const READER_PATIENCE: Duration = Duration::from_secs(60);
+/// Two plans: one that the workers compute, one that waits there for them.
+const STEPS_IN_FLIGHT: u32 = 2;
+
+/// Why the engine cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    #[error(transparent)]
+    Workers(#[from] StartError),
+    #[error(transparent)]
+    Limits(#[from] BadLimits),
+    #[error("the workers came back with pages of {now} tokens instead of {before}: restart the server")]
+    PageSizeChanged { before: u32, now: u32 },
+}
+
+/// What the engine needs of the model's text side.
+#[derive(Clone, Debug)]
+pub struct EngineText {
+    pub detokenizer: Arc<Detokenizer>,
+    /// Tokens that end a sequence.
+    pub eos_token_ids: Arc<[u32]>,
+    /// Longest sequence that the tokenizer names, if any.
+    pub model_max_length: Option<u32>,
+}
+
+/// All that the engine's task owns or shares.
+#[derive(Debug)]
+pub struct Engine<W> {
+    pub config: Arc<Config>,
+    pub workers: W,
+    pub commands: mpsc::UnboundedReceiver<Command>,
+    pub health: Health,
+    pub metrics: Metrics,
+    pub text: EngineText,
+    /// How long events may lie unread.
+    pub patience: Duration,
+}
+
+impl<W: Workers> Engine<W> {
+    /// Runs until every handle is dropped and every request has ended, or until the workers can never serve.
+    pub async fn run(mut self) -> Result<(), EngineError> {
+        let Some((session, backlog)) = self.first_start().await? else { return Ok(()) };
+        let page_size = session.model.page_size;
+        let mut limits = limits::limits(&self.config, &session.model, &session.prepared)?;
+        let mut core = self.core(&session, &limits);
+        let mut steps = session.steps;
+        for command in backlog {
+            core.handle(Some(command));
+        }
+        loop {
+            self.metrics.set_limits(&limits);
+            self.health.serve(limits);
+            tracing::info!(
+                max_input_tokens = limits.max_input_tokens,
+                max_total_tokens = limits.max_total_tokens,
+                "workers are ready"
+            );
+            match core.serve(&mut steps).await {
+                Ended::Over => return Ok(()),
+                Ended::Lost(reason) => tracing::warn!(%reason, "workers are lost: waiting for new ones"),
+            }
+            self.health.recover();
+            core.workers_lost();
+            let Some(session) = self.recover(&mut core).await? else { return Ok(()) };
+            if session.model.page_size != page_size {
+                return Err(EngineError::PageSizeChanged { before: page_size, now: session.model.page_size });
+            }
+            match limits::limits(&self.config, &session.model, &session.prepared) {
+                Ok(found) => limits = found,
+                Err(error) => tracing::error!(%error, "the new workers have less room; keeping the limits"),
+            }
+            core.set_capacity(session.prepared.num_pages);
+            steps = session.steps;
+        }
+    }
+
+    /// Waits for the workers. Commands that come meanwhile are kept for later; `None` if nobody is left to send any.
+    async fn first_start(&mut self) -> Result<Option<(Session, Vec<Command>)>, EngineError> {
+        let mut backlog = Vec::new();
+        let starting = start(&mut self.workers, &self.config, self.text.model_max_length, 0);
+        tokio::pin!(starting);
+        loop {
+            tokio::select! {
+                session = &mut starting => return Ok(Some((session?, backlog))),
+                command = self.commands.recv() => match command {
+                    Some(command) => backlog.push(command),
+                    None => return Ok(None),
+                },
+            }
+        }
+    }
+
+    /// Waits for new workers, still taking requests and cancellations; `None` if there is nothing left to do.
+    async fn recover(&mut self, core: &mut Core) -> Result<Option<Session>, EngineError> {
+        let starting = start(&mut self.workers, &self.config, self.text.model_max_length, start::RECOVERY_REFUSALS);
+        tokio::pin!(starting);
+        loop {
+            tokio::select! {
+                session = &mut starting => return session.map(Some),
+                () = core.wait_for_commands() => if core.is_over() { return Ok(None) },
+            }
+        }
+    }
+
+    fn core(&mut self, session: &Session, limits: &Limits) -> Core {
+        let scheduler = Scheduler::new(millrace_scheduler::Config {
+            max_rows: self.config.max_rows(),
+            max_step_tokens: self.config.max_batch_prefill_tokens,
+            page_size: session.model.page_size,
+            num_pages: session.prepared.num_pages,
+            max_sequence_tokens: limits.max_total_tokens,
+            waiting_served_ratio: self.config.waiting_served_ratio,
+            max_waiting_tokens: self.config.max_waiting_tokens,
+            prefix_caching: self.config.prefix_caching,
+            max_steps_in_flight: STEPS_IN_FLIGHT,
+        });
+        let requests = Requests::new(Arc::clone(&self.text.detokenizer), Arc::clone(&self.text.eos_token_ids));
+        let (_, closed) = mpsc::unbounded_channel();
+        let commands = std::mem::replace(&mut self.commands, closed);
+        Core::new(scheduler, requests, Meters::new(), commands, self.patience)
+    }
+}

@@ -6,9 +6,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use metrics::{
-    Counter, Gauge, Histogram, HistogramFn, Key, KeyName, Metadata, SetRecorderError, SharedString, Unit,
-};
+use metrics::{Counter, Gauge, Histogram, HistogramFn, Key, KeyName, Metadata, SetRecorderError, SharedString, Unit};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
 use crate::health::Limits;
@@ -184,7 +182,8 @@ mod tests {
         let (metrics, recorder) = Metrics::new();
         metrics::with_local_recorder(&recorder, || {
             metrics.set_limits(&LIMITS);
-            for name in ["tgi_request_duration", "tgi_batch_next_size", GENERATED_TOKENS, INPUT_LENGTH, MAX_NEW_TOKENS] {
+            for name in ["tgi_request_duration", "tgi_batch_next_size", GENERATED_TOKENS, INPUT_LENGTH, MAX_NEW_TOKENS]
+            {
                 metrics::histogram!(name).record(3.0);
             }
         });

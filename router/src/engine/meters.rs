@@ -1,0 +1,186 @@
+//! The engine's metrics. Handles are made once; recording is a few atomic operations per step, none per token.
+//!
+//! A step counts as `prefill` if it computes any prompt, else as `decode`. With two steps in flight, a step's duration
+//! runs from its sending or the previous step's answer, whichever came later: durations add up to the time spent.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
+use millrace_scheduler::{Stats, StepPlan, StepResult, Timings};
+
+#[derive(Debug)]
+pub(super) struct Meters {
+    prefill: MethodMeters,
+    decode: MethodMeters,
+    queue_size: Gauge,
+    current_size: Gauge,
+    current_max_tokens: Gauge,
+    next_size: Histogram,
+    joined: Counter,
+    join_duration: Histogram,
+    pool: PoolMeters,
+    worker_restarts: Counter,
+    in_flight: VecDeque<Sent>,
+    last_answer: Instant,
+}
+
+/// What is measured of calls, by method.
+#[derive(Debug)]
+struct MethodMeters {
+    count: Counter,
+    success: Counter,
+    failure: Counter,
+    duration: Histogram,
+    forward: Histogram,
+    decode: Histogram,
+    filter: Histogram,
+}
+
+/// What only this server has: pages, rows, the prefix cache.
+#[derive(Debug)]
+struct PoolMeters {
+    rows_used: Gauge,
+    pages_used: Gauge,
+    pages_cached: Gauge,
+    pages_free: Gauge,
+    prompt_tokens_computed: Counter,
+    prompt_tokens_cached: Counter,
+    preemptions: Counter,
+    steps: Counter,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Sent {
+    at: Instant,
+    is_prefill: bool,
+    joins: bool,
+}
+
+impl Meters {
+    pub(super) fn new() -> Self {
+        Self {
+            prefill: MethodMeters::new("prefill"),
+            decode: MethodMeters::new("decode"),
+            queue_size: gauge!("tgi_queue_size"),
+            current_size: gauge!("tgi_batch_current_size"),
+            current_max_tokens: gauge!("tgi_batch_current_max_tokens"),
+            next_size: histogram!("tgi_batch_next_size"),
+            joined: counter!("tgi_batch_concat", "reason" => "chunking"),
+            join_duration: histogram!("tgi_batch_concat_duration", "method" => "decode"),
+            pool: PoolMeters::new(),
+            worker_restarts: counter!("millrace_worker_restarts_total"),
+            in_flight: VecDeque::new(),
+            last_answer: Instant::now(),
+        }
+    }
+
+    /// `num_running` sequences ran when the plan was made.
+    pub(super) fn sent(&mut self, plan: &StepPlan, num_running: usize, now: Instant) {
+        let is_prefill = plan.work.iter().any(|work| work.count > 1 || !work.samples) || !plan.admitted.is_empty();
+        let joins = !plan.admitted.is_empty() && num_running > plan.admitted.len();
+        self.method(is_prefill).count.increment(1);
+        if !plan.admitted.is_empty() {
+            self.next_size.record(plan.admitted.len() as f64);
+        }
+        if joins {
+            self.joined.increment(1);
+        }
+        self.in_flight.push_back(Sent { at: now, is_prefill, joins });
+    }
+
+    /// The answer to the oldest step in flight has come.
+    pub(super) fn answered(&mut self, result: &StepResult, now: Instant) -> Answered {
+        let Some(sent) = self.in_flight.pop_front() else { return Answered { is_prefill: false } };
+        let duration = now.saturating_duration_since(sent.at.max(self.last_answer));
+        self.last_answer = now;
+        let Timings { inputs_us, forward_us, sample_us, .. } = result.timings;
+        let method = self.method(sent.is_prefill);
+        if result.failed.is_empty() {
+            method.success.increment(1);
+        } else {
+            method.failure.increment(1);
+        }
+        method.duration.record(duration);
+        method.forward.record(microseconds(forward_us));
+        method.decode.record(microseconds(sample_us));
+        if sent.joins {
+            self.join_duration.record(microseconds(inputs_us));
+        }
+        Answered { is_prefill: sent.is_prefill }
+    }
+
+    /// What the engine spent on an answer: applying it, detokenizing, waking readers.
+    pub(super) fn emitted(&mut self, answered: Answered, spent: Duration) {
+        self.method(answered.is_prefill).filter.record(spent);
+    }
+
+    /// Steps in flight will not be answered.
+    pub(super) fn workers_lost(&mut self) {
+        while let Some(sent) = self.in_flight.pop_front() {
+            self.method(sent.is_prefill).failure.increment(1);
+        }
+        self.worker_restarts.increment(1);
+    }
+
+    pub(super) fn show(&self, stats: &Stats) {
+        self.queue_size.set((stats.waiting + stats.preempted) as f64);
+        self.current_size.set(stats.running as f64);
+        self.current_max_tokens.set(stats.reserved_tokens as f64);
+        self.pool.show(stats);
+    }
+
+    fn method(&self, is_prefill: bool) -> &MethodMeters {
+        if is_prefill { &self.prefill } else { &self.decode }
+    }
+}
+
+/// Which step was answered.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Answered {
+    is_prefill: bool,
+}
+
+impl MethodMeters {
+    fn new(method: &'static str) -> Self {
+        Self {
+            count: counter!("tgi_batch_inference_count", "method" => method),
+            success: counter!("tgi_batch_inference_success", "method" => method),
+            failure: counter!("tgi_batch_inference_failure", "method" => method),
+            duration: histogram!("tgi_batch_inference_duration", "method" => method),
+            forward: histogram!("tgi_batch_forward_duration", "method" => method),
+            decode: histogram!("tgi_batch_decode_duration", "method" => method),
+            filter: histogram!("tgi_batch_filter_duration", "method" => method),
+        }
+    }
+}
+
+impl PoolMeters {
+    fn new() -> Self {
+        Self {
+            rows_used: gauge!("millrace_rows_used"),
+            pages_used: gauge!("millrace_kv_pages_used"),
+            pages_cached: gauge!("millrace_kv_pages_cached"),
+            pages_free: gauge!("millrace_kv_pages_free"),
+            prompt_tokens_computed: counter!("millrace_prompt_tokens_computed_total"),
+            prompt_tokens_cached: counter!("millrace_prompt_tokens_cached_total"),
+            preemptions: counter!("millrace_preemptions_total"),
+            steps: counter!("millrace_steps_total"),
+        }
+    }
+
+    fn show(&self, stats: &Stats) {
+        self.rows_used.set(stats.rows_used as f64);
+        self.pages_used.set(stats.pages_used as f64);
+        self.pages_cached.set(stats.pages_cached as f64);
+        self.pages_free.set(stats.pages_free as f64);
+        self.prompt_tokens_computed.absolute(stats.computed_prompt_tokens_total);
+        self.prompt_tokens_cached.absolute(stats.cached_prompt_tokens_total);
+        self.preemptions.absolute(stats.preemptions_total);
+        self.steps.absolute(stats.steps_total);
+    }
+}
+
+fn microseconds(count: u32) -> Duration {
+    Duration::from_micros(u64::from(count))
+}

@@ -1,0 +1,58 @@
+//! From nothing to workers that run: connect, prepare, open the step streams; again and again until it works.
+
+use std::time::Duration;
+
+use millrace_client::{Backoff, ModelDescription, Prepared, StepStream, Workers, connect_with_retry};
+
+use super::EngineError;
+use super::limits::worst_case;
+use crate::config::Config;
+
+/// Between attempts to prepare. Connecting has its own, shorter pauses.
+const PAUSE: Duration = Duration::from_millis(500);
+/// Workers that came back may refuse for a while, as long as the memory of the dead is not given back.
+pub(super) const RECOVERY_REFUSALS: u32 = 60;
+
+/// Workers that run.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) model: ModelDescription,
+    pub(super) prepared: Prepared,
+    pub(super) steps: StepStream,
+}
+
+/// Waits for workers however long it takes. Errs when the flags do not fit them, or when they refused more than
+/// `refusals` times. Cancel-safe.
+pub(super) async fn start(
+    workers: &mut impl Workers,
+    config: &Config,
+    model_max_length: Option<u32>,
+    mut refusals: u32,
+) -> Result<Session, EngineError> {
+    loop {
+        match attempt(workers, config, model_max_length).await {
+            Err(EngineError::Workers(error)) if error.is_permanent() && refusals > 0 => {
+                refusals -= 1;
+                tracing::warn!(%error, "workers refuse; asking again");
+            }
+            Err(EngineError::Workers(error)) if !error.is_permanent() => {
+                tracing::warn!(%error, "workers were lost while they got ready");
+            }
+            outcome => return outcome,
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+async fn attempt(
+    workers: &mut impl Workers,
+    config: &Config,
+    model_max_length: Option<u32>,
+) -> Result<Session, EngineError> {
+    let connected = connect_with_retry(workers, Backoff::default(), None).await?;
+    let model = connected.description().clone();
+    let worst_case = worst_case(config, &model, model_max_length)?;
+    let prepared = connected.prepare(worst_case).await?;
+    let steps = connected.run().await?;
+    Ok(Session { model, prepared, steps })
+}
