@@ -12,13 +12,15 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 class Interrupts:
     """Until `hand_over`, a signal runs `leave` and ends the process with status 0: nothing has to be drained, and a
-    download goes on at the next start. Afterwards each signal calls the given function."""
+    download goes on at the next start. Afterwards each signal calls the given function. SIGHUP stays ignored when it
+    was, so that `nohup` keeps its meaning."""
 
     def __init__(self, leave: Callable[[], None]) -> None:
         self._leave = leave
         self._stop: Callable[[], None] | None = None
         for number in _SIGNALS:
-            signal.signal(number, self._receive)
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._receive)
 
     def hand_over(self, stop: Callable[[], None]) -> None:
         """`stop` runs in the main thread between two of its instructions: it may only put into a SimpleQueue."""

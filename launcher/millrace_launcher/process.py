@@ -30,7 +30,9 @@ class Ending:
     def __str__(self) -> str:
         if self.status >= 0:
             return f"exit status {self.status}"
-        return f"killed by {signal.Signals(-self.status).name}"
+        number = -self.status
+        named = number in set(signal.Signals)
+        return f"killed by {signal.Signals(number).name if named else f'signal {number}'}"
 
 
 class Child:

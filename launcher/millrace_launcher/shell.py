@@ -129,6 +129,7 @@ class Shell:
                     assert_never(action)
 
     def _start_workers(self, generation: int) -> None:
+        self._endings.clear()
         if self._master_port is not None:
             self._master_port.release()
             self._master_port = None
@@ -186,9 +187,8 @@ class Shell:
         raise LauncherError(exit.failure, exit.message)
 
     def _show_last_words(self) -> None:
-        """The last lines that each failed rank wrote to stderr, together, at the end of the log."""
+        """The last lines that each rank of the last group wrote to stderr, together, at the end of the log."""
         for child, process in sorted(self._endings.items(), key=lambda item: str(item[0])):
-            is_last = child.generation == self._supervisor.generation
-            if child.rank is not None and is_last and process.last_stderr_lines:
+            if child.rank is not None and process.last_stderr_lines:
                 words = "\n".join(process.last_stderr_lines)
                 self._log.error(f"Rank {child.rank} wrote at its end:\n{words}")

@@ -137,6 +137,14 @@ def test_it_serves_until_asked_to_stop(start: Start, number: int) -> None:
     assert launcher.leaves_nothing()
 
 
+@pytest.mark.parametrize("hangup", ["ignored", "default"])
+def test_under_nohup_a_hangup_stays_ignored(start: Start, hangup: str) -> None:
+    launcher = start(FAKE_HANGUP=hangup).ready()
+    status = Path(f"/proc/{launcher.process.pid}/status").read_text()
+    (ignored,) = [line.split()[1] for line in status.splitlines() if line.startswith("SigIgn:")]
+    assert bool(int(ignored, 16) >> (signal.SIGHUP - 1) & 1) == (hangup == "ignored")
+
+
 def test_the_start_is_told_as_a_timeline_and_workers_logs_carry_their_rank(start: Start) -> None:
     launcher = start("--num-shard", "2").ready()
     (timeline,) = [line for line in launcher.lines if "Start-up in seconds" in line]

@@ -1,0 +1,199 @@
+"""The flags that say how requests are served: a part of the table in `flags.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from millrace_launcher import values as v
+from millrace_launcher.flag import Flag, Group, Status, Target, row
+
+_ROUTER = (Target.ROUTER,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingFlags:
+    """Limits of requests and batches, the HTTP server, logs and operation."""
+
+    max_input_tokens: int | None = row(
+        None,
+        Flag(
+            Group.REQUESTS,
+            v.COUNT_32,
+            "Most tokens of a prompt.",
+            default_text="one less than --max-total-tokens",
+            targets=_ROUTER,
+        ),
+    )
+    max_input_length: int | None = row(
+        None, Flag(Group.REQUESTS, v.COUNT_32, "Old name of --max-input-tokens; give one of the two.")
+    )
+    max_total_tokens: int | None = row(
+        None,
+        Flag(
+            Group.REQUESTS,
+            v.COUNT_32,
+            "Most tokens of prompt and output together.",
+            default_text="what model, tokenizer and KV cache allow",
+            targets=_ROUTER,
+        ),
+    )
+    max_best_of: int = row(2, Flag(Group.REQUESTS, v.COUNT_32, "Highest best_of.", targets=_ROUTER))
+    max_stop_sequences: int = row(4, Flag(Group.REQUESTS, v.COUNT_32, "Most stop strings.", targets=_ROUTER))
+    max_top_n_tokens: int = row(5, Flag(Group.REQUESTS, v.COUNT_32, "Highest top_n_tokens.", targets=_ROUTER))
+    max_client_batch_size: int = row(
+        4, Flag(Group.REQUESTS, v.COUNT_32, "Most prompts in one request.", targets=_ROUTER)
+    )
+    payload_limit: int = row(
+        2_000_000, Flag(Group.REQUESTS, v.BYTES, "Largest body of a request in bytes.", targets=_ROUTER)
+    )
+    enable_prefill_logprobs: bool = row(
+        False, Flag(Group.REQUESTS, v.SWITCH, "Allow log-probabilities of prompt tokens.", targets=_ROUTER)
+    )
+    disable_grammar_support: bool = row(False, Flag(Group.REQUESTS, v.SWITCH, "Refuse every grammar.", targets=_ROUTER))
+    max_concurrent_requests: int = row(
+        128, Flag(Group.BATCHING, v.COUNT_32, "Requests in progress before 429 is answered.", targets=_ROUTER)
+    )
+    max_batch_prefill_tokens: int | None = row(
+        None,
+        Flag(
+            Group.BATCHING,
+            v.COUNT_32,
+            "Most tokens computed in one step; longer prompts are cut into chunks.",
+            default_text="4096, or --max-batch-total-tokens if that is less",
+            targets=_ROUTER,
+        ),
+    )
+    max_batch_total_tokens: int | None = row(
+        None,
+        Flag(
+            Group.BATCHING,
+            v.COUNT_32,
+            "Most tokens in the KV cache at once.",
+            default_text="as many as memory holds",
+            targets=_ROUTER,
+        ),
+    )
+    max_batch_size: int | None = row(
+        None,
+        Flag(Group.BATCHING, v.COUNT_32, "Most sequences computed at once.", default_text="256", targets=_ROUTER),
+    )
+    waiting_served_ratio: float = row(
+        0.3,
+        Flag(
+            Group.BATCHING,
+            v.NUMBER,
+            "New requests join a running batch when there are this many waiting per running one.",
+            targets=_ROUTER,
+        ),
+    )
+    max_waiting_tokens: int = row(
+        20,
+        Flag(Group.BATCHING, v.COUNT_32, "Steps after which waiting requests join in any case.", targets=_ROUTER),
+    )
+    prefix_caching: bool = row(
+        True,
+        Flag(
+            Group.BATCHING,
+            v.LENIENT_TRUE_OR_FALSE,
+            "Keep computed prompts and outputs, and share what requests have in common.",
+            targets=_ROUTER,
+        ),
+    )
+    validation_workers: int = row(
+        2, Flag(Group.BATCHING, v.COUNT_32, "Threads that tokenize; at least 1.", targets=_ROUTER)
+    )
+    hostname: str = row(
+        "0.0.0.0",
+        Flag(
+            Group.HTTP,
+            v.TEXT,
+            "Address to listen on. What is neither an address nor `localhost` means 0.0.0.0, because containers "
+            "set HOSTNAME to their own name.",
+            targets=_ROUTER,
+        ),
+    )
+    port: int = row(
+        3000, Flag(Group.HTTP, v.PORT, "Port to listen on; 0 takes a free one.", short="p", targets=_ROUTER)
+    )
+    api_key: str | None = row(
+        None, Flag(Group.HTTP, v.SECRET, "Key that requests must carry as `Authorization: Bearer`.", secret=True)
+    )
+    cors_allow_origin: tuple[str, ...] = row(
+        (),
+        Flag(
+            Group.HTTP,
+            v.TEXTS,
+            "Origin that browsers may call from; may be given again.",
+            default_text="any",
+            targets=_ROUTER,
+        ),
+    )
+    prometheus_port: int = row(
+        9000,
+        Flag(
+            Group.HTTP,
+            v.PORT,
+            "Second port for metrics.",
+            status=Status.NO_EFFECT,
+            note="metrics are at /metrics of --port, as they were in the original",
+        ),
+    )
+    ngrok: bool = row(
+        False,
+        Flag(
+            Group.HTTP,
+            v.SWITCH,
+            "Make the server reachable through ngrok.",
+            status=Status.REFUSED,
+            note="tunnels are not offered; run the ngrok program beside the server",
+        ),
+    )
+    ngrok_authtoken: str | None = row(
+        None,
+        Flag(Group.HTTP, v.TEXT, "For --ngrok.", status=Status.NO_EFFECT, note="see --ngrok", secret=True),
+    )
+    ngrok_edge: str | None = row(
+        None, Flag(Group.HTTP, v.TEXT, "For --ngrok.", status=Status.NO_EFFECT, note="see --ngrok")
+    )
+    json_output: bool = row(
+        False,
+        Flag(Group.OPERATION, v.SWITCH, "Logs are JSON, one object a line.", targets=(Target.ROUTER, Target.WORKER)),
+    )
+    otlp_endpoint: str | None = row(
+        None,
+        Flag(
+            Group.OPERATION,
+            v.TEXT,
+            "OpenTelemetry collector for traces.",
+            status=Status.REFUSED,
+            note="traces are not exported yet; metrics are at /metrics",
+        ),
+    )
+    otlp_service_name: str = row(
+        "text-generation-inference.router",
+        Flag(
+            Group.OPERATION,
+            v.TEXT,
+            "Name of this service in traces.",
+            status=Status.NO_EFFECT,
+            note="see --otlp-endpoint",
+        ),
+    )
+    usage_stats: str = row(
+        "on",
+        Flag(
+            Group.OPERATION,
+            v.one_of("on", "off", "no-stack"),
+            "Anonymous usage statistics.",
+            status=Status.NO_EFFECT,
+            note="Millrace never sends any",
+        ),
+    )
+    graceful_termination_timeout: int = row(
+        90,
+        Flag(Group.OPERATION, v.SECONDS, "How long running requests may take to end after SIGTERM.", short="g"),
+    )
+    env: bool = row(
+        False,
+        Flag(Group.OPERATION, v.SWITCH, "Log the runtime environment at start.", short="e", has_environment=False),
+    )

@@ -1,0 +1,146 @@
+"""A child's output, lifeline and end, with small programs that write and end in awkward ways."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from millrace_launcher.process import Child, Ending
+from millrace_launcher.resolve import Command
+
+PATIENCE = 30
+
+
+class Run:
+    """Runs one Python program as a child and collects what comes from it."""
+
+    def __init__(self, program: str) -> None:
+        self.lines: dict[str, list[str]] = {"stdout": [], "stderr": []}
+        self.ending: Ending | None = None
+        self.lines_at_end = 0
+        self._ended = threading.Event()
+        self.child = Child(Command((sys.executable, "-c", program), dict(os.environ)), self._line, self._exit)
+
+    def _line(self, stream: str, line: str) -> None:
+        self.lines[stream].append(line)
+
+    def _exit(self, ending: Ending) -> None:
+        self.ending = ending
+        self.lines_at_end = sum(map(len, self.lines.values()))
+        self._ended.set()
+
+    def wait(self) -> Ending:
+        assert self._ended.wait(PATIENCE)
+        assert self.ending is not None
+        return self.ending
+
+
+def test_every_line_of_both_streams_arrives_before_the_end_also_the_unfinished_ones() -> None:
+    run = Run("import sys; print('a\\n\\nb'); sys.stderr.write('x\\r\\ny'); sys.stdout.write('last')")
+    assert run.wait() == Ending(0)
+    assert run.lines == {"stdout": ["a", "", "b", "last"], "stderr": ["x", "y"]}
+    assert run.lines_at_end == 6
+
+
+def test_pieces_join_to_lines_wherever_they_are_cut() -> None:
+    generator = random.Random(7)
+    lines = ["".join(generator.choices("aé€😀 \t", k=generator.randrange(0, 200))) for _ in range(100)]
+    data = "\n".join(lines).encode()
+    program = f"""
+import os, random
+data, rest = bytes.fromhex({data.hex()!r}), random.Random(8)
+while data:
+    size = rest.randrange(1, 200)
+    os.write(1, data[:size])
+    data = data[size:]
+"""
+    run = Run(program)
+    run.wait()
+    assert run.lines["stdout"] == (lines if lines[-1] else lines[:-1])
+
+
+def test_both_streams_are_read_at_the_same_time() -> None:
+    """More than a pipe holds on each, in turns: reading one to its end before the other would block the child."""
+    run = Run(
+        "import os\nfor _ in range(40):\n    os.write(2, b'e' * 9999 + b'\\n')\n    os.write(1, b'o' * 9999 + b'\\n')"
+    )
+    assert run.wait() == Ending(0)
+    assert [len(lines) for lines in run.lines.values()] == [40, 40]
+    assert len(run.child.last_stderr_lines) == 40
+
+
+def test_a_line_without_end_is_cut_instead_of_kept() -> None:
+    run = Run("import os\nfor _ in range(48):\n    os.write(1, b'x' * 65536)")
+    run.wait()
+    assert sum(map(len, run.lines["stdout"])) == 48 * 65536
+    assert len(run.lines["stdout"]) >= 2
+
+
+def test_bytes_that_are_no_text_arrive_as_replacement_characters() -> None:
+    run = Run("import os; os.write(1, b'\\xff\\xfe ok\\n')")
+    run.wait()
+    assert run.lines["stdout"] == ["\ufffd\ufffd ok"]
+
+
+@pytest.mark.parametrize(
+    ("program", "ending", "words"),
+    [
+        ("raise SystemExit(7)", Ending(7), "exit status 7"),
+        ("import os; os.kill(os.getpid(), 9)", Ending(-9), "killed by SIGKILL"),
+        ("import os; os.abort()", Ending(-6), "killed by SIGABRT"),
+    ],
+)
+def test_how_a_child_ended_is_said_in_words(program: str, ending: Ending, words: str) -> None:
+    found = Run(program).wait()
+    assert found == ending
+    assert str(found) == words
+
+
+def test_real_time_signals_have_no_name_but_a_number() -> None:
+    assert str(Ending(-(signal.SIGRTMIN + 3))) == f"killed by signal {signal.SIGRTMIN + 3}"
+
+
+def test_the_lifeline_is_open_while_the_launcher_lives() -> None:
+    run = Run("import select, sys\nprint(select.select([0], [], [], 0)[0], flush=True)\nsys.stdin.read()")
+    while not run.lines["stdout"]:
+        time.sleep(0.01)
+    run.child.kill()
+    run.wait()
+    assert run.lines["stdout"] == ["[]"]
+
+
+def test_a_child_has_a_process_group_of_its_own() -> None:
+    run = Run("import os; print(os.getpgid(0) == os.getpid(), os.getpgid(0) != os.getpgid(os.getppid()))")
+    run.wait()
+    assert run.lines["stdout"] == ["True True"]
+
+
+def test_what_a_child_leaves_behind_ends_with_it_and_does_not_hold_its_output() -> None:
+    """The grandchild holds the write end of both pipes."""
+    run = Run("import subprocess; print(subprocess.Popen(['sleep', '600']).pid)")
+    assert run.wait() == Ending(0)
+    (pid,) = map(int, run.lines["stdout"])
+    state = Path(f"/proc/{pid}/stat")
+    assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def test_signals_after_the_end_reach_nobody() -> None:
+    run = Run("pass")
+    run.wait()
+    run.child.terminate()
+    run.child.kill()
+
+
+def test_terminate_is_sigterm_to_the_child() -> None:
+    program = "import signal, sys\nsignal.signal(15, lambda *_: sys.exit(5))\nprint('set', flush=True)\nsignal.pause()"
+    run = Run(program)
+    while not run.lines["stdout"]:
+        time.sleep(0.01)
+    run.child.terminate()
+    assert run.wait() == Ending(5)
