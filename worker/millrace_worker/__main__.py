@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -81,8 +82,9 @@ def load(config: WorkerConfig, loading: Future[Rank], server: WorkerServer, endi
 
 def watch_lifeline(config: WorkerConfig) -> None:
     """Standard input is a pipe that the launcher holds open: its end means that the launcher is gone."""
-    while os.read(sys.stdin.fileno(), 4096):
-        pass
+    with contextlib.suppress(OSError):  # closed already: the same news
+        while os.read(0, 4096):
+            pass
     config.socket_path.unlink(missing_ok=True)
     leave(1, "the launcher is gone")
 

@@ -125,7 +125,7 @@ class Engine:
 
     def _failed_step(self, plan: worker_pb2.StepPlan, error: Exception) -> worker_pb2.StepResult:
         """Every sequence of the plan has failed: their rows take no part until they are released."""
-        if isinstance(error, torch.OutOfMemoryError) and self._rows.device.type == "cuda":
+        if _is_out_of_memory(error) and self._rows.device.type == "cuda":
             torch.cuda.empty_cache()
         result = worker_pb2.StepResult(step=plan.step)
         working = plan.work.rows[: len(plan.work.rows) // 4 * 4]  # the plan itself may be what is wrong
@@ -152,13 +152,16 @@ class Engine:
 
 def _message(error: Exception) -> str:
     """What the client may read: never a library's text, which could quote its input."""
-    match error:
-        case PlanError():
-            return f"the step was refused: {error}"
-        case torch.OutOfMemoryError():
-            return "the device ran out of memory in this step"
-        case _:
-            return f"the step failed in the model ({type(error).__name__}); the server's log has the details"
+    if isinstance(error, PlanError):
+        return f"the step was refused: {error}"
+    if _is_out_of_memory(error):
+        return "the device ran out of memory in this step"
+    return f"the step failed in the model ({type(error).__name__}); the server's log has the details"
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """torch has an exception of its own for accelerators; on CPUs its allocator raises a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _device_is_gone(error: Exception) -> bool:

@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 
 CAPABILITIES = ("prompt_logprobs", "top_tokens", "watermark", "page_copies")
 
-# A CPU's worst case is measured on less when the whole would take long: a fraction of a second of multiplications for
-# the prompt, and this many tokens of context for all decoding rows together (attention gathers them in bounded parts).
+# A CPU's worst case is measured on less when the whole would take long, and scaled: a fraction of a second of
+# multiplications for the prompt, this many scores for the sampler, and this many tokens of context for all decoding
+# rows together (not scaled: attention gathers them in bounded parts).
 CPU_TRIAL_FLOPS = 2e10
+CPU_TRIAL_SCORES = 1 << 22
 CPU_TRIAL_CONTEXT = 1 << 16
 MIN_TRIAL_TOKENS = 16
 
@@ -125,25 +127,24 @@ class Rank:
     def _run_worst_case(self, request: worker_pb2.PrepareRequest) -> int:
         """Peak bytes of the largest prompt step and of the fullest decode step, over a pool just large enough."""
         longest = request.max_sequence_tokens or self._parts.model.max_positions
-        tokens = self._trial_tokens(request.max_step_tokens)
-        context = min(longest, tokens)
+        tokens, max_rows = request.max_step_tokens, min(request.max_rows, request.max_step_tokens)
+        rows, context = max_rows, min(longest, tokens)
         if self._parts.device.type == "cpu":
-            context = min(context, max(1, CPU_TRIAL_CONTEXT // request.max_rows))
-        page_size = self._parts.model.backend.page_size
-        engine = self._build_engine(request, PoolSize(-(-min(longest, tokens) // page_size), longest))
-        prefill, decode = prefill_plan(engine.shape, tokens), decode_plan(engine.shape, context)
+            tokens, rows, context = self._shorten(tokens, rows, context)
+        num_pages = -(-min(longest, max(tokens, context)) // self._parts.model.backend.page_size)
+        engine = self._build_engine(request, PoolSize(num_pages, longest))
+        prefill, decode = prefill_plan(engine.shape, tokens), decode_plan(engine.shape, rows, context)
         device = self._parts.device
         prefill_bytes = peak_beyond(lambda: engine.trial(prefill), device) * request.max_step_tokens // tokens
-        decode_bytes = peak_beyond(lambda: engine.trial(decode), device)
+        decode_bytes = peak_beyond(lambda: engine.trial(decode), device) * max_rows // rows
         return max(prefill_bytes, decode_bytes)
 
-    def _trial_tokens(self, max_step_tokens: int) -> int:
-        """On CPUs as many tokens as take little time; their peak is then scaled (activations grow with tokens)."""
-        if self._parts.device.type != "cpu":
-            return max_step_tokens
+    def _shorten(self, tokens: int, rows: int, context: int) -> tuple[int, int, int]:
+        """What of the worst case a CPU runs in little time: activations grow with tokens, scores with rows."""
         weights = max(1, self._identity.weight_bytes // self._identity.dtype.itemsize)
         affordable = int(CPU_TRIAL_FLOPS * self._config.threads / (2 * weights))
-        return min(max_step_tokens, max(MIN_TRIAL_TOKENS, affordable))
+        rows = min(rows, max(1, CPU_TRIAL_SCORES // self._parts.model.vocab_size))
+        return min(tokens, max(MIN_TRIAL_TOKENS, affordable)), rows, min(context, max(1, CPU_TRIAL_CONTEXT // rows))
 
     def _build_engine(self, request: worker_pb2.PrepareRequest, size: PoolSize) -> Engine:
         model = self._parts.model

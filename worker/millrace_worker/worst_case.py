@@ -22,9 +22,8 @@ def prefill_plan(shape: RowsShape, num_tokens: int) -> worker_pb2.StepPlan:
     return plan
 
 
-def decode_plan(shape: RowsShape, context: int) -> worker_pb2.StepPlan:
-    """As many rows as a step may have, each with `context` tokens, one of them computed, every sampling feature on."""
-    num_rows = min(shape.max_rows, shape.max_step_tokens)
+def decode_plan(shape: RowsShape, num_rows: int, context: int) -> worker_pb2.StepPlan:
+    """A step of `num_rows` rows, each with `context` tokens, one of them computed, every sampling feature on."""
     plan = worker_pb2.StepPlan(step=2, released=_bytes(range(shape.max_rows)))
     plan.admitted.extend(_admission(shape, row, context) for row in range(num_rows))
     _set_work(plan, starts=[context - 1] * num_rows, counts=[1] * num_rows)

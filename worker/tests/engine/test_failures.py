@@ -197,11 +197,14 @@ def test_an_error_in_the_model_fails_the_step_and_not_the_stream(
 
 
 def test_out_of_memory_is_said_so(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench.book.admit(0, [1])
-    bench.book.work(0)
-    monkeypatch.setattr(bench.parts.model, "hidden", _raise(torch.OutOfMemoryError("tried to allocate 1 GiB")))
-    result = bench.engine.compute(bench.book.plan())
-    assert "out of memory" in result.failed[0].message
+    """Once as an accelerator says it, once by asking a CPU for more than any has."""
+    for fault in (_raise(torch.OutOfMemoryError("tried to allocate 1 GiB")), lambda *_: torch.empty(1 << 60)):
+        bench.book.admit(0, [1])
+        bench.book.work(0)
+        monkeypatch.setattr(bench.parts.model, "hidden", fault)
+        result = bench.engine.compute(bench.book.plan())
+        assert "out of memory" in result.failed[0].message
+        bench.book.release(0)
 
 
 def test_scores_that_are_not_numbers_fail_their_sequence_only(
