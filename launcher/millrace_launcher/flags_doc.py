@@ -10,6 +10,7 @@ from millrace_launcher.flags import FLAG_TABLE
 from millrace_launcher.help_text import default_text, description
 from millrace_launcher.notices import FOREIGN_ENVIRONMENT
 from millrace_launcher.supervisor import (
+    ECHO_SECONDS,
     HEALTHY_SECONDS,
     MAX_FAILURES_IN_A_ROW,
     WORKER_TERMINATION_SECONDS,
@@ -40,10 +41,10 @@ died {MAX_FAILURES_IN_A_ROW} times in a row; `WebserverCannotStart`, `WebserverF
 
 - When a worker dies while serving, all ranks of its group are killed and started again; the router stays up and the
   running requests wait and go on. The first restart comes at once, the next after 1, 2, 4 … seconds. After
-  {MAX_FAILURES_IN_A_ROW} failures without {HEALTHY_SECONDS:g} seconds of health between them the launcher stops with
-  `ShardFailed`.
+  {MAX_FAILURES_IN_A_ROW} failures without {HEALTHY_SECONDS:g} seconds of health between them the launcher stops: `ShardFailed`.
 - SIGINT, SIGTERM and SIGHUP: the router finishes running requests for at most `--graceful-termination-timeout`, then
-  the workers get {WORKER_TERMINATION_SECONDS:g} seconds. A second signal stops everything at once.
+  the workers get {WORKER_TERMINATION_SECONDS:g} seconds. A second signal, {ECHO_SECONDS:g} second or more after the
+  first, kills everything at once.
 - Workers and router end by themselves when the launcher is gone, whatever ended it.
 """
 

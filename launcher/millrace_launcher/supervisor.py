@@ -9,7 +9,8 @@ around it (`shell.py`) does what they say. Rules:
   without `HEALTHY_SECONDS` of health between them end everything (`ShardFailed`).
 - A router that ends by itself ends everything (`WebserverFailed`).
 - A request to stop drains the router, then stops the workers; while the router drains, a lost group is still
-  restarted, because running requests need it. A second request kills what is left.
+  restarted, because running requests need it. A second request kills what is left, unless it comes within
+  `ECHO_SECONDS`: `timeout`, `uv run` and terminals deliver one wish twice.
 
 Invariants: no group starts while a rank of an earlier one is alive; `Exit` is the last action, and comes when no child
 is alive (or when one has survived SIGKILL for `KILL_SECONDS`, which only a stuck kernel brings about).
@@ -30,6 +31,7 @@ KILL_SECONDS = 10.0
 MOST_BACKOFF_SECONDS = 30.0
 # A router needs a moment to notice that its workers are gone: until then its health still speaks of the old ones.
 SETTLE_SECONDS = 1.0
+ECHO_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,7 @@ class Supervisor:
         self._deadline: float | None = None
         self._restart_at: float | None = None
         self._lost_at: float | None = None
+        self._stop_asked_at: float | None = None
         self._started_at = 0.0
         self._healthy_since: float | None = None
 
@@ -160,13 +163,15 @@ class Supervisor:
 
     def stop_requested(self, now: float) -> list[Action]:
         """The first request drains; a later one kills."""
+        first = now if self._stop_asked_at is None else self._stop_asked_at
+        self._stop_asked_at = first
         if self.stage is Stage.STARTING:
             self._say("INFO", "Stopping before the server is ready")
             self._stop_everything(now)
         elif self.stage is Stage.SERVING:
             self._say("INFO", f"Stopping: running requests may take {self._termination_timeout:g} s to end")
             self._drain(self._termination_timeout, now)
-        elif self.stage in (Stage.DRAINING, Stage.STOPPING):
+        elif self.stage in (Stage.DRAINING, Stage.STOPPING) and now >= first + ECHO_SECONDS:
             self._say("WARN", "Asked again to stop: killing what is left")
             self._kill_everything(now)
         return self._advanced(now)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from millrace_launcher.supervisor import ECHO_SECONDS
 
 from launcher.tests.fakes.stand_in_hub import Repository, StandInHub
 
@@ -237,6 +238,7 @@ def test_a_second_signal_kills_at_once(start: Start) -> None:
     launcher = start("-g", "600", FAKE_ROUTER="ignore-term", FAKE_WORKER="ignore-term").ready()
     launcher.process.send_signal(signal.SIGTERM)
     until(lambda: "Stopping: running requests may take 600 s" in launcher.log, "draining")
+    time.sleep(ECHO_SECONDS)
     assert launcher.stop() == 0
     assert launcher.leaves_nothing()
 

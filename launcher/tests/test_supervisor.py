@@ -254,6 +254,17 @@ def test_a_second_stop_kills_at_once() -> None:
     """)
 
 
+def test_a_stop_that_is_delivered_twice_is_one_stop() -> None:
+    check("""
+        0 begin        | start workers 1, start router
+        1 healthy      | ready
+        2 stop         | term router
+        2.01 stop      |
+        2.9 stop       |
+        3 stop         | kill 1.0, kill 1.1, kill router
+    """)
+
+
 def test_a_stop_before_ready_ends_all_at_once() -> None:
     check("""
         0 begin        | start workers 1, start router
