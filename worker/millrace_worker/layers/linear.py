@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Below this many weights a call of the packed form costs more than it saves.
-MIN_PACKED_WEIGHTS = 1 << 17
+# Up to this many float32 weights, a call of the packed form costs more than it saves (one row: 14 us against 3 to 12).
+# In bfloat16 the packed form is the faster one at every size.
+MAX_PLAIN_FLOAT32_WEIGHTS = 1 << 17
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -85,7 +86,8 @@ class PackedLinear:
 
 def make_linear(weight: Tensor, bias: Tensor | None = None, epilogue: Epilogue | None = None) -> Linear:
     """The best form for this weight [out, in], on its device. The layer holds what it needs: drop `weight`."""
-    if can_pack(weight) and weight.numel() > MIN_PACKED_WEIGHTS:
+    small = weight.dtype is torch.float32 and weight.numel() <= MAX_PLAIN_FLOAT32_WEIGHTS
+    if can_pack(weight) and not small:
         return PackedLinear(weight, bias, epilogue)
     return PlainLinear(weight, bias, epilogue)
 

@@ -79,10 +79,11 @@ def test_epilogues_equal_separate_operators(kind: type, activation: str, gated: 
     torch.testing.assert_close(found.double(), expected, atol=tolerance, rtol=0)
 
 
-def test_small_weights_and_float16_stay_plain() -> None:
+def test_small_float32_weights_and_float16_stay_plain() -> None:
     assert isinstance(make_linear(torch.randn(64, 64)), PlainLinear)
     assert isinstance(make_linear(torch.randn(1024, 512).half()), PlainLinear)
     assert isinstance(make_linear(torch.randn(1024, 512)), PackedLinear)
+    assert isinstance(make_linear(torch.randn(64, 64).bfloat16()), PackedLinear)
 
 
 def test_embedding_scales_as_its_dtype_rounds() -> None:
