@@ -143,6 +143,8 @@ class Rank:
         """What of the worst case a CPU runs in little time: activations grow with tokens, scores with rows."""
         weights = max(1, self._identity.weight_bytes // self._identity.dtype.itemsize)
         affordable = int(CPU_TRIAL_FLOPS * self._config.threads / (2 * weights))
+        # Every rank must try the same plans, and ranks may hold weights of different sizes: rank 0's figure counts.
+        affordable = int(self._parts.group.broadcast(torch.tensor([affordable])))
         rows = min(rows, max(1, CPU_TRIAL_SCORES // self._parts.model.vocab_size))
         return min(tokens, max(MIN_TRIAL_TOKENS, affordable)), rows, min(context, max(1, CPU_TRIAL_CONTEXT // rows))
 
