@@ -67,7 +67,7 @@ pub fn router(context: Context) -> Router {
         .route("/metrics", get(ops::metrics))
         .route("/v1/models", get(openai::list));
     let guard = from_fn_with_state(Arc::clone(&state), gate::guard);
-    Router::new()
+    let routes = Router::new()
         .merge(guarded.route_layer(guard.clone()))
         // One path, two rules: only the POST needs the key.
         .route("/", post(generate::compat).route_layer(guard).get(ops::health))
@@ -75,9 +75,13 @@ pub fn router(context: Context) -> Router {
         .fallback(unknown_route)
         .layer(DefaultBodyLimit::max(payload_limit))
         .layer(cors)
-        .layer(CatchPanicLayer::custom(panicked))
-        .layer(from_fn(request_id::stamp))
-        .with_state(state)
+        .with_state(state);
+    netted(routes)
+}
+
+/// The two outermost layers: whatever happens inside, there is an answer with a request id.
+fn netted(routes: Router) -> Router {
+    routes.layer(CatchPanicLayer::custom(panicked)).layer(from_fn(request_id::stamp))
 }
 
 async fn unknown_route(request: Request) -> Response {

@@ -1,5 +1,6 @@
 //! Server-sent events, written by hand: every event that waits leaves in one chunk.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
@@ -109,12 +110,35 @@ pub(super) fn respond(chunks: impl Stream<Item = Bytes> + Send + 'static, header
         (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
         (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
     ];
-    let kept_alive = stream::unfold(Box::pin(chunks), |mut chunks| async move {
-        let chunk = match tokio::time::timeout(KEEP_ALIVE, chunks.next()).await {
+    let chunks = kept_alive(chunks, KEEP_ALIVE).map(Ok::<_, Infallible>);
+    (fixed, headers, Body::from_stream(chunks)).into_response()
+}
+
+/// The same chunks with a comment after each `interval` without one.
+fn kept_alive(chunks: impl Stream<Item = Bytes> + Send + 'static, interval: Duration) -> impl Stream<Item = Bytes> {
+    stream::unfold(Box::pin(chunks), move |mut chunks| async move {
+        let chunk = match tokio::time::timeout(interval, chunks.next()).await {
             Ok(chunk) => chunk?,
             Err(_) => Bytes::from_static(KEEP_ALIVE_COMMENT),
         };
-        Some((Ok::<_, std::convert::Infallible>(chunk), chunks))
-    });
-    (fixed, headers, Body::from_stream(kept_alive)).into_response()
+        Some((chunk, chunks))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_quiet_stream_is_kept_alive_with_comments_and_loses_nothing() {
+        let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
+        let source = tokio_stream::wrappers::UnboundedReceiverStream::new(receiver);
+        let mut chunks = Box::pin(kept_alive(source, Duration::from_millis(1)));
+        let comment = Some(Bytes::from_static(b":\n\n"));
+        assert_eq!((chunks.next().await, chunks.next().await), (comment.clone(), comment));
+        sender.send(Bytes::from_static(b"data: 1\n\n")).unwrap();
+        drop(sender);
+        assert_eq!(chunks.next().await, Some(Bytes::from_static(b"data: 1\n\n")));
+        assert_eq!(chunks.next().await, None);
+    }
 }

@@ -1,0 +1,9 @@
+//! The routes, asked as clients ask them, with an engine that plays a script.
+
+mod answers;
+mod harness;
+mod openai;
+mod operators;
+mod refusals;
+mod streams;
+mod transport;

@@ -1,0 +1,102 @@
+//! Routes for operators, and what the server answers before, between and after its workers.
+
+use axum::http::StatusCode;
+use serde_json::{Value, json};
+
+use super::harness::{LIMITS, Server};
+use crate::health::Health;
+
+const POSTS: [&str; 6] = ["/", "/generate", "/generate_stream", "/tokenize", "/v1/completions", "/v1/chat/completions"];
+
+#[tokio::test]
+async fn health_is_empty_while_the_server_serves() {
+    let server = Server::start();
+    for path in ["/health", "/ping", "/"] {
+        let answer = server.get(path).await;
+        assert_eq!((answer.status, answer.body.as_str()), (StatusCode::OK, ""), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_stopping_says_so_at_once_and_takes_nothing() {
+    let server = Server::start();
+    server.health.drain();
+    for path in ["/health", "/ping", "/"] {
+        let answer = server.get(path).await;
+        assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(answer.json(), json!({ "error": "unhealthy", "error_type": "healthcheck" }));
+    }
+    for path in POSTS {
+        let answer = server.post(path, json!({ "inputs": "a" })).await;
+        assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{path}");
+        assert_eq!(answer.header("retry-after"), Some("1"));
+    }
+    assert_eq!(server.get("/info").await.status, StatusCode::OK);
+    assert_eq!(server.num_requests(), 0);
+}
+
+#[tokio::test]
+async fn while_workers_are_replaced_health_is_503_and_requests_are_taken() {
+    let server = Server::start();
+    server.health.recover();
+    assert_eq!(server.get("/health").await.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(server.post("/generate", json!({ "inputs": "a" })).await.status, StatusCode::OK);
+    server.health.serve(LIMITS);
+    assert_eq!(server.get("/health").await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn before_the_first_worker_requests_are_refused_with_a_time_to_retry() {
+    let (engine, _commands) = crate::engine::api::EngineHandle::new();
+    let arguments = ["millrace-router", "--model-id", "m", "--max-total-tokens", "77"];
+    let (metrics, recorder) = crate::telemetry::Metrics::new();
+    let context = crate::http::Context {
+        config: crate::config::Config::read(arguments, |_| None).unwrap().into(),
+        health: Health::default(),
+        engine,
+        text: crate::tokenizer::fixture::text_model().into(),
+        metrics: metrics.clone(),
+    };
+    let health = context.health.clone();
+    let router = metrics::with_local_recorder(&recorder, || crate::http::router(context));
+    let server =
+        Server { router, health, metrics, requests: std::sync::Arc::default(), cancelled: std::sync::Arc::default() };
+    assert_eq!(server.get("/health").await.status, StatusCode::SERVICE_UNAVAILABLE);
+    for path in POSTS {
+        let answer = server.post(path, json!({ "inputs": "a" })).await;
+        assert_eq!(
+            (answer.status, answer.header("retry-after")),
+            (StatusCode::SERVICE_UNAVAILABLE, Some("1")),
+            "{path}"
+        );
+        let body = answer.json();
+        let text = if path.starts_with("/v1") { &body["error"]["message"] } else { &body["error"] };
+        assert!(text.as_str().unwrap().contains("being loaded"), "{body}");
+    }
+    let info = server.get("/info").await.json();
+    assert_eq!((&info["max_total_tokens"], &info["max_input_tokens"]), (&json!(77), &Value::Null));
+}
+
+#[tokio::test]
+async fn info_has_the_originals_keys() {
+    let server = Server::flags(&["--revision", "abc"]);
+    assert_eq!(
+        server.get("/info").await.json(),
+        json!({
+            "model_id": "test/model", "model_sha": "abc", "model_pipeline_tag": null, "max_concurrent_requests": 128,
+            "max_best_of": 2, "max_stop_sequences": 4, "max_input_tokens": 64, "max_total_tokens": 100,
+            "validation_workers": 2, "max_client_batch_size": 4, "router": "text-generation-router",
+            "version": env!("CARGO_PKG_VERSION"), "sha": null, "docker_label": null,
+        })
+    );
+}
+
+#[tokio::test]
+async fn metrics_are_prometheus_text() {
+    let server = Server::start();
+    server.post("/generate", json!({ "inputs": "a" })).await;
+    let answer = server.get("/metrics").await;
+    assert_eq!(answer.header("content-type"), Some("text/plain; charset=utf-8"));
+    assert!(answer.body.contains("# TYPE tgi_request_count counter\ntgi_request_count 1\n"));
+    assert!(answer.body.contains("tgi_request_failure{err=\"overloaded\"} 0"));
+}
