@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, TextIO
 
 TARGET = "millrace_launcher"
+_WORKER_TARGET = "millrace_worker"
 
 _LEVELS = ("TRACE", "DEBUG", "INFO", "WARN", "ERROR")
 _COLOURS = {"TRACE": "\x1b[35m", "DEBUG": "\x1b[34m", "INFO": "\x1b[32m", "WARN": "\x1b[33m", "ERROR": "\x1b[31m"}
@@ -90,7 +91,7 @@ def worker_record(line: str, rank: int, stream: str) -> Record:
     span = {"rank": rank, "name": "shard-manager"}
     entry = _json_object(line) if stream == "stdout" else None
     if entry is None or not isinstance(entry.get("message"), str):
-        return Record("DEBUG" if stream == "stdout" else "WARN", line, span=span)
+        return Record("DEBUG" if stream == "stdout" else "WARN", line, target=_WORKER_TARGET, span=span)
     level = str(entry.get("level", "INFO")).upper()
     known = {"timestamp", "level", "message", "target"}
     fields = {name: value for name, value in entry.items() if name not in known}
@@ -101,7 +102,7 @@ def worker_record(line: str, rank: int, stream: str) -> Record:
         level if level in _LEVELS else "INFO",
         entry["message"],
         fields,
-        target=str(entry.get("target", "millrace_worker")),
+        target=str(entry.get("target", _WORKER_TARGET)),
         timestamp=entry.get("timestamp"),
         span=span,
     )
