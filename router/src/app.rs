@@ -1,5 +1,8 @@
 //! From a configuration to a running server: text side, engine, HTTP, and their end.
 
+#[cfg(test)]
+mod tests;
+
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -86,8 +89,8 @@ async fn end(
     mut engine: JoinHandle<Result<(), EngineError>>,
 ) -> Result<(), AppError> {
     tokio::select! {
-        served = &mut server => {
-            served??;
+        outcome = &mut server => {
+            outcome??;
             Ok(engine.await??)
         }
         ended = &mut engine => {

@@ -21,6 +21,8 @@ pub(super) struct Meters {
     join_duration: Histogram,
     pool: PoolMeters,
     worker_restarts: Counter,
+    /// Tokens that speculation saved per step: none, as nothing speculates.
+    _skipped_tokens: Histogram,
     in_flight: VecDeque<Sent>,
     last_answer: Instant,
 }
@@ -70,15 +72,15 @@ impl Meters {
             join_duration: histogram!("tgi_batch_concat_duration", "method" => "decode"),
             pool: PoolMeters::new(),
             worker_restarts: counter!("millrace_worker_restarts_total"),
+            _skipped_tokens: histogram!("tgi_request_skipped_tokens"),
             in_flight: VecDeque::new(),
             last_answer: Instant::now(),
         }
     }
 
-    /// `num_running` sequences ran when the plan was made.
-    pub(super) fn sent(&mut self, plan: &StepPlan, num_running: usize, now: Instant) {
+    pub(super) fn sent(&mut self, plan: &StepPlan, now: Instant) {
         let is_prefill = plan.work.iter().any(|work| work.count > 1 || !work.samples) || !plan.admitted.is_empty();
-        let joins = !plan.admitted.is_empty() && num_running > plan.admitted.len();
+        let joins = !plan.admitted.is_empty() && plan.work.len() > plan.admitted.len();
         self.method(is_prefill).count.increment(1);
         if !plan.admitted.is_empty() {
             self.next_size.record(plan.admitted.len() as f64);

@@ -81,7 +81,7 @@ impl Core {
             for sequence in self.scheduler.take_started() {
                 self.requests.started(sequence, now);
             }
-            self.meters.sent(&plan, self.scheduler.stats().running, now);
+            self.meters.sent(&plan, now);
             steps.send(&plan)?;
         }
         Ok(())
