@@ -7,6 +7,7 @@ use super::harness::{Server, finished, speak, token};
 use crate::engine::api::{Event, FinishReason, Finished, Prefilled};
 use crate::request::ValidRequest;
 
+#[expect(clippy::needless_pass_by_value, reason = "written at the call")]
 fn ask(parameters: Value) -> Value {
     json!({ "inputs": "Hi", "parameters": parameters })
 }

@@ -204,7 +204,7 @@ pub(super) fn finished(length: u32, reason: FinishReason, seed: Option<u64>) -> 
     let now = Instant::now();
     Finished {
         reason,
-        generated_text: (1..=length).map(|index| format!(" t{index}")).collect(),
+        generated_text: (1..=length).map(|index| token(index, 0.0, 0).text).collect(),
         delta: String::new(),
         generated_tokens: length,
         seed,

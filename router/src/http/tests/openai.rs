@@ -7,6 +7,7 @@ use super::harness::{Server, finished, token};
 use crate::engine::api::{Event, Failed, FinishReason, Finished, Prefilled, Token};
 use crate::tokenizer::fixture;
 
+#[expect(clippy::needless_pass_by_value, reason = "written at the call")]
 fn chat(fields: Value) -> Value {
     let mut body = json!({ "model": "test/model", "messages": [{ "role": "user", "content": "Hi" }] });
     body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
