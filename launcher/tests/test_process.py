@@ -41,6 +41,13 @@ class Run:
         return self.ending
 
 
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def test_every_line_of_both_streams_arrives_before_the_end_also_the_unfinished_ones() -> None:
     run = Run("import sys; print('a\\n\\nb'); sys.stderr.write('x\\r\\ny'); sys.stdout.write('last')")
     assert run.wait() == Ending(0)
@@ -126,8 +133,10 @@ def test_what_a_child_leaves_behind_ends_with_it_and_does_not_hold_its_output() 
     run = Run("import subprocess; print(subprocess.Popen(['sleep', '600']).pid)")
     assert run.wait() == Ending(0)
     (pid,) = map(int, run.lines["stdout"])
-    state = Path(f"/proc/{pid}/stat")
-    assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
+    deadline = time.monotonic() + PATIENCE
+    while is_running(pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not is_running(pid)
 
 
 def test_signals_after_the_end_reach_nobody() -> None:
