@@ -28,16 +28,20 @@ def ai(server: Server) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{server.url}/v1", api_key="-", max_retries=0)
 
 
+def text_of(hub: InferenceClient, new_tokens: int) -> str:
+    return hub.text_generation(PROMPT, max_new_tokens=new_tokens, return_full_text=False)
+
+
 def test_text_generation(hub: InferenceClient) -> None:
-    text = hub.text_generation(PROMPT, max_new_tokens=12)
+    text = hub.text_generation(PROMPT, max_new_tokens=12, return_full_text=False)
     assert isinstance(text, str)
     assert text
-    assert not text.startswith(PROMPT)
+    assert hub.text_generation(PROMPT, max_new_tokens=12) == PROMPT + text  # the original's default at `/`
 
 
 def test_text_generation_with_details(hub: InferenceClient) -> None:
-    answer = hub.text_generation(PROMPT, max_new_tokens=12, details=True)
-    assert answer.generated_text == hub.text_generation(PROMPT, max_new_tokens=12)
+    answer = hub.text_generation(PROMPT, max_new_tokens=12, details=True, return_full_text=False)
+    assert answer.generated_text == text_of(hub, 12)
     assert answer.details is not None
     assert answer.details.finish_reason == "length"
     assert answer.details.generated_tokens == len(answer.details.tokens) == 12
@@ -45,18 +49,18 @@ def test_text_generation_with_details(hub: InferenceClient) -> None:
 
 
 def test_streamed_text_equals_the_whole(hub: InferenceClient) -> None:
-    whole = hub.text_generation(PROMPT, max_new_tokens=20)
+    whole = text_of(hub, 20)
     pieces = list(hub.text_generation(PROMPT, max_new_tokens=20, stream=True))
     assert len(pieces) == 20
     assert "".join(pieces) == whole
 
 
 def test_streamed_details(hub: InferenceClient) -> None:
-    events = list(hub.text_generation(PROMPT, max_new_tokens=8, stream=True, details=True))
+    events = list(hub.text_generation(PROMPT, max_new_tokens=8, stream=True, details=True, return_full_text=False))
     assert [event.index for event in events] == list(range(1, 9))
     assert all(event.details is None for event in events[:-1])
     last = events[-1]
-    assert last.generated_text == hub.text_generation(PROMPT, max_new_tokens=8)
+    assert last.generated_text == text_of(hub, 8)
     assert last.details is not None
     assert (last.details.finish_reason, last.details.generated_tokens) == ("length", 8)
 
@@ -64,7 +68,7 @@ def test_streamed_details(hub: InferenceClient) -> None:
 def test_completion(ai: openai.OpenAI, hub: InferenceClient) -> None:
     answer = ai.completions.create(model="tgi", prompt=PROMPT, max_tokens=10, temperature=0)
     assert answer.object == "text_completion"
-    assert answer.choices[0].text == hub.text_generation(PROMPT, max_new_tokens=10)
+    assert answer.choices[0].text == text_of(hub, 10)
     assert answer.choices[0].finish_reason == "length"
     assert answer.usage is not None
     assert answer.usage.completion_tokens == 10
