@@ -117,7 +117,7 @@ impl Scheduler {
         };
         for other in sequence.group.clone().iter() {
             if let Some(other) = self.sequences.get_mut(other)
-                && other.seat().is_none()
+                && matches!(other.state, State::Waiting)
                 && other.collects_prompt_logprobs()
             {
                 other.prompt_logprobs = PromptLogprobs::Complete(prompt_logprobs.clone());

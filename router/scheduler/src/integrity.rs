@@ -66,8 +66,11 @@ impl Scheduler {
             if pages.len() * self.pool.page_size() < seat.num_computed_tokens || num_distinct != pages.len() {
                 return Err(format!("sequence {} has computed {} in {pages:?}", id.0, seat.num_computed_tokens));
             }
+            if seat.num_computed_tokens >= sequence.tokens.len() && seat.table.num_promises(&self.pool) > 0 {
+                return Err(format!("sequence {} promises pages but has no tokens left to fill them", id.0));
+            }
         }
-        self.pool.check(&num_owners, self.seats().map(|seat| seat.table.num_promises()).sum())
+        self.pool.check(&num_owners, self.seats().map(|seat| seat.table.num_promises(&self.pool)).sum())
     }
 
     fn check_flight(&self) -> Result<(), String> {

@@ -33,8 +33,9 @@ impl PageTable {
         &self.pages
     }
 
-    pub(crate) fn num_promises(&self) -> usize {
-        self.promises.len()
+    /// Promises that are still to be kept.
+    pub(crate) fn num_promises(&self, pool: &PagePool) -> usize {
+        self.promises.iter().filter(|promise| pool.is_promised(promise)).count()
     }
 
     /// Takes pages until the table holds `num_tokens` or the pool has none left; returns how many tokens it holds.
@@ -79,8 +80,7 @@ impl PageTable {
     }
 
     /// Gives all pages back, the last first: a leaf of the prefix tree is evicted before what it grows from.
-    pub(crate) fn release(mut self, pool: &mut PagePool) {
-        self.withdraw(pool);
+    pub(crate) fn release(self, pool: &mut PagePool) {
         for page in self.pages.into_iter().rev() {
             pool.release(page);
         }

@@ -186,7 +186,7 @@ impl PagePool {
         if index == NOWHERE { &mut self.back } else { &mut self.pages[index as usize].previous }
     }
 
-    /// Recounts everything. `num_owners` is what the owners say, per page; `num_promises` what running sequences made.
+    /// Recounts everything. `num_owners` is what the owners say, per page; `num_promises` what running sequences still have to keep.
     pub(crate) fn check(&self, num_owners: &[u32], num_promises: usize) -> Result<(), String> {
         for (index, (page, &expected)) in self.pages.iter().zip(num_owners).enumerate() {
             if page.num_owners != expected {
@@ -200,7 +200,7 @@ impl PagePool {
         self.check_free_list()?;
         let num_keys = self.pages.iter().filter(|page| page.key.is_some()).count();
         let (filled, promised) = self.prefixes.as_ref().map_or((0, 0), PrefixCache::count);
-        if filled != num_keys || promised > num_promises {
+        if filled != num_keys || promised != num_promises {
             return Err(format!(
                 "{filled} entries for {num_keys} published pages, {promised} promised of {num_promises}"
             ));

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::PageId;
 
-/// Names one entry for the life of the process.
+/// Names one entry for the life of its cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct EntryId(u64);
 

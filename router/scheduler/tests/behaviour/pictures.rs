@@ -170,6 +170,20 @@ fn a_preempted_sequence_finds_its_first_pages_again() {
 }
 
 #[test]
+fn a_preempted_sequence_resumes_when_all_it_knows_fits() {
+    picture(
+        "pages 6 of 2 tokens, flight 1, no cache
+         add a prompt 3 new 4
+         add b prompt 7 new 4
+         step a+3@0,1 b+7@2,3,4,5
+         step a+1@0,1 b+1@2,3,4,5
+         step a+1@0,1,2                # three pages are free, b needs five
+         step a+1@0,1,2 -> a.token a.length
+         step b+9@0,1,2,3,4 -> b.token",
+    );
+}
+
+#[test]
 fn tokens_in_flight_of_a_preempted_sequence_still_count() {
     picture(
         "pages 4 of 2 tokens, flight 2

@@ -297,6 +297,7 @@ fn a_failed_step_unshares_what_it_should_have_filled() {
          send a+1@0,1,2 b:8+1@0,1,3    # b reads what a's step should have filled
          back -> a.failed
          stats running 0, preempted 1  # b starts again
+         nothing                       # but not while its old row is in flight
          back ->                       # and what it sampled means nothing
          stats cached 0, used 0
          step b+9@0,1,2 -> b.prefilled(8) b.token",
@@ -315,6 +316,24 @@ fn copies_of_a_failed_step_start_again() {
          back -> a.failed
          back ->
          step b:8+4@0,1,2 -> b.prefilled(11) b.token",
+    );
+}
+
+#[test]
+fn what_a_copy_of_a_failed_page_published_is_forgotten_too() {
+    picture(
+        "pages 4 of 4 tokens, flight 2
+         add d prompt 12 new 1
+         step d+12@0,1,2
+         add a b prompt 12 like d new 1
+         fail a
+         send a:8+4@0,1,3              # its content is known already, as page 2
+         send b:11+1@0,1,2 3>2         # but b takes page 2 away, and fills it from the failed page 3
+         back -> a.failed
+         back ->
+         step b:8+4@0,1,3 -> b.prefilled(11) b.token b.length
+         add c prompt 13 like d new 1
+         step c:12+1@0,1,3,2",
     );
 }
 

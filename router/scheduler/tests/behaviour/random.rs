@@ -268,7 +268,8 @@ impl World {
         let mut op = format!("step {}", plan.step);
         for work in &plan.work {
             write!(op, " {}:{}+{}", work.sequence.0, work.start, work.count).unwrap();
-            if self.has_faults && self.rng.one_in(150) {
+            let is_likely = work.count > 1;
+            if self.has_faults && self.rng.one_in(if is_likely { 12 } else { 300 }) {
                 self.worker.failing.insert(work.sequence);
                 self.clients.get_mut(&work.sequence).unwrap().is_failing = true;
                 op.push_str("(fails)");
