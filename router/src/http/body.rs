@@ -15,6 +15,7 @@ pub(super) async fn read<T: DeserializeOwned>(request: Request) -> Result<T, Api
         return Err(ApiError::Body {
             status: StatusCode::UNSUPPORTED_MEDIA_TYPE,
             kind: "unsupported_media_type",
+            place: None,
             reason: "the body must be JSON; send it with `Content-Type: application/json`".to_owned(),
         });
     }
@@ -36,7 +37,7 @@ fn unreadable(rejection: &BytesRejection) -> ApiError {
     } else {
         ("unreadable_body", rejection.body_text())
     };
-    ApiError::Body { status, kind, reason }
+    ApiError::Body { status, kind, place: None, reason }
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
@@ -48,18 +49,20 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
         return Err(ApiError::Body {
             status: StatusCode::BAD_REQUEST,
             kind: "invalid_json",
+            place: None,
             reason: format!("the body is not valid JSON: {error}"),
         });
     }
     // Only now is it worth knowing where: a second pass keeps track of the path.
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     let located: Result<T, _> = serde_path_to_error::deserialize(&mut deserializer);
-    let path = located.err().map(|error| error.path().to_string()).filter(|path| path != ".");
-    let place = path.map(|path| format!("`{path}`: ")).unwrap_or_default();
+    let place = located.err().map(|error| error.path().to_string()).filter(|path| path != ".");
+    let named = place.as_ref().map(|place| format!("`{place}`: ")).unwrap_or_default();
     Err(ApiError::Body {
         status: StatusCode::UNPROCESSABLE_ENTITY,
         kind: "validation",
-        reason: format!("Input validation error: {place}{error}"),
+        place,
+        reason: format!("Input validation error: {named}{error}"),
     })
 }
 

@@ -1,5 +1,7 @@
 //! Every refusal and failure, and how each family of routes says it.
 
+use std::borrow::Cow;
+
 use axum::Json;
 use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -16,7 +18,7 @@ pub(super) enum ApiError {
     Validation(#[from] ValidationError),
     /// A field that this server knows and cannot honour; ignoring it would answer another question.
     #[error("Input validation error: `{field}` {problem}")]
-    Field { field: &'static str, problem: String },
+    Field { field: Cow<'static, str>, problem: String },
     /// `kind` is the original's `error_type`, for the two rules that have one of their own.
     #[error("`{field}` {problem}")]
     Special { kind: &'static str, field: &'static str, problem: String },
@@ -26,9 +28,9 @@ pub(super) enum ApiError {
     Unavailable(&'static str),
     #[error(transparent)]
     Failed(#[from] Failed),
-    /// A body that is no request.
+    /// A body that is no request; `place` is where in it.
     #[error("{reason}")]
-    Body { status: StatusCode, kind: &'static str, reason: String },
+    Body { status: StatusCode, kind: &'static str, place: Option<String>, reason: String },
     #[error("the API key is missing or wrong; send it as `Authorization: Bearer <key>`")]
     Unauthorized,
     #[error("there is no route {0}")]
@@ -42,7 +44,7 @@ pub(super) enum ApiError {
 pub(super) enum Dialect {
     /// `{error, error_type}`; the original's empty bodies stay empty.
     Tgi,
-    /// `{error: {message, type, param, code}}`.
+    /// `{error: {message, type, param, code}}`, and beside it the original's `error_type`, which its clients look for.
     OpenAi,
 }
 
@@ -65,6 +67,7 @@ struct TgiError<'a> {
 #[derive(Serialize)]
 struct OpenAiError<'a> {
     error: OpenAiErrorBody<'a>,
+    error_type: &'a str,
 }
 
 #[derive(Serialize)]
@@ -76,8 +79,8 @@ struct OpenAiErrorBody<'a> {
 }
 
 impl ApiError {
-    pub(super) fn field(field: &'static str, problem: impl Into<String>) -> Self {
-        Self::Field { field, problem: problem.into() }
+    pub(super) fn field(field: impl Into<Cow<'static, str>>, problem: impl Into<String>) -> Self {
+        Self::Field { field: field.into(), problem: problem.into() }
     }
 
     pub(super) fn status(&self) -> StatusCode {
@@ -109,10 +112,12 @@ impl ApiError {
         }
     }
 
-    fn culprit(&self) -> Option<&'static str> {
+    fn culprit(&self) -> Option<&str> {
         match self {
             Self::Validation(error) => error.culprit(),
-            Self::Field { field, .. } | Self::Special { field, .. } => Some(field),
+            Self::Field { field, .. } => Some(field),
+            Self::Special { field, .. } => Some(field),
+            Self::Body { place, .. } => place.as_deref(),
             _ => None,
         }
     }
@@ -129,6 +134,7 @@ impl ApiError {
                     param: self.culprit(),
                     code: self.kind(),
                 },
+                error_type: self.kind(),
             }),
         };
         body.expect("structs of strings have no keys that JSON could not write")

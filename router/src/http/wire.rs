@@ -7,6 +7,7 @@ use crate::validation::Parameters;
 
 /// `/generate`, `/generate_stream`, `/tokenize`.
 #[derive(Clone, Debug, Deserialize)]
+#[serde(expecting = "an object with `inputs`")]
 pub(super) struct GenerateRequest {
     pub(super) inputs: String,
     #[serde(default)]
@@ -15,6 +16,7 @@ pub(super) struct GenerateRequest {
 
 /// `POST /`.
 #[derive(Clone, Debug, Deserialize)]
+#[serde(expecting = "an object with `inputs`")]
 pub(super) struct CompatRequest {
     pub(super) inputs: String,
     #[serde(default)]

@@ -29,8 +29,8 @@ pub(super) fn check(
     }
     if input > max_input_tokens || room == 0 {
         return refused(format!(
-            "has {input} tokens, but at most {max_input_tokens} are allowed (max_input_tokens); shorten it or set \
-             `truncate`"
+            "has {input} tokens, but at most {max_input_tokens} are allowed (max_input_tokens); {}",
+            names.shorten
         ));
     }
     if let Some(unknown) = tokens.iter().find(|id| **id >= vocab_size) {

@@ -12,7 +12,7 @@ use super::{Limits, Prompt, ValidationError};
 /// The `parameters` of `/generate`, in the original's order. Every field may be absent or null. Other routes fill in the
 /// same, and the fields at the end that `/generate` has no name for.
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
+#[serde(default, expecting = "an object of parameters")]
 pub struct Parameters {
     pub best_of: Option<usize>,
     pub temperature: Option<f32>,
@@ -50,12 +50,15 @@ pub struct Parameters {
 pub struct Names {
     pub prompt: &'static str,
     pub max_new_tokens: &'static str,
+    /// What helps when the prompt is too long.
+    pub shorten: &'static str,
 }
 
 impl Names {
-    pub const GENERATE: Self = Self { prompt: "inputs", max_new_tokens: "max_new_tokens" };
-    pub const COMPLETIONS: Self = Self { prompt: "prompt", max_new_tokens: "max_tokens" };
-    pub const CHAT: Self = Self { prompt: "messages", max_new_tokens: "max_tokens" };
+    pub const GENERATE: Self =
+        Self { prompt: "inputs", max_new_tokens: "max_new_tokens", shorten: "shorten it or set `truncate`" };
+    pub const COMPLETIONS: Self = Self { prompt: "prompt", max_new_tokens: "max_tokens", shorten: "shorten it" };
+    pub const CHAT: Self = Self { prompt: "messages", max_new_tokens: "max_tokens", shorten: "shorten them" };
 }
 
 /// The operator's bounds.

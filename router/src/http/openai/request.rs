@@ -15,6 +15,7 @@ use crate::validation::Parameters;
 
 /// Both routes' fields: `prompt` belongs to completions, `messages` to chat.
 #[derive(Clone, Debug, Deserialize)]
+#[serde(expecting = "an object with `prompt` or `messages`")]
 pub(super) struct OpenAiRequest {
     pub(super) model: Option<String>,
     pub(super) prompt: Option<OneOrMany>,
@@ -166,31 +167,36 @@ fn is_plain_format(format: Option<&Value>) -> bool {
 impl Message {
     /// A message as templates see it; `index` is its place, for errors.
     pub(super) fn into_chat(self, index: usize) -> Result<ChatMessage, ApiError> {
-        let refuse = |problem: String| Err(ApiError::field("messages", problem));
         if self.tool_calls.is_some_and(|calls| !calls.is_empty()) {
-            return refuse(format!("[{index}].tool_calls is not supported by this version of the server"));
+            let problem = "is not supported by this version of the server; send text only";
+            return Err(ApiError::field(format!("messages[{index}].tool_calls"), problem));
         }
         let content = match self.content {
             Some(Content::Text(text)) => text,
-            Some(Content::Parts(parts)) => {
-                let mut joined = String::new();
-                for (place, part) in parts.into_iter().enumerate() {
-                    match (part.r#type.as_str(), part.text) {
-                        ("text", Some(text)) => joined.push_str(&text),
-                        ("text", None) => return refuse(format!("[{index}].content[{place}].text is missing")),
-                        (kind, _) => {
-                            let problem =
-                                format!("[{index}].content[{place}] has type {kind}; this model takes text only");
-                            return refuse(problem);
-                        }
-                    }
-                }
-                joined
+            Some(Content::Parts(parts)) => joined(parts, index)?,
+            None => {
+                let problem = "is missing; send a string or a list of text parts";
+                return Err(ApiError::field(format!("messages[{index}].content"), problem));
             }
-            None => return refuse(format!("[{index}].content is missing; send a string or a list of text parts")),
         };
         Ok(ChatMessage { role: self.role, content, name: self.name, tool_call_id: self.tool_call_id })
     }
+}
+
+/// The text of message `index`, without anything between its parts.
+fn joined(parts: Vec<Part>, index: usize) -> Result<String, ApiError> {
+    let mut whole = String::new();
+    for (place, part) in parts.into_iter().enumerate() {
+        let field = format!("messages[{index}].content[{place}]");
+        match (part.r#type.as_str(), part.text) {
+            ("text", Some(text)) => whole.push_str(&text),
+            ("text", None) => return Err(ApiError::field(field, "has no `text`")),
+            (kind, _) => {
+                return Err(ApiError::field(field, format!("has type {kind}, but this model takes text only")));
+            }
+        }
+    }
+    Ok(whole)
 }
 
 impl<'de> Deserialize<'de> for OneOrMany {

@@ -186,7 +186,7 @@ async fn a_failure_in_the_middle_has_openais_shape_and_ends_with_done() {
     let events = server.post("/v1/chat/completions", chat(options)).await.events();
     let error = json!({ "error": {
         "message": "Request failed during generation: lost", "type": "server_error", "param": null, "code": "generation",
-    } });
+    }, "error_type": "generation" });
     assert_eq!(events[events.len() - 2..], [error, json!("[DONE]")]);
 }
 

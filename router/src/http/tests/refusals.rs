@@ -317,11 +317,13 @@ async fn messages_and_prompts_of_other_kinds_are_refused() {
     let cases = [
         ("/v1/chat/completions", json!({}), "messages"),
         ("/v1/chat/completions", json!({ "messages": null }), "messages"),
-        ("/v1/chat/completions", message(json!({ "role": "user" })), "messages"),
-        ("/v1/chat/completions", message(json!({ "role": "user", "content": null })), "messages"),
-        ("/v1/chat/completions", parts(json!({ "type": "text" })), "messages"),
-        ("/v1/chat/completions", parts(json!({ "type": "image_url", "image_url": { "url": "x" } })), "messages"),
-        ("/v1/chat/completions", message(json!({ "role": "assistant", "tool_calls": [{ "id": "1" }] })), "messages"),
+        ("/v1/chat/completions", message(json!({ "role": "user" })), "messages[0].content"),
+        ("/v1/chat/completions", message(json!({ "role": "user", "content": null })), "messages[0].content"),
+        ("/v1/chat/completions", message(json!({ "role": 1, "content": "a" })), "messages[0].role"),
+        ("/v1/chat/completions", json!({ "messages": "hi" }), "messages"),
+        ("/v1/chat/completions", parts(json!({ "type": "text" })), "messages[0].content[0]"),
+        ("/v1/chat/completions", parts(json!({ "type": "image_url" })), "messages[0].content[0]"),
+        ("/v1/chat/completions", message(json!({ "role": "a", "tool_calls": [{}] })), "messages[0].tool_calls"),
         ("/v1/completions", json!({}), "prompt"),
         ("/v1/completions", json!({ "prompt": [] }), "prompt"),
         ("/v1/completions", json!({ "prompt": "" }), "prompt"),
@@ -338,10 +340,14 @@ async fn messages_and_prompts_of_other_kinds_are_refused() {
         assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY, "{body}");
         assert_eq!(answer.json()["error"]["param"], field, "{body}: {}", answer.body);
     }
-    for body in [json!({ "prompt": [1, 2] }), json!({ "prompt": 5 }), json!({ "messages": "hi" }), json!([])] {
+    for (body, place) in [
+        (json!({ "prompt": [1, 2] }), json!("prompt[0]")),
+        (json!({ "prompt": 5 }), json!("prompt")),
+        (json!([]), json!(null)),
+    ] {
         let answer = server.post("/v1/completions", body).await;
         assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY);
-        assert!(answer.json()["error"]["message"].is_string());
+        assert_eq!((&answer.json()["error"]["param"], &answer.json()["error_type"]), (&place, &json!("validation")));
     }
     assert_eq!(server.num_requests(), 0, "one bad prompt costs no work");
 }
