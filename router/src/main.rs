@@ -53,6 +53,6 @@ fn follow_lifeline() {
     let mut buffer = [0_u8; 64];
     let mut stdin = std::io::stdin().lock();
     while matches!(stdin.read(&mut buffer), Ok(read) if read > 0) {}
-    tracing::error!("the launcher is gone: leaving");
+    // Not a word to the log: the launcher read both output pipes, and a write to a broken one would panic.
     std::process::exit(1);
 }

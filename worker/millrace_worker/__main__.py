@@ -96,11 +96,12 @@ def die_at_once(message: str) -> None:
 
 def leave(status: int, message: str = "") -> NoReturn:
     """Ends the process now: neither a load nor a collective that still waits in another thread may hold it."""
-    if message:
-        print(f"Error: {message}", file=sys.stderr)  # noqa: T201 - the launcher shows the last lines of stderr
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # when the launcher is gone, nobody reads either stream
+        if message:
+            print(f"Error: {message}", file=sys.stderr)  # noqa: T201 - the launcher shows the last lines of stderr
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(status)
 
 
