@@ -129,12 +129,11 @@ mod tests {
 
     /// By definition: the smallest end of any occurrence in the whole text, then the longest that ends there.
     fn expected_end(stops: &[String], text: &str) -> Option<(usize, usize)> {
-        let ends = (0..=text.len()).filter(|end| text.is_char_boundary(*end));
-        ends.filter_map(|end| {
+        let mut ends = (0..=text.len()).filter(|end| text.is_char_boundary(*end));
+        ends.find_map(|end| {
             let longest = stops.iter().filter(|stop| text[..end].ends_with(stop.as_str())).map(String::len).max();
             longest.map(|length| (end, length))
         })
-        .next()
     }
 
     fn expected_held(stops: &[String], text: &str) -> usize {

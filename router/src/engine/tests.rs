@@ -125,6 +125,12 @@ impl Outcome {
         self.tokens.get(&sequence).into_iter().flatten().map(|token| token.id).collect()
     }
 
+    fn note_all(&mut self, events: Vec<Event>) {
+        for event in events {
+            self.note(event);
+        }
+    }
+
     /// Notes an event; checks that each comes in its place.
     fn note(&mut self, event: Event) {
         assert_eq!(self.failed, None, "nothing follows a failure");
@@ -150,7 +156,7 @@ async fn collect(mut generation: Generation, num_sequences: usize) -> Outcome {
     while outcome.failed.is_none() && outcome.finished.len() < num_sequences {
         let events = generation.next().await;
         assert!(!events.is_empty(), "the engine is gone");
-        events.into_iter().for_each(|event| outcome.note(event));
+        outcome.note_all(events);
     }
     generation.complete();
     outcome
@@ -159,7 +165,7 @@ async fn collect(mut generation: Generation, num_sequences: usize) -> Outcome {
 /// Reads until so many tokens have come.
 async fn read_tokens(generation: &mut Generation, outcome: &mut Outcome, num_tokens: usize) {
     while outcome.tokens.values().map(Vec::len).sum::<usize>() < num_tokens {
-        generation.next().await.into_iter().for_each(|event| outcome.note(event));
+        outcome.note_all(generation.next().await);
     }
 }
 
@@ -445,7 +451,7 @@ async fn an_engine_that_ends_leaves_nobody_waiting() {
     while outcome.failed.is_none() {
         let events = generation.next().await;
         assert!(!events.is_empty());
-        events.into_iter().for_each(|event| outcome.note(event));
+        outcome.note_all(events);
     }
     assert_eq!(outcome.failed, Some(Failed::Incomplete));
     assert!(server.handle.generate(request(prompt(1, 20), 1)).next().await.is_empty());
