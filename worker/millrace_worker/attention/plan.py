@@ -1,4 +1,4 @@
-"""A step's batch as index arrays: which slots are written, which pages are gathered together, who sees what.
+"""A step's batch as index arrays: which slots are written, which pages gathered together, who sees what.
 
 Rows that compute one token are gathered in groups, padded to the longest of the group. A row reads no page but its own:
 padding repeats its own last page, so that what one sequence computes cannot reach another, not even as NaN.
@@ -16,7 +16,6 @@ from millrace_worker.attention.interface import ScoreRule
 from millrace_worker.step import Batch
 
 Ints = NDArray[np.int64]
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -33,8 +32,18 @@ class DecodeGroup:
 
     tokens: slice | Ints  # which of the step's tokens
     pages: Ints  # [B, P]
-    num_keys: int  # keys of the padded rows that count at all: at most P * page_size
-    bias: Floats | None  # [B, 1 or N, 1, num_keys], added to the scores; None when every key counts fully
+    begins: Ints  # [B]: the first key that each row sees, counted from its first page
+    ends: Ints  # [B]: one past the last, which is the query's own position
+
+    @property
+    def num_keys(self) -> int:
+        """Keys of the padded rows that anybody sees: at most P * page_size."""
+        return int(self.ends.max())
+
+    @property
+    def sees_all(self) -> bool:
+        """Every row sees all `num_keys` keys."""
+        return not self.begins.any() and int(self.ends.min()) == self.num_keys
 
 
 @dataclass(frozen=True)
@@ -86,9 +95,8 @@ def decode_groups(batch: Batch, rule: ScoreRule, page_size: int, limits: Limits)
         reach = np.arange(int((last - first).max()) + 1)
         pages = batch.page_table_host[rows[members, None], np.minimum(first[:, None] + reach, last[:, None])]
         shift = first * page_size
-        bias = _decode_bias(lengths[members] - shift, first_seen[members] - shift, rule)
-        num_keys = int((lengths[members] - shift).max())
-        groups.append(DecodeGroup(_as_slice(tokens[members]), pages.astype(np.int64), num_keys, bias))
+        begins, ends = first_seen[members] - shift, lengths[members] - shift
+        groups.append(DecodeGroup(_as_slice(tokens[members]), pages.astype(np.int64), begins, ends))
     return groups
 
 
@@ -122,20 +130,6 @@ def _bounded(indices: Ints, longest: int, limits: Limits) -> Iterator[Ints]:
         yield indices[start : start + size]
 
 
-def _decode_bias(ends: Ints, begins: Ints, rule: ScoreRule) -> Floats | None:
-    """Keys begins .. ends of each row count; the query stands at ends - 1."""
-    num_keys = int(ends.max())
-    if rule.alibi is None and int(ends.min()) == num_keys and not begins.any():
-        return None
-    key = np.arange(num_keys)
-    seen = (key < ends[:, None]) & (key >= begins[:, None])
-    bias = np.where(seen, np.float32(0), np.float32(-np.inf))[:, None, None]
-    if rule.alibi is not None:
-        distance = (ends[:, None] - 1 - key)[:, None, None]
-        bias = bias - np.asarray(rule.alibi, dtype=np.float32)[:, None, None] * np.maximum(distance, 0)
-    return bias.astype(np.float32)
-
-
 def chunks(batch: Batch, rule: ScoreRule, page_size: int) -> list[Chunk]:
     """The rows that compute several tokens, each on its own."""
     found = []
@@ -147,21 +141,6 @@ def chunks(batch: Batch, rule: ScoreRule, page_size: int) -> list[Chunk]:
         pages = batch.page_table_host[batch.rows[entry], first_page : last_page + 1].astype(np.int64)
         found.append(Chunk(slice(offset, offset + count), pages, start, first_page * page_size))
     return found
-
-
-def tail_bias(num_queries: int, num_keys: int, rule: ScoreRule) -> Floats:
-    """[1 or N, num_queries, num_keys] float32 for queries that stand at the last positions of the keys.
-
-    It depends on distances only, so its last rows and columns serve every shorter block of queries and keys.
-    """
-    distance = (num_keys - np.arange(num_keys)) - (num_queries - np.arange(num_queries))[:, None]
-    seen = distance >= 0
-    if rule.window:
-        seen &= distance < rule.window
-    bias = np.where(seen, np.float32(0), np.float32(-np.inf))[None]
-    if rule.alibi is not None:
-        bias = bias - np.asarray(rule.alibi, dtype=np.float32)[:, None, None] * np.maximum(distance, 0)
-    return bias.astype(np.float32)
 
 
 def _as_slice(tokens: Ints) -> slice | Ints:

@@ -9,13 +9,13 @@ from torch import Tensor
 
 
 class Rotation(NamedTuple):
-    """cos_T1R and sin_T1R of a step's tokens, R rotated dimensions, in the model's dtype.
+    """Cosines and sines [T, 1, R] of a step's tokens, R rotated dimensions, in the model's dtype.
 
     The sine carries the signs of the turn: [-sin, sin] for the two halves.
     """
 
-    cos_T1R: Tensor
-    sin_T1R: Tensor
+    cos: Tensor
+    sin: Tensor
 
 
 class RotaryTable:

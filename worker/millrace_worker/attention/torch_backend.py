@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from millrace_worker.attention import plan as planning
+from millrace_worker.attention.bias import decode_bias, tail_bias
 from millrace_worker.attention.interface import Heads, ScoreRule
 from millrace_worker.attention.rotary import Rotation, rotate_
 from millrace_worker.kv_pool import KvGeometry, KvPool
@@ -24,7 +25,7 @@ PAGE_SIZE = 16
 GATHER_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
 CALL_BYTES = {"cpu": 256 << 10, "cuda": 16 << 20}
 
-# Queries that a chunk attends with at once; fewer where scores or per-head biases are written out.
+# Queries that a chunk attends with at once, and values that one of their biases or score matrices may have.
 CHUNK_QUERIES = 256
 MAX_WRITTEN_SCORES = 1 << 24
 
@@ -60,7 +61,7 @@ class RulePlan:
 
 @dataclass(frozen=True)
 class TorchStep:
-    slots_T: Tensor
+    slots: Tensor  # int64 [T]: where each token's K and V go
     plans: dict[ScoreRule, RulePlan]
 
 
@@ -113,28 +114,28 @@ class TorchBackend:
 
     def _plan_rule(self, batch: Batch, rule: ScoreRule) -> RulePlan:
         groups = planning.decode_groups(batch, rule, PAGE_SIZE, self._limits)
+        decodes = tuple(self._decode_part(group, rule) for group in groups)
         chunks = planning.chunks(batch, rule, PAGE_SIZE)
         if not chunks:
-            return RulePlan(tuple(map(self._decode_part, groups)), (), None)
+            return RulePlan(decodes, (), None)
         counts = [chunk.tokens.stop - chunk.tokens.start for chunk in chunks]
         num_keys = max(chunk.start + count - chunk.first_key for chunk, count in zip(chunks, counts, strict=True))
-        block = min(CHUNK_QUERIES, max(counts))
-        if rule.softcap is not None or rule.alibi is not None:
-            block = max(1, min(block, MAX_WRITTEN_SCORES // (self._num_heads * num_keys)))
+        written = 1 if rule.softcap is None and rule.alibi is None else self._num_heads
+        block = max(1, min(CHUNK_QUERIES, max(counts), MAX_WRITTEN_SCORES // (written * num_keys)))
         parts = []
         for chunk, count in zip(chunks, counts, strict=True):
             blocks = tuple((first, min(first + block, count)) for first in range(0, count, block))
             parts.append(ChunkPart(chunk, self._device(chunk.pages), blocks))
-        bias = self._bias(planning.tail_bias(block, num_keys, rule))
-        return RulePlan(tuple(map(self._decode_part, groups)), tuple(parts), bias)
+        bias = tail_bias(block, num_keys, rule, self.geometry.device).to(self._bias_dtype)
+        return RulePlan(decodes, tuple(parts), bias)
 
-    def _decode_part(self, group: planning.DecodeGroup) -> DecodePart:
+    def _decode_part(self, group: planning.DecodeGroup, rule: ScoreRule) -> DecodePart:
         tokens = group.tokens if isinstance(group.tokens, slice) else self._device(group.tokens)
-        pages = self._device(group.pages.reshape(-1))
-        return DecodePart(tokens, len(group.pages), pages, group.num_keys, self._bias(group.bias))
-
-    def _bias(self, bias: planning.Floats | None) -> Tensor | None:
-        return None if bias is None else self._device(bias).to(self._bias_dtype)
+        pages, bias = self._device(group.pages.reshape(-1)), None
+        if rule.alibi is not None or not group.sees_all:
+            begins, ends = self._device(group.begins), self._device(group.ends)
+            bias = decode_bias(begins, ends, group.num_keys, rule).to(self._bias_dtype)
+        return DecodePart(tokens, len(group.pages), pages, group.num_keys, bias)
 
     def _device(self, array: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(array))
@@ -149,7 +150,7 @@ class TorchBackend:
             qk.copy_(heads.qk_norm(qk))
         if rotation is not None:
             rotate_(qk, rotation)
-        self.pool.slots[heads.layer].index_copy_(0, step.slots_T, qkv_TC[:, num_heads * size :])
+        self.pool.slots[heads.layer].index_copy_(0, step.slots, qkv_TC[:, num_heads * size :])
         q_TNH, plan = all_heads[:, :num_heads], step.plans[heads.rule]
         if len(plan.decodes) == 1 and plan.decodes[0].num_rows == num_tokens:
             return self._decode(heads, q_TNH, plan.decodes[0]).reshape(num_tokens, -1)
@@ -163,15 +164,15 @@ class TorchBackend:
     def _decode(self, heads: Heads, q_BNH: Tensor, part: DecodePart) -> Tensor:
         """[B, K, N / K, H]. A KV head's query heads stand as its query tokens, so that K and V are not repeated."""
         shape = (part.num_rows, heads.num_kv_heads, -1, heads.head_dim)
-        k, v = self._gather(heads, part.pages, part.num_rows)
+        k, v = self._gather(heads, part.pages, part.num_rows, part.num_keys)
         bias = part.bias
         if bias is not None and heads.rule.alibi is not None:
             bias = bias.view(part.num_rows, heads.num_kv_heads, -1, part.num_keys)
-        return _attention(heads, q_BNH.view(shape), k[:, :, : part.num_keys], v[:, :, : part.num_keys], bias)
+        return _attention(heads, q_BNH.view(shape), k, v, bias)
 
     def _chunk(self, heads: Heads, q_CNH: Tensor, out_CNH: Tensor, part: ChunkPart, plan: RulePlan) -> None:
         """A block of queries sees the keys up to its last one, and with a window none before its first one's reach."""
-        k, v = self._gather(heads, part.pages, 1)
+        k, v = self._gather(heads, part.pages, 1, len(part.pages) * PAGE_SIZE)
         q_NCH, shift = q_CNH.transpose(0, 1)[None], part.chunk.start - part.chunk.first_key
         window, bias = heads.rule.window, plan.tail_bias
         assert bias is not None, "a step with chunks has a bias for them"
@@ -182,10 +183,11 @@ class TorchBackend:
             out = _attention(heads, q_NCH[:, :, first:stop], k[:, :, keys], v[:, :, keys], seen[None])
             out_CNH[first:stop] = out[0].transpose(0, 1)
 
-    def _gather(self, heads: Heads, pages: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
-        """K and V of `num_rows` rows of pages, each [num_rows, K, keys, H]. Valid until the next gather.
+    def _gather(self, heads: Heads, pages: Tensor, num_rows: int, num_keys: int) -> tuple[Tensor, Tensor]:
+        """K and V of the first `num_keys` keys of `num_rows` rows of pages: [num_rows, K, num_keys, H] each.
 
-        Into one buffer that only grows: a fresh one for each layer would cost more in page faults than the copy.
+        Valid until the next gather: they lie in one buffer that only grows, since a fresh one for each layer would cost
+        more in page faults than the copy.
         """
         stored = self.pool.pages[heads.layer]
         needed = len(pages) * stored.shape[1]
@@ -193,9 +195,9 @@ class TorchBackend:
             self._workspace = torch.empty(needed, dtype=stored.dtype, device=stored.device)
         gathered = self._workspace[:needed].view(len(pages), -1)
         torch.index_select(stored, 0, pages, out=gathered)
-        kv = gathered.view(num_rows, -1, 2, heads.num_kv_heads, heads.head_dim)
-        k, v = kv.unbind(2)
-        return k.transpose(1, 2), v.transpose(1, 2)
+        kv = gathered.view(num_rows, -1, 2, heads.num_kv_heads, heads.head_dim)[:, :num_keys]
+        k, v = kv.permute(2, 0, 3, 1, 4).unbind()
+        return k, v
 
 
 def _attention(heads: Heads, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
