@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use axum::serve::ListenerExt;
 use millrace_client::ShardedClient;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinError, JoinHandle};
 use tokio_util::sync::CancellationToken;
 
@@ -70,12 +70,7 @@ pub async fn run(
     spawn_stop(shutdown, health.clone(), stop.clone());
 
     let context = http::Context { config, health: health.clone(), engine, text, metrics };
-    let listener = listener.tap_io(|connection| {
-        // Tokens are small writes that must not wait for each other.
-        if let Err(error) = connection.set_nodelay(true) {
-            tracing::debug!(%error, "cannot set TCP_NODELAY");
-        }
-    });
+    let listener = listener.tap_io(|connection| tune(connection, READER_PATIENCE));
     let stopped = stop.clone();
     let server =
         axum::serve(listener, http::router(context)).with_graceful_shutdown(async move { stopped.cancelled().await });
@@ -102,6 +97,26 @@ async fn end(
             outcome
         }
     }
+}
+
+/// Tokens are small writes that must not wait for each other. A client that takes nothing for too long is cut off, also
+/// when its answer is complete: it must not hold its place in the server for ever.
+fn tune(connection: &TcpStream, patience: Duration) {
+    let set = connection.set_nodelay(true).and_then(|()| cut_off_after(connection, patience));
+    if let Err(error) = set {
+        tracing::debug!(%error, "cannot set the options of a connection");
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn cut_off_after(connection: &TcpStream, patience: Duration) -> io::Result<()> {
+    socket2::SockRef::from(connection).set_tcp_user_timeout(Some(patience))
+}
+
+/// Other systems keep their own timeouts.
+#[cfg(not(target_os = "linux"))]
+fn cut_off_after(_connection: &TcpStream, _patience: Duration) -> io::Result<()> {
+    Ok(())
 }
 
 async fn load_text(config: &Config) -> Result<TextModel, AppError> {

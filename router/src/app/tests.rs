@@ -207,3 +207,19 @@ async fn a_port_that_is_taken_is_named() {
     let error = listen(&Config::read(arguments, |_| None).unwrap()).await.unwrap_err();
     assert!(error.to_string().contains(&port), "{error}");
 }
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_client_that_takes_nothing_is_cut_off() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let _client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (mut connection, _) = listener.accept().await.unwrap();
+    tune(&connection, Duration::from_millis(100));
+    let chunk = vec![0_u8; 1 << 20];
+    let error = loop {
+        if let Err(error) = connection.write_all(&chunk).await {
+            break error;
+        }
+    };
+    assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+}
