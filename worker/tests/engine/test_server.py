@@ -164,6 +164,31 @@ def test_the_end_of_standard_input_ends_the_worker(workers: list[Worker], folder
     assert "launcher is gone" in worker.errors.read_text()
 
 
+def test_a_launcher_killed_with_all_its_pipes_leaves_no_orphan(folder: Path, reference: Reference) -> None:
+    """Nobody reads what the worker says at its end, as when the launcher was killed."""
+    ours, theirs = os.pipe()
+    errors_ours, errors_theirs = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "millrace_worker", "--model-path", str(reference.path), "--uds-path", str(folder / "w")],
+        stdin=subprocess.PIPE,
+        stdout=theirs,
+        stderr=errors_theirs,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "MILLRACE_LIFELINE": "stdin"},
+    )
+    try:
+        os.close(theirs)
+        os.close(errors_theirs)
+        with grpc.insecure_channel(f"unix:{folder / 'w-0'}") as channel:
+            grpc.channel_ready_future(channel).result(SECONDS)
+        os.close(ours)
+        os.close(errors_ours)
+        assert process.stdin
+        process.stdin.close()
+        assert process.wait(SECONDS) == 1
+    finally:
+        process.kill()
+
+
 def test_what_cannot_be_loaded_is_said_in_one_line(workers: list[Worker], folder: Path, reference: Reference) -> None:
     broken = folder / "broken"
     broken.mkdir()
