@@ -87,6 +87,7 @@ impl Scheduler {
     fn append(&mut self, id: SequenceId, sampled: Sampled, events: &mut Vec<GenerationEvent>) {
         let Some(sequence) = self.sequences.get_mut(&id) else { return };
         sequence.num_pending_tokens -= 1;
+        sequence.num_losses = 0;
         if sampled.token_id == NO_TOKEN {
             let reason = FinishReason::Failed("the worker sampled no token".to_owned());
             events.extend(self.finish(id, reason));

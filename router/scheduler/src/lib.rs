@@ -15,6 +15,7 @@ mod request;
 mod rows;
 mod scheduler;
 mod sequence;
+mod suspects;
 
 pub use event::{FinishReason, GenerationEvent, WrongResult};
 pub use plan::*;

@@ -10,7 +10,7 @@ use crate::sequence::{Opening, Place, Seat, Sequence, State};
 use crate::{Admission, Growth, PageCopy, SequenceId, StepPlan, Work};
 
 /// A step being planned. Nothing in it counts as computed until it is sent.
-struct Draft {
+pub(crate) struct Draft {
     plan: StepPlan,
     /// Tokens left for sequences with more than one to compute, and for those that join.
     num_prefill_tokens: usize,
@@ -20,7 +20,7 @@ struct Draft {
 
 /// What became of an attempt to give a sequence a row.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Entrance {
+pub(crate) enum Entrance {
     Admitted,
     /// Not this one, not now: what it waits for will come.
     NotYet,
@@ -40,9 +40,13 @@ impl Scheduler {
             num_prefill_tokens: prefill_tokens(self.config.max_step_tokens, num_decodes),
             admitted: false,
         };
-        self.advance_running(&mut draft);
-        self.resume_preempted(&mut draft);
-        self.admit_waiting(&mut draft);
+        if let Some(suspect) = self.suspect() {
+            self.replay_alone(suspect, &mut draft);
+        } else {
+            self.advance_running(&mut draft);
+            self.resume_preempted(&mut draft);
+            self.admit_waiting(&mut draft);
+        }
         (!draft.plan.work.is_empty()).then(|| self.send(draft))
     }
 
@@ -60,7 +64,7 @@ impl Scheduler {
     }
 
     /// Gives a running sequence its tokens of this step: one if that is all it has, else what the budget and the pages allow.
-    fn advance(&mut self, place: Place, draft: &mut Draft) {
+    pub(crate) fn advance(&mut self, place: Place, draft: &mut Draft) {
         let Some(sequence) = self.sequences.get(&place.id) else { return };
         let num_runnable = sequence.num_runnable_tokens();
         let is_decode = num_runnable == 1;
@@ -129,7 +133,7 @@ impl Scheduler {
     }
 
     /// Gives a sequence a row, the pages of others that it can use, and its first chunk.
-    fn admit(&mut self, place: Place, draft: &mut Draft) -> Entrance {
+    pub(crate) fn admit(&mut self, place: Place, draft: &mut Draft) -> Entrance {
         if self.rows.is_full() || draft.num_prefill_tokens == 0 {
             return Entrance::Full;
         }

@@ -34,6 +34,8 @@ pub struct Scheduler {
     pub(crate) num_steps_sent: u64,
     pub(crate) num_arrivals: u64,
     pub(crate) started: Vec<SequenceId>,
+    /// Whether some sequence may be suspect: spares looking at all of them.
+    pub(crate) has_suspects: bool,
     pub(crate) totals: Totals,
 }
 
@@ -90,6 +92,7 @@ impl Scheduler {
             num_steps_sent: 0,
             num_arrivals: 0,
             started: Vec::new(),
+            has_suspects: false,
             totals: Totals::default(),
             config,
         }
@@ -123,6 +126,7 @@ impl Scheduler {
     /// The KV memory and all rows are gone. Running sequences keep their tokens and will be computed again by the next
     /// workers; what steps in flight were sampling will be sampled again. The next step is number 1.
     pub fn workers_lost(&mut self) {
+        self.note_losses();
         self.in_flight.clear();
         self.held.clear();
         self.num_steps_sent = 0;
@@ -140,22 +144,27 @@ impl Scheduler {
     }
 
     /// The workers have been prepared (again) and have this many pages. Implies [`Self::workers_lost`]. Sequences that can
-    /// never fit any more fail.
+    /// never fit any more fail, and so does one that the workers have died of again and again, at last alone.
     pub fn set_capacity(&mut self, num_pages: u32) -> Vec<GenerationEvent> {
         self.workers_lost();
         self.config.num_pages = num_pages;
         self.pool = PagePool::new(num_pages, self.config.page_size, self.config.prefix_caching);
-        let mut too_long: Vec<(Place, usize)> = self
-            .sequences
-            .values()
-            .map(|sequence| (sequence.place, self.num_pages_for(sequence.max_tokens)))
-            .filter(|&(_, pages_needed)| pages_needed > num_pages as usize)
-            .collect();
-        too_long.sort_unstable();
-        let reason = |pages_needed| {
-            FinishReason::Failed(format!("needs {pages_needed} KV pages, but the restarted workers have {num_pages}"))
-        };
-        too_long.into_iter().filter_map(|(place, needed)| self.finish(place.id, reason(needed))).collect()
+        let mut failing: Vec<(Place, String)> =
+            self.sequences.values().filter_map(|sequence| Some((sequence.place, self.hopeless(sequence)?))).collect();
+        failing.sort_unstable();
+        failing.into_iter().filter_map(|(place, why)| self.finish(place.id, FinishReason::Failed(why))).collect()
+    }
+
+    /// Why a sequence cannot go on with the new workers, if so.
+    fn hopeless(&self, sequence: &Sequence) -> Option<String> {
+        let (pages_needed, num_pages) = (self.num_pages_for(sequence.max_tokens), self.pool.num_pages());
+        if pages_needed > num_pages {
+            Some(format!("needs {pages_needed} KV pages, but the restarted workers have {num_pages}"))
+        } else if sequence.is_convicted() {
+            Some(format!("the workers died {} times in a row while computing it", sequence.num_losses))
+        } else {
+            None
+        }
     }
 
     /// Sequences scheduled for the first time since the last call.

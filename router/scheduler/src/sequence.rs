@@ -74,6 +74,8 @@ pub(crate) struct Sequence {
     /// Tokens found computed when first scheduled; `None` before.
     pub(crate) num_cached_tokens: Option<usize>,
     pub(crate) is_prefilled: bool,
+    /// Deaths of the workers with a step of this sequence in flight, since its last token.
+    pub(crate) num_losses: u32,
     /// Not worth a new look at the prefix cache while this is promised.
     pub(crate) waits_for: Option<Promise>,
     pub(crate) state: State,
@@ -106,6 +108,7 @@ impl Sequence {
             num_pending_tokens: 0,
             num_cached_tokens: None,
             is_prefilled: false,
+            num_losses: 0,
             waits_for: None,
             state: State::Waiting,
         }

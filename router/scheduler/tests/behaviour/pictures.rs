@@ -304,6 +304,61 @@ fn lost_workers_cost_nobody_a_token() {
 }
 
 #[test]
+fn who_was_there_when_the_workers_died_twice_is_replayed_alone() {
+    picture(
+        "pages 9 of 4 tokens, flight 2
+         add a prompt 6
+         add b prompt 3
+         send a+6@0,1 b+3@2
+         lose
+         send a+6@0,1 b+3@2
+         lose
+         add c prompt 3
+         send a+6@0,1                  # a or b may have been the reason; c has to wait
+         send a+1@0,1
+         back -> a.prefilled(0) a.token
+         nothing                       # that cleared a, which makes room for b
+         back -> a.token
+         send b+3@1                    # b alone
+         back -> b.prefilled(0) b.token
+         step b+1@1 a:4+4@0,2 c+3@3 -> b.token a.token c.prefilled(0) c.token",
+    );
+}
+
+#[test]
+fn who_was_alone_when_the_workers_died_again_fails_and_nobody_else() {
+    picture(
+        "pages 9 of 4 tokens, flight 2
+         add a prompt 6
+         add b prompt 3
+         send a+6@0,1 b+3@2
+         lose
+         send a+6@0,1 b+3@2
+         lose
+         send a+6@0,1
+         capacity 9 -> a.failed
+         send b+3@0
+         back -> b.prefilled(0) b.token",
+    );
+}
+
+#[test]
+fn a_death_between_tokens_makes_nobody_suspect() {
+    picture(
+        "pages 9 of 4 tokens, flight 1
+         add a prompt 6
+         add b prompt 3
+         step a+6@0,1 b+3@2
+         send a+1@0,1 b+1@2
+         lose
+         step a+7@0,1 b+4@2
+         send a+1@0,1 b+1@2,3
+         lose
+         step a+8@0,1 b+5@2,3",
+    );
+}
+
+#[test]
 fn after_a_loss_with_a_smaller_pool_only_what_cannot_fit_fails() {
     picture(
         "pages 6 of 4 tokens

@@ -90,7 +90,7 @@ struct Client {
     expected: Vec<u32>,
     received: usize,
     stage: Stage,
-    /// A fault was scripted for it, or the pool became too small.
+    /// A fault was scripted for it, the pool became too small, or the workers died of it.
     is_failing: bool,
     finished: Option<FinishReason>,
 }
@@ -158,8 +158,8 @@ impl World {
             150..=179 => return self.end(true),
             180..=209 => return self.end(false),
             210..=214 if self.has_faults => self.lose(),
-            215 if self.has_faults => return self.change_capacity(),
-            216..=599 => return self.step(),
+            215..=218 if self.has_faults => return self.change_capacity(),
+            219..=599 => return self.step(),
             _ => return self.apply(),
         }
         Ok(())
@@ -242,7 +242,10 @@ impl World {
     }
 
     fn change_capacity(&mut self) -> Result<(), String> {
-        self.config.num_pages = self.rng.between(4..=40) as u32;
+        // Mostly the same: then only those fail of whom the workers have died again and again.
+        if self.rng.one_in(4) {
+            self.config.num_pages = self.rng.between(4..=40) as u32;
+        }
         self.log(format!("capacity {}", self.config.num_pages));
         let events = self.scheduler.set_capacity(self.config.num_pages);
         self.new_worker();
