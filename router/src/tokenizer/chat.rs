@@ -11,6 +11,7 @@ use super::template::ChatTemplate;
 
 /// A message as templates see it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(serde::Deserialize))]
 pub struct ChatMessage {
     pub role: String,
     pub content: String,

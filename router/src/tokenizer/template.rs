@@ -32,7 +32,9 @@ impl ChatTemplate {
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
         environment.add_filter("tojson", to_json);
-        environment.add_template_owned(NAME, without_generation_blocks(source))?;
+        // The library's slices panic when they step backwards through an empty list.
+        let source = without_generation_blocks(source).replace("[::-1]", "|reverse");
+        environment.add_template_owned(NAME, source)?;
         Ok(Self { environment, bos_token, eos_token })
     }
 
@@ -40,8 +42,9 @@ impl ChatTemplate {
     pub(super) fn render(&self, messages: &[ChatMessage]) -> Result<String, Error> {
         self.environment.get_template(NAME)?.render(context! {
             messages => Value::from(Serde(messages)),
-            bos_token => self.bos_token.clone(),
-            eos_token => self.eos_token.clone(),
+            // A token that a model does not have is undefined, which renders as nothing; none would render as a word.
+            bos_token => self.bos_token.as_ref().map_or(Value::UNDEFINED, Value::from),
+            eos_token => self.eos_token.as_ref().map_or(Value::UNDEFINED, Value::from),
             add_generation_prompt => true,
         })
     }
@@ -106,5 +109,63 @@ impl Formatter for PythonFormatter {
 
     fn write_f64<W: ?Sized + std::io::Write>(&mut self, writer: &mut W, value: f64) -> std::io::Result<()> {
         CompactFormatter.write_f64(writer, value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Deserialize)]
+    struct Case {
+        template: String,
+        conversation: String,
+        messages: Vec<ChatMessage>,
+        expected: Option<String>,
+    }
+
+    /// transformers' answers to the same templates and conversations (`router/tests/chat_templates/render.py`).
+    #[test]
+    fn templates_render_as_transformers_renders_them() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/chat_templates");
+        let cases = std::fs::read_to_string(folder.join("expected.json")).unwrap();
+        let cases: Vec<Case> = serde_json::from_str(&cases).unwrap();
+        assert!(cases.len() > 40);
+        for case in cases {
+            let source = std::fs::read_to_string(folder.join(&case.template)).unwrap();
+            let template = ChatTemplate::compile(&source, Some("<s>".to_owned()), Some("</s>".to_owned()));
+            let rendered = template.unwrap().render(&case.messages);
+            let described = format!("{} of {}: {rendered:?}", case.conversation, case.template);
+            assert_eq!(rendered.ok(), case.expected, "{described}");
+        }
+    }
+
+    fn render(source: &str) -> Result<String, Error> {
+        ChatTemplate::compile(source, None, None)?.render(&[])
+    }
+
+    #[test]
+    fn a_template_can_refuse_with_its_own_words() {
+        let error = render("{{ raise_exception('after your turn') }}").unwrap_err();
+        assert!(error.to_string().contains("after your turn"), "{error}");
+    }
+
+    #[test]
+    fn the_date_is_formatted_as_python_does() {
+        let now = OffsetDateTime::now_utc().year();
+        let year = render("{{ strftime_now('%Y') }}").unwrap();
+        assert!((now - 1..=now + 1).contains(&year.parse().unwrap()), "{year}");
+        let date = render("{{ strftime_now('%d %b %Y') }}").unwrap();
+        assert_eq!(date.split(' ').map(str::len).collect::<Vec<_>>(), [2, 3, 4], "{date}");
+        assert!(render("{{ strftime_now('%') }}").is_err());
+    }
+
+    #[test]
+    fn absent_tokens_are_empty_text() {
+        assert_eq!(render("[{{ bos_token }}{{ eos_token }}]").unwrap(), "[]");
     }
 }
