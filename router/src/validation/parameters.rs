@@ -41,6 +41,7 @@ pub struct Parameters {
     /// `OpenAI`'s `frequency_penalty`, subtracted per occurrence in the output.
     #[serde(skip)]
     pub count_penalty: Option<f32>,
+    /// Whether to go on after an end-of-sequence token.
     #[serde(skip)]
     pub ignore_eos: bool,
 }

@@ -31,6 +31,8 @@ pub(super) struct OpenAiRequest {
     frequency_penalty: Option<f32>,
     presence_penalty: Option<f32>,
     repetition_penalty: Option<f32>,
+    /// Not `OpenAI`'s; benchmarks of other servers send it.
+    ignore_eos: Option<bool>,
 
     // Features that do not exist yet: only the values that ask for nothing are taken.
     n: Option<u32>,
@@ -109,6 +111,7 @@ impl OpenAiRequest {
             repetition_penalty: self.repetition_penalty,
             count_penalty: self.frequency_penalty,
             presence_penalty: self.presence_penalty,
+            ignore_eos: self.ignore_eos.unwrap_or_default(),
             ..Parameters::default()
         })
     }

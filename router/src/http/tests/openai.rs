@@ -221,6 +221,7 @@ async fn lengths_and_stops_are_translated() {
     assert_eq!(stopping(json!({ "max_tokens": 5 })).await.max_new_tokens, 5);
     assert_eq!(stopping(json!({ "max_completion_tokens": 6 })).await.max_new_tokens, 6);
     assert_eq!(stopping(json!({})).await.max_new_tokens, 94);
+    assert!(!stopping(json!({})).await.ignore_eos && stopping(json!({ "ignore_eos": true })).await.ignore_eos);
     assert_eq!(stopping(json!({ "stop": "one" })).await.stop, ["one"]);
     assert_eq!(stopping(json!({ "stop": ["one", "two"] })).await.stop, ["one", "two"]);
 }
@@ -247,6 +248,7 @@ async fn what_asks_for_nothing_is_taken() {
         "frequency_penalty",
         "presence_penalty",
         "repetition_penalty",
+        "ignore_eos",
         "n",
         "best_of",
         "echo",
