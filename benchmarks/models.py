@@ -46,7 +46,8 @@ def make(folder: Path, shape: str) -> None:
         eos_token_id=None,
         tie_word_embeddings=False,
     )
-    model = LlamaForCausalLM(config).to(dtype)
+    model = LlamaForCausalLM(config)
+    model.to(dtype=dtype)  # pyright: ignore[reportCallIssue]
     tokenizer().save_pretrained(folder)
     model.save_pretrained(folder)
     # What transformers' server needs to find no end-of-sequence either.

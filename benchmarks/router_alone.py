@@ -28,7 +28,16 @@ def router(prefix: str, log: Path) -> Iterator[subprocess.Popen[str]]:
     """A fake worker and a router in front of it, both stopped at the end."""
     programs = ROOT / "target" / "release"
     worker = subprocess.Popen(
-        [str(programs / "millrace-fake-worker"), "--uds-path", prefix, "--cheap", "--vocab", "8192", "--pages", "100000"]
+        [
+            str(programs / "millrace-fake-worker"),
+            "--uds-path",
+            prefix,
+            "--cheap",
+            "--vocab",
+            "8192",
+            "--pages",
+            "100000",
+        ]
     )
     command = [str(ROOT / ".venv" / "bin" / "millrace-router"), "--worker-uds-path", prefix, "--num-shard", "1"]
     command += ["--model-id", "tiny", "--model-path", str(models.path("tiny")), "--port", str(PORT)]

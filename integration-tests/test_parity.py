@@ -23,7 +23,7 @@ def prompt_of(length: int) -> tuple[str, list[int]]:
     ids = tokenizer.encode(text, add_special_tokens=False)
     start = 7 * length
     while True:
-        candidate = tokenizer.decode(ids[start : start + max(length - 1, 1)])
+        candidate = str(tokenizer.decode(ids[start : start + max(length - 1, 1)]))
         again = tokenizer.encode(candidate)
         if len(again) == max(length, 2):
             return candidate, again

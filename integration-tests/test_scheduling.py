@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import streams
@@ -100,7 +101,7 @@ def test_best_of_stores_the_prompt_once(server: Server) -> None:
 
 
 def test_a_seed_gives_the_same_ids_alone_and_among_neighbours(server: Server) -> None:
-    sampled = {"do_sample": True, "temperature": 1.3, "top_k": 50, "seed": 4242, "max_new_tokens": 40}
+    sampled: dict[str, Any] = {"do_sample": True, "temperature": 1.3, "top_k": 50, "seed": 4242, "max_new_tokens": 40}
     inputs = "a seed is a promise"
     alone = streams.read(server.url, inputs, **sampled).ids
     others = streams.mixed_requests(15, new_tokens=40)

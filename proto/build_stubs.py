@@ -14,7 +14,7 @@ TARGET = ROOT / "worker" / "millrace_worker" / "proto"
 
 def generate() -> None:
     """Compiles `proto/worker.proto`; the stubs import each other relative to their package."""
-    from grpc_tools import protoc
+    from grpc_tools import protoc  # pyright: ignore[reportMissingImports]
 
     TARGET.mkdir(parents=True, exist_ok=True)
     arguments = ["protoc", f"-I{ROOT / 'proto'}", f"--python_out={TARGET}", f"--pyi_out={TARGET}"]
@@ -26,7 +26,7 @@ def generate() -> None:
 
 
 try:
-    from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+    from hatchling.builders.hooks.plugin.interface import BuildHookInterface  # pyright: ignore[reportMissingImports]
 except ImportError:  # run by hand
     pass
 else:

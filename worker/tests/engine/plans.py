@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from millrace_worker.answer import NO_TOKEN
@@ -63,29 +64,15 @@ class PlanBook:
         self._admitted: set[int] = set()
 
     def admit(
-        self,
-        row: int,
-        tokens: Sequence[int],
-        *,
-        sequence: int | None = None,
-        sampling: worker_pb2.Sampling | None = None,
-        num_prompt_tokens: int | None = None,
-        prompt_logprobs: bool = False,
-        pages: Sequence[int] = (),
+        self, row: int, tokens: Sequence[int], *, sequence: int | None = None, pages: Sequence[int] = (), **fields: Any
     ) -> None:
         """`pages` are shared ones whose tokens count as computed, the last of them perhaps in part."""
         computed = min(len(pages) * self.page_size, len(tokens) - 1)
         self.held[row] = Held(row + 100 if sequence is None else sequence, len(tokens), computed, list(pages))
         self._admitted.add(row)
+        plain = {"num_prompt_tokens": len(tokens), "sampling": greedy()}
         self._plan.admitted.append(
-            worker_pb2.Admission(
-                sequence=self.held[row].sequence,
-                row=row,
-                token_ids=u32(tokens),
-                num_prompt_tokens=len(tokens) if num_prompt_tokens is None else num_prompt_tokens,
-                sampling=sampling or greedy(),
-                prompt_logprobs=prompt_logprobs,
-            )
+            worker_pb2.Admission(sequence=self.held[row].sequence, row=row, token_ids=u32(tokens), **(plain | fields))
         )
 
     def release(self, row: int) -> None:
