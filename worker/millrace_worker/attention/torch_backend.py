@@ -21,8 +21,9 @@ from millrace_worker.step import Batch
 
 PAGE_SIZE = 16
 
-# K and V that one gather may hold, and what a further operator call costs, as bytes gathered in the same time.
-GATHER_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
+# K and V that one gather may hold (on CPUs: what the caches hold until it is read), and what a further operator call
+# costs, as bytes gathered in the same time.
+GATHER_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
 CALL_BYTES = {"cpu": 256 << 10, "cuda": 16 << 20}
 
 # Queries that a chunk attends with at once, and values that one of their biases or score matrices may have.

@@ -79,6 +79,13 @@ class ModelConfig:
         except ConfigError:
             return default
 
+    def size(self, name: str) -> int:
+        """A field that must be a positive whole number."""
+        value = getattr(self, name)
+        if not isinstance(value, int) or value < 1:
+            raise ConfigError(f"config.json: `{name}` must be a positive whole number, not {value!r}")
+        return value
+
     def rope_parameters(self) -> dict[str, Any]:
         """`rope_type`, `rope_theta`, `partial_rotary_factor` and what the type needs, whichever way they were written.
 

@@ -8,12 +8,9 @@ import sys
 from pathlib import Path
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from millrace_worker.distributed import connect
 from millrace_worker.models.load import load_model
-from paged import PagedRun
+from paged import PagedRun  # pyright: ignore[reportMissingImports]
 
 
 def main(job_path: Path) -> None:

@@ -109,6 +109,12 @@ def test_alibi_slopes_are_those_of_the_paper(num_heads: int) -> None:
     [
         ({"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM is not supported; supported are Falcon.*Qwen3"),
         ({"architectures": []}, "`architectures` must name one class"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, r"quantized weights \(gptq\)"),
+        ({"hidden_size": 65}, "`hidden_size` 65 does not divide by `num_attention_heads` 4"),
+        ({"vocab_size": "99"}, "`vocab_size` must be a positive whole number, not '99'"),
+        ({"num_key_value_heads": 3}, "4 attention heads do not divide by 3 KV heads"),
+        ({"architectures": ["Qwen3ForCausalLM"], "layer_types": ["full_attention"]}, "for each of 2 layers"),
+        ({"architectures": ["Qwen3ForCausalLM"], "layer_types": ["chunked_attention"] * 2}, "not .'chunked_attention'"),
         ({"hidden_act": "quick_gelu"}, "activation 'quick_gelu' is not implemented"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope type 'yarn' is not implemented"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, "'llama3' needs the parameter 'low_freq_factor'"),

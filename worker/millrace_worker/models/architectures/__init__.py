@@ -26,4 +26,8 @@ def describe(config: ModelConfig) -> tuple[Decoder, Names]:
     if architecture is None:
         supported = ", ".join(sorted(ARCHITECTURES))
         raise ConfigError(f"the architecture {config.architecture} is not supported; supported are {supported}")
+    quantization = config.get("quantization_config")
+    if quantization:
+        method = quantization.get("quant_method", "of some kind") if isinstance(quantization, dict) else quantization
+        raise ConfigError(f"config.json: quantized weights ({method}) are not implemented; use the unquantized model")
     return architecture.describe(config.with_defaults(architecture.defaults))

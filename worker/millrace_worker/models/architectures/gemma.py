@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from millrace_worker.models.architectures import llama
-from millrace_worker.models.architectures.vocabulary import Architecture, attention, decoder, gated_mlp, rotary
+from millrace_worker.models.architectures.vocabulary import (
+    Architecture,
+    attention,
+    decoder,
+    gated_mlp,
+    layer_windows,
+    rotary,
+)
 from millrace_worker.models.hf_config import ConfigError, ModelConfig
 from millrace_worker.models.names import Names
 from millrace_worker.models.spec import Decoder, Layer, RmsNorm
@@ -37,13 +44,14 @@ def gemma2(c: ModelConfig) -> tuple[Decoder, Names]:
         raise ConfigError("config.json: `use_bidirectional_attention` is not implemented: this server generates text")
     norm = RmsNorm(eps=c.rms_norm_eps, unit_offset=True)
     mlp = gated_mlp(c, c.hidden_activation or "gelu_pytorch_tanh")
-    alternating = ["full_attention" if index % 2 else "sliding_attention" for index in range(c.num_hidden_layers)]
+    count = c.size("num_hidden_layers")
+    alternating = ["full_attention" if index % 2 else "sliding_attention" for index in range(count)]
     layers = []
-    for kind in c.get("layer_types") or alternating:
+    for window in layer_windows(c, c.sliding_window, alternating):
         heads = attention(
             c,
             rotary(c),
-            window=c.sliding_window if kind == "sliding_attention" else None,
+            window=window,
             scale=c.query_pre_attn_scalar**-0.5,
             softcap=c.attn_logit_softcapping,
             qkv_bias=c.attention_bias,

@@ -42,7 +42,7 @@ def gpt2(c: ModelConfig) -> tuple[Decoder, Names]:
     mlp = plain_mlp(c.n_inner or 4 * c.hidden_size, c.activation_function)
     scale = (c.hidden_size // c.num_attention_heads) ** -0.5 if c.scale_attn_weights else 1.0
     layers = []
-    for index in range(c.num_hidden_layers):
+    for index in range(c.size("num_hidden_layers")):
         divisor = index + 1 if c.scale_attn_by_inverse_layer_idx else 1
         heads = attention(c, None, scale=scale / divisor, qkv_bias=True, out_bias=True)
         layers.append(Layer(attention=heads, mlp=mlp, norm=norm))

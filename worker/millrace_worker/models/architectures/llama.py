@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from millrace_worker.models.architectures.vocabulary import Architecture, attention, decoder, gated_mlp, rotary
+from millrace_worker.models.architectures.vocabulary import (
+    Architecture,
+    attention,
+    decoder,
+    gated_mlp,
+    layer_windows,
+    rotary,
+)
 from millrace_worker.models.hf_config import ModelConfig
 from millrace_worker.models.names import Names
 from millrace_worker.models.spec import Decoder, Layer, RmsNorm
@@ -55,12 +62,10 @@ def mistral(c: ModelConfig) -> tuple[Decoder, Names]:
 
 
 def qwen_windows(c: ModelConfig) -> list[int | None]:
-    """Each layer's window: those from `max_window_layers` on have one, if windows are used at all."""
-    window = c.sliding_window if c.use_sliding_window else None
-    kinds = c.get("layer_types")
-    if kinds is not None:
-        return [window if kind == "sliding_attention" else None for kind in kinds]
-    return [window if index >= c.max_window_layers else None for index in range(c.num_hidden_layers)]
+    """Layers from `max_window_layers` on have a window, if windows are used at all."""
+    first, count = c.max_window_layers, c.size("num_hidden_layers")
+    implied = ["sliding_attention" if index >= first else "full_attention" for index in range(count)]
+    return layer_windows(c, c.sliding_window if c.use_sliding_window else None, implied)
 
 
 def qwen2(c: ModelConfig) -> tuple[Decoder, Names]:

@@ -42,7 +42,12 @@ class Architecture:
 
 
 def head_dim(c: ModelConfig) -> int:
-    return c.get("head_dim") or c.hidden_size // c.num_attention_heads
+    if c.get("head_dim"):
+        return c.size("head_dim")
+    hidden, heads = c.size("hidden_size"), c.size("num_attention_heads")
+    if hidden % heads:
+        raise ConfigError(f"config.json: `hidden_size` {hidden} does not divide by `num_attention_heads` {heads}")
+    return hidden // heads
 
 
 def rotary(c: ModelConfig) -> Rotary:
@@ -74,10 +79,26 @@ def _rope_scaling(rope: Mapping[str, Any]) -> LinearScaling | Llama3Scaling | No
 
 
 def attention(c: ModelConfig, position: Rotary | Alibi | None, **over: Any) -> Attention:
-    heads = c.num_attention_heads
+    heads = c.size("num_attention_heads")
     kv_heads = c.get("num_key_value_heads") or heads
     common = {"num_heads": heads, "num_kv_heads": kv_heads, "head_dim": head_dim(c), "position": position}
-    return Attention(**common | over)
+    spec = Attention(**common | over)
+    if spec.num_heads % spec.num_kv_heads:
+        raise ConfigError(
+            f"config.json: {spec.num_heads} attention heads do not divide by {spec.num_kv_heads} KV heads"
+        )
+    return spec
+
+
+def layer_windows(c: ModelConfig, window: int | None, implied: list[str]) -> list[int | None]:
+    """Each layer's window, by `layer_types`, or by `implied` in files that are older than that field."""
+    kinds = c.get("layer_types") or implied
+    if len(kinds) != c.num_hidden_layers or not set(kinds) <= {"full_attention", "sliding_attention"}:
+        raise ConfigError(
+            f"config.json: `layer_types` must say full_attention or sliding_attention for each of "
+            f"{c.num_hidden_layers} layers, not {kinds}"
+        )
+    return [window if kind == "sliding_attention" else None for kind in kinds]
 
 
 def activation(name: str) -> Activation:
@@ -87,7 +108,7 @@ def activation(name: str) -> Activation:
 
 
 def gated_mlp(c: ModelConfig, hf_activation: str, *, bias: bool = False) -> Mlp:
-    return Mlp(size=c.intermediate_size, activation=activation(hf_activation), bias=bias)
+    return Mlp(size=c.size("intermediate_size"), activation=activation(hf_activation), bias=bias)
 
 
 def plain_mlp(size: int, hf_activation: str, *, bias: bool = True) -> Mlp:
@@ -96,11 +117,11 @@ def plain_mlp(size: int, hf_activation: str, *, bias: bool = True) -> Mlp:
 
 def decoder(c: ModelConfig, layers: Layer | list[Layer], norm: RmsNorm | LayerNorm, **over: Any) -> Decoder:
     """One layer repeated, or each layer in turn."""
-    every = (layers,) * c.num_hidden_layers if isinstance(layers, Layer) else tuple(layers)
+    every = (layers,) * c.size("num_hidden_layers") if isinstance(layers, Layer) else tuple(layers)
     common = {
-        "hidden": c.hidden_size,
-        "vocab": c.vocab_size,
-        "max_positions": c.max_position_embeddings,
+        "hidden": c.size("hidden_size"),
+        "vocab": c.size("vocab_size"),
+        "max_positions": c.size("max_position_embeddings"),
         "layers": every,
         "final_norm": norm,
         "tied": bool(c.tie_word_embeddings),
