@@ -28,7 +28,7 @@ async def _stream(port: int, path: str, body: dict[str, Any], started: float) ->
         if not first and b"data:" in received:
             first = time.perf_counter() - started
     writer.close()
-    if b" 200 " not in received[:32] or b'"error"' in received:
+    if b" 200 " not in received[:32] or b'"error":' in received:
         raise RuntimeError(received[:400].decode(errors="replace"))
     return first
 
