@@ -20,8 +20,8 @@ def main(job_path: Path) -> None:
     device = torch.device("cpu")
     group = connect(rank, size, device)
     results = []
-    for folder in job["folders"]:
-        model = load_model(Path(folder), dtype=torch.float32, device=device, group=group)
+    for folder, dtype in job["models"]:
+        model = load_model(Path(folder), dtype=getattr(torch, dtype), device=device, group=group)
         results.append(PagedRun(model, seed=job["seed"]).logits(job["sequences"]))
     ids = torch.arange(3) if rank == 0 else torch.zeros(3, dtype=torch.int64)
     assert group.broadcast(ids).tolist() == [0, 1, 2]

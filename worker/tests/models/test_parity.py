@@ -9,6 +9,7 @@ import pytest
 import torch
 from millrace_worker.attention.torch_backend import TorchBackend
 from millrace_worker.distributed import Group
+from millrace_worker.models import load as loading
 from millrace_worker.models.decoder import CausalLM
 from millrace_worker.models.load import load_model
 from transformers import AutoModelForCausalLM
@@ -69,6 +70,18 @@ def test_a_copied_page_serves_another_row(saved: Callable[[str], Saved]) -> None
     run.model.copy_pages(torch.tensor([3], dtype=torch.int32), torch.tensor([5], dtype=torch.int32))
     run._step([tokens, tokens], [(1, 1, 1)], done, found)
     torch.testing.assert_close(found[1][0][0], reference.logits(tokens)[-1], atol=1e-4, rtol=1e-5)
+
+
+def test_a_large_tied_head_stays_one_copy(saved: Callable[[str], Saved], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "MAX_TIED_COPY_BYTES", 0)
+    reference = saved("gpt2, packed")
+    model = load(reference, torch.bfloat16)
+    assert model.implementations()["logits"] == "torch"
+    monkeypatch.undo()
+    assert "onednn" in load(reference, torch.bfloat16).implementations()["logits"]
+    tokens = torch.randint(99, (20,)).tolist()
+    (found,) = PagedRun(model, seed=1).logits([tokens])
+    torch.testing.assert_close(found, reference.logits(tokens), atol=0.5, rtol=0.1)
 
 
 def test_pages_cost_what_the_model_says(saved: Callable[[str], Saved]) -> None:

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from millrace_worker.distributed import Group
+from millrace_worker.models.checkpoint import Checkpoint
+from millrace_worker.models.load import load_model
 from millrace_worker.models.names import Names
 from millrace_worker.models.sharding import Rank, ShardingError, local_attention, qkv_pieces
 from millrace_worker.models.spec import Attention
@@ -45,8 +48,9 @@ def free_port() -> int:
 def test_two_ranks_equal_one(saved: Callable[[str], Saved], sequences: list[list[int]], tmp_path: Path) -> None:
     references = [saved(case) for case in CASES]
     job = tmp_path / "job.json"
-    folders = [str(reference.folder) for reference in references]
-    job.write_text(json.dumps({"folders": folders, "sequences": sequences, "seed": 5}))
+    models = [(str(reference.folder), "float32") for reference in references]
+    models += [(models[0][0], "bfloat16"), (models[0][0], "float16")]
+    job.write_text(json.dumps({"models": models, "sequences": sequences, "seed": 5}))
     common = os.environ | {
         "WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1",
@@ -61,7 +65,11 @@ def test_two_ranks_equal_one(saved: Callable[[str], Saved], sequences: list[list
         for rank in ranks:
             rank.kill()
             rank.wait()
-    for case, reference, found in zip(CASES, references, torch.load(job.with_suffix(".pt")), strict=True):
+    *full, bfloat16, float16 = torch.load(job.with_suffix(".pt"))
+    for halved in (bfloat16, float16):
+        for logits, exact in zip(halved, full[0], strict=True):
+            torch.testing.assert_close(logits, exact, atol=0.5, rtol=0.0)
+    for case, reference, found in zip(CASES, references, full, strict=True):
         for tokens, logits in zip(sequences, found, strict=True):
             expected = reference.logits(tokens)
             torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-5, msg=lambda m, case=case: f"{case}: {m}")
@@ -98,3 +106,36 @@ def test_the_ranks_hold_each_head_where_attention_looks_for_it(
         read = sorted({head // group for head in mine})
         assert [stored[row] for row in rows] == [q[i] for i in mine] + [k[i] for i in read] + [v[i] for i in read]
         assert (local.num_heads, local.num_kv_heads) == (len(mine), len(read))
+
+
+def test_a_rank_reads_only_its_part(saved: Callable[[str], Saved], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of every matrix, the norms whole; the vocabulary of 99 is cut into 50 and 49 rows."""
+    read: list[torch.Tensor] = []
+    original = Checkpoint.read
+
+    def spy(self: Checkpoint, name: str, shape: tuple[int, ...], *parts: slice) -> torch.Tensor:
+        read.append(original(self, name, shape, *parts))
+        return read[-1]
+
+    monkeypatch.setattr(Checkpoint, "read", spy)
+    reference = saved("llama")
+    whole = sum(parameter.numel() for parameter in reference.reference.parameters() if parameter.ndim == 2)
+    for rank, vocabulary_rows in enumerate((50, 49)):
+        read.clear()
+        model = load_model(
+            reference.folder, dtype=torch.float32, device=torch.device("cpu"), group=Group(rank=rank, size=2)
+        )
+        matrices = sum(tensor.numel() for tensor in read if tensor.ndim == 2)
+        assert matrices == (whole - 2 * 99 * 64) // 2 + 2 * vocabulary_rows * 64
+        assert model.page_bytes() == 3 * 16 * 2 * 1 * 16 * 4  # one of two KV heads
+
+
+@pytest.mark.parametrize(
+    ("case", "size", "message"),
+    [("llama", 3, "4 attention heads"), ("gpt2, scaled by layer", 8, "4 attention heads"), ("qwen3", 5, "--num-shard")],
+)
+def test_a_model_that_does_not_divide_is_refused_at_load(
+    case: str, size: int, message: str, saved: Callable[[str], Saved]
+) -> None:
+    with pytest.raises(ShardingError, match=message):
+        load_model(saved(case).folder, dtype=torch.float32, device=torch.device("cpu"), group=Group(0, size))
