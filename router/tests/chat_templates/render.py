@@ -17,7 +17,7 @@ TURN = [{"role": "user", "content": "What is 2 < 3?"}]
 SYSTEM = [{"role": "system", "content": "  Be brief.\n"}, *TURN]
 LONG = [
     *SYSTEM,
-    {"role": "assistant", "content": "<think>\nhm & co\n</think>\n\nYes, \"of course\"."},
+    {"role": "assistant", "content": '<think>\nhm & co\n</think>\n\nYes, "of course".'},
     {"role": "user", "content": "Wörter? 日本語 😀\n\n  indented"},
 ]
 NAMED = [{"role": "tool", "content": "{'a': 1}", "name": "weather", "tool_call_id": "call_1"}, *TURN]
