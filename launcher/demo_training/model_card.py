@@ -7,9 +7,15 @@ from .network import Shape
 
 
 @dataclass(frozen=True)
-class Measured:
-    perplexity: float  # per token, on the held-out files
+class Quality:
+    window: int  # tokens of context at most
+    perplexity: float  # per token
     bits_per_byte: float  # the same, independent of the tokenizer
+
+
+@dataclass(frozen=True)
+class Measured:
+    quality: tuple[Quality, ...]  # on the held-out files
     held_out_files: int
     held_out_tokens: int
     corpus_tokens: int  # one epoch
@@ -20,6 +26,7 @@ class Measured:
 
 def model_card(shape: Shape, measured: Measured) -> str:
     millions = measured.num_parameters / 1e6
+    quality = "\n".join(f"| {q.window} | {q.perplexity:.2f} | {q.bits_per_byte:.3f} |" for q in measured.quality)
     return f"""\
 # Millrace demo model
 
@@ -52,13 +59,17 @@ name, is held out, with all chats made of it. The run saw {measured.training_tok
 
 ## Quality
 
-| on {measured.held_out_files} held-out files ({measured.held_out_tokens:,} tokens) | |
-| --- | --- |
-| perplexity per token | {measured.perplexity:.2f} |
-| bits per byte | {measured.bits_per_byte:.3f} |
+On {measured.held_out_files} held-out files ({measured.held_out_tokens:,} tokens), cut into windows:
 
-Measured on the weights as shipped (bfloat16, computed in float32), the files cut into windows of
-{shape.max_positions} tokens.
+| tokens per window | perplexity per token | bits per byte |
+| --- | --- | --- |
+{quality}
+
+Measured on the weights as shipped (bfloat16, computed in float32).
+
+Long texts are modelled less well: only the end of the run had windows of {shape.max_positions} tokens. A prompt of code is
+continued best when it stops at the end of a line, without the newline: the tokenizer joins a newline and the
+indentation after it.
 
 ## Licence
 

@@ -14,7 +14,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from . import batches
 from .corpus import read_standard_library
-from .model_card import Measured, model_card
+from .model_card import Measured, Quality, model_card
 from .network import Llama, Shape
 from .tokenizer import save_tokenizer, train_tokenizer
 
@@ -140,15 +140,20 @@ def save_checkpoint(model: Llama, tokenizer: Tokenizer, folder: Path) -> None:
     save_tokenizer(tokenizer, folder, model.shape.max_positions)
 
 
-def measure(model: Llama, corpus: batches.Corpus, window: int, training_tokens: int) -> Measured:
+def measure_quality(model: Llama, corpus: batches.Corpus, window: int) -> Quality:
     nats, count = held_out_nats(model, corpus, window)
+    quality = Quality(window, math.exp(nats / count), nats / math.log(2) / corpus.held_out_bytes)
+    log.info("held out, %d tokens per window: perplexity %.2f, %.3f bits per byte", *astuple(quality))
+    return quality
+
+
+def measure(model: Llama, corpus: batches.Corpus, recipe: Recipe) -> Measured:
     return Measured(
-        perplexity=math.exp(nats / count),
-        bits_per_byte=nats / math.log(2) / corpus.held_out_bytes,
+        quality=tuple(measure_quality(model, corpus, window) for window in (recipe.window, recipe.long_window)),
         held_out_files=len(corpus.held_out_files),
-        held_out_tokens=count,
+        held_out_tokens=sum(map(len, corpus.held_out_files)),
         corpus_tokens=corpus.num_training_tokens,
-        training_tokens=training_tokens,
+        training_tokens=recipe.num_steps * recipe.batch_tokens,
         num_parameters=sum(p.numel() for p in model.parameters()),
         python_version=platform.python_version(),
     )
@@ -173,8 +178,7 @@ def main() -> None:
     train(model, corpus, recipe)
     # What ships is bfloat16, so that is what is measured.
     model.load_state_dict({name: t.to(torch.bfloat16).float() for name, t in model.state_dict().items()})
-    measured = measure(model, corpus, model.shape.max_positions, recipe.num_steps * recipe.batch_tokens)
-    log.info("held out: perplexity %.2f, %.3f bits per byte", measured.perplexity, measured.bits_per_byte)
+    measured = measure(model, corpus, recipe)
     save_checkpoint(model, tokenizer, arguments.out)
     (arguments.out / "README.md").write_text(model_card(model.shape, measured), encoding="utf-8")
     for prompt in ("def read_lines(path):\n", "import os\n\nclass ", "<s><|user|>Write a function add.\n<|assistant|>"):

@@ -110,10 +110,10 @@ def test_a_role_that_the_model_does_not_know_is_refused(tokenizer):
 
 
 def test_held_out_perplexity_is_what_the_card_says(model, tokenizer, held_out_text):
-    (stated,) = re.findall(r"perplexity per token \| ([0-9.]+)", (DEMO / "README.md").read_text())
+    (stated,) = re.findall(r"^\| 512 \| ([0-9.]+)", (DEMO / "README.md").read_text(), re.MULTILINE)
     ids = tokenizer(held_out_text, add_special_tokens=False).input_ids
-    # Part of the text, shorter windows and maybe another Python than the card's: near, not equal.
-    assert perplexity(model, ids) == pytest.approx(float(stated), rel=0.5)
+    # Part of the text, and maybe another Python than the card's: near, not equal.
+    assert perplexity(model, ids) == pytest.approx(float(stated), rel=0.4)
 
 
 def test_it_is_a_model_of_python_and_not_of_its_tokens_alone(model, tokenizer, held_out_text):
@@ -123,7 +123,7 @@ def test_it_is_a_model_of_python_and_not_of_its_tokens_alone(model, tokenizer, h
 
 
 def test_continuations_look_like_python(model, tokenizer):
-    text = complete(model, tokenizer, "import os\n\n\nclass Reader:\n    def __init__(self, path):\n", 40)
+    text = complete(model, tokenizer, "import os\n\n\nclass Reader:\n    def __init__(self, path):", 40)
     assert re.search(r"^        self\.\w+ = ", text, re.MULTILINE)
     assert re.search(
         r"^ +def \w+\(self", complete(model, tokenizer, 'class Queue:\n    """A queue."""\n', 40), re.MULTILINE
