@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import IO
 
+from millrace_launcher.complaint import Complaint
 from millrace_launcher.resolve import Command
 
 _CHUNK_BYTES = 1 << 16
@@ -48,6 +49,7 @@ class Child:
         self, command: Command, on_line: Callable[[str, str], None], on_exit: Callable[[Ending], None]
     ) -> None:
         self.last_stderr_lines: deque[str] = deque(maxlen=_KEPT_STDERR_LINES)
+        self._complaint = Complaint()
         self._on_line = on_line
         self._on_exit = on_exit
         self._lock = threading.Lock()
@@ -70,6 +72,11 @@ class Child:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    def ending_in_words(self, ending: Ending) -> str:
+        """How it ended, and why if it has said so. What was killed did not end for a reason of its own."""
+        reason = None if ending.status == -signal.SIGKILL else self._complaint.reason
+        return f"{ending}: {reason}" if reason else str(ending)
 
     def terminate(self) -> None:
         """SIGTERM to the child itself."""
@@ -118,4 +125,5 @@ class Child:
         text = line.decode("utf-8", errors="replace").rstrip("\r")
         if name == "stderr":
             self.last_stderr_lines.append(text)
+        self._complaint.notice(name, text)
         self._on_line(name, text)

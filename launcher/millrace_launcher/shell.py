@@ -101,8 +101,8 @@ class Shell:
             case None:
                 return self._supervisor.tick(now)
             case Exited(child, ending):
-                self._endings[child] = self._children.pop(child)
-                return self._supervisor.child_exited(child, str(ending), now)
+                process = self._endings[child] = self._children.pop(child)
+                return self._supervisor.child_exited(child, process.ending_in_words(ending), now)
             case HealthSeen(ok):
                 return self._supervisor.health(ok, now)
             case StopRequested():

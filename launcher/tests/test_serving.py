@@ -197,7 +197,10 @@ def test_a_group_that_dies_again_and_again_ends_the_launcher(start: Start) -> No
 def test_a_worker_that_cannot_start_ends_everything_with_its_last_words(start: Start) -> None:
     launcher = start("--num-shard", "2", FAKE_WORKER="die-at-start")
     assert launcher.ended() == 1
-    assert launcher.errors == ['Error: ShardCannotStart("rank 0 ended while starting: exit status 1")']
+    (error,) = launcher.errors
+    assert error == (
+        'Error: ShardCannotStart("rank 0 ended while starting: exit status 1: the weights are made of cheese")'
+    )
     last_words = launcher.lines.index("Error: the weights are made of cheese")
     assert launcher.lines[last_words - 1] == "Traceback of this rank"
     assert "Rank 0 wrote at its end" in launcher.lines[last_words - 2]
@@ -207,9 +210,18 @@ def test_a_worker_that_cannot_start_ends_everything_with_its_last_words(start: S
 def test_a_router_that_ends_takes_the_workers_along(start: Start) -> None:
     launcher = start(FAKE_ROUTER="die-at-start")
     assert launcher.ended() == 1
-    assert launcher.errors == ['Error: WebserverFailed("the router ended: exit status 3")']
+    assert launcher.errors == ['Error: WebserverFailed("the router ended: exit status 3: the router has a headache")']
     assert "error: the router has a headache" in launcher.lines
     assert launcher.leaves_nothing()
+
+
+@pytest.mark.parametrize("form", ["text", "coloured", "json"])
+def test_a_router_that_logs_an_error_and_ends_is_quoted(start: Start, form: str) -> None:
+    launcher = start(FAKE_ROUTER=f"log-{form}-and-die")
+    assert launcher.ended() == 1
+    assert launcher.errors == [
+        'Error: WebserverFailed("the router ended: exit status 1: `max_total_tokens` is 9, which is \\"too\\" large")'
+    ]
 
 
 def test_a_router_that_is_killed_while_serving_ends_everything(start: Start) -> None:

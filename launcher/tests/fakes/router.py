@@ -53,6 +53,17 @@ note.with_suffix(".part").rename(note)
 if behaviour == "die-at-start":
     print("error: the router has a headache", file=sys.stderr, flush=True)
     os._exit(3)
+if behaviour.startswith("log-"):
+    message = '`max_total_tokens` is 9, which is "too" large'
+    time = "2026-01-02T03:04:05.678901Z"
+    forms = {
+        "log-text-and-die": f"{time} ERROR millrace_router: router/src/main.rs:25: {message}",
+        "log-coloured-and-die": f"\x1b[2m{time}\x1b[0m \x1b[31mERROR\x1b[0m \x1b[2mmillrace_router\x1b[0m\x1b[2m:\x1b[0m"
+        f" \x1b[2mrouter/src/main.rs\x1b[0m\x1b[2m:\x1b[0m\x1b[2m25:\x1b[0m {message}",
+        "log-json-and-die": json.dumps({"timestamp": time, "level": "ERROR", "message": message}),
+    }
+    print(forms[behaviour], flush=True)
+    os._exit(1)
 server = http.server.ThreadingHTTPServer((flags["hostname"], int(flags["port"])), Handler)
 print("router: listening", flush=True)
 server.serve_forever()
