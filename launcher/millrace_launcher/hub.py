@@ -54,13 +54,24 @@ class ModelSource:
         )
 
 
-def locate_model(source: ModelSource, log: Log) -> Path:
-    """The folder of the model, complete and checked. Raises `DownloadError` with what to do."""
+@dataclass(frozen=True)
+class LocatedModel:
+    """`commit`: which of the repository's states it is; None when the folder did not come from the hub."""
+
+    folder: Path
+    commit: str | None = None
+
+
+def locate_model(source: ModelSource, log: Log) -> LocatedModel:
+    """The model's folder, complete and checked. Raises `DownloadError` with what to do."""
     folder = _local_folder(source.model_id)
-    if folder is None:
-        folder = _fetch(source, log)
+    if folder is not None:
+        check_model_folder(folder)
+        return LocatedModel(folder)
+    folder = _fetch(source, log)
     check_model_folder(folder)
-    return folder
+    # The hub's cache keeps each commit in a folder of its name.
+    return LocatedModel(folder, commit=folder.name)
 
 
 def files_to_fetch(names: Iterable[str]) -> list[str]:
@@ -110,7 +121,7 @@ def _fetch(source: ModelSource, log: Log) -> Path:
         reason = f"the hub at {api.endpoint} cannot be reached ({error})"
     except OSError as error:
         raise _failed(f"{source.model_id} cannot be stored: {error}") from None
-    log.warn(f"{reason}: looking in the cache".capitalize())
+    log.warn(f"{reason[0].upper()}{reason[1:]}: looking in the cache")
     return _from_cache(source, reason)
 
 
@@ -163,7 +174,7 @@ def _from_cache(source: ModelSource, reason: str) -> Path:
     config = try_to_load_from_cache(source.model_id, "config.json", cache_dir=source.cache, revision=source.revision)
     if not isinstance(config, str):
         name = source.model_id if source.revision is None else f"{source.model_id} at revision {source.revision}"
-        raise _failed(f"{reason} and {name} is not in the cache")
+        raise _failed(f"{reason}, {name} is not in the cache, and {_no_such_folder(source)}")
     return Path(config).parent
 
 
@@ -179,8 +190,12 @@ def _explain(error: HfHubHTTPError, source: ModelSource) -> NoReturn:
     status = error.response.status_code
     if isinstance(error, RepositoryNotFoundError) or status in (401, 403):
         hint = "HF_TOKEN may not read it" if source.token else "if it is private, set HF_TOKEN"
-        raise _failed(f"there is no model {name} on the hub; {hint}")
+        raise _failed(f"there is no model {name} on the hub ({hint}), and {_no_such_folder(source)}")
     raise _failed(f"the hub answered {status} for {name}: {error}")
+
+
+def _no_such_folder(source: ModelSource) -> str:
+    return f"there is no folder {source.model_id} in {Path.cwd()}"
 
 
 def _failed(message: str) -> LauncherError:

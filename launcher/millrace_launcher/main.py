@@ -18,7 +18,7 @@ from millrace_launcher.errors import LauncherError, UsageError, Variant
 from millrace_launcher.flags import FLAG_TABLE, Arguments
 from millrace_launcher.hardware import look_at_machine, runtime_report
 from millrace_launcher.help_text import help_text, usage, version
-from millrace_launcher.hub import ModelSource, locate_model
+from millrace_launcher.hub import LocatedModel, ModelSource, locate_model
 from millrace_launcher.interrupts import Interrupts
 from millrace_launcher.logs import Log, log_from_environment
 from millrace_launcher.model_folder import folder_with_other_weights
@@ -74,10 +74,13 @@ class Launch:
             programs = programs or find_programs(self._environment)
             self._folder = PrivateFolder.make(self._arguments.shard_uds_path, settled.num_shard)
             self._timeline.mark("resolve")
-            model_path = self._model_path(self._folder)
+            model = self._model(self._folder)
             self._timeline.mark("fetch")
-            plan = launch_plan(settled, programs, model_path, self._folder.uds_prefix, self._environment)
-            self._log.info(f"Starting {plan.num_shard} shard(s) of {settled.arguments.model_id} and the router")
+            settled = settled.at_commit(model.commit)
+            plan = launch_plan(settled, programs, model.folder, self._folder.uds_prefix, self._environment)
+            commit = f", commit {model.commit}" if model.commit else ""
+            name = settled.arguments.model_id
+            self._log.info(f"Starting {plan.num_shard} shard(s) of {name} ({model.folder}{commit}) and the router")
             shell = Shell(plan, self._log, self._timeline)
             interrupts.hand_over(shell.stop)
             shell.run()
@@ -102,7 +105,7 @@ class Launch:
         self._port = reserve_http_port(arguments.hostname, arguments.port)
         return replace(settled, arguments=replace(arguments, port=self._port.number))
 
-    def _model_path(self, folder: PrivateFolder) -> Path:
+    def _model(self, private: PrivateFolder) -> LocatedModel:
         arguments = self._arguments
         source = ModelSource.from_environment(
             arguments.model_id, arguments.revision, arguments.huggingface_hub_cache, self._environment
@@ -110,7 +113,8 @@ class Launch:
         model = locate_model(source, self._log)
         if arguments.weights_cache_override is None:
             return model
-        return folder_with_other_weights(model, Path(arguments.weights_cache_override), folder.path / "model")
+        weights = Path(arguments.weights_cache_override)
+        return replace(model, folder=folder_with_other_weights(model.folder, weights, private.path / "model"))
 
     def _remove_folder(self) -> None:
         if self._folder is not None:

@@ -17,9 +17,13 @@ def demo_folder() -> Path:
 
 def check_model_folder(folder: Path) -> None:
     """Raises `DownloadError` naming the file that is missing, before any process is started for it."""
-    for name in ("config.json", "tokenizer.json"):
-        if not (folder / name).is_file():
-            raise _unusable(f"there is no {name} in {folder}")
+    if not (folder / "config.json").is_file():
+        raise _unusable(f"there is no config.json in {folder}: give the folder that a model was saved in")
+    if not (folder / "tokenizer.json").is_file():
+        raise _unusable(
+            f"there is no tokenizer.json in {folder}: save the fast tokenizer there with transformers, "
+            f"`AutoTokenizer.from_pretrained('{folder}').save_pretrained('{folder}')`"
+        )
     check_weights(folder)
     _check_quantization(folder / "config.json")
 

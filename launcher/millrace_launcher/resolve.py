@@ -46,6 +46,10 @@ class Settled:
     compute_type: str | None
     notices: tuple[str, ...]
 
+    def at_commit(self, commit: str | None) -> Settled:
+        """With the commit in the place of the branch or tag that led to it; None changes nothing."""
+        return self if commit is None else replace(self, arguments=replace(self.arguments, revision=commit))
+
 
 @dataclass(frozen=True)
 class LaunchPlan:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from millrace_launcher.errors import LauncherError, Variant
-from millrace_launcher.hub import ModelSource, files_to_fetch, locate_model
+from millrace_launcher.hub import LocatedModel, ModelSource, files_to_fetch, locate_model
 from millrace_launcher.logs import Log
 from millrace_launcher.model_folder import check_model_folder, demo_folder, folder_with_other_weights
 
@@ -48,7 +48,7 @@ def silent_log() -> Log:
 
 
 def found(source: ModelSource) -> dict[str, bytes]:
-    folder = locate_model(source, silent_log())
+    folder = locate_model(source, silent_log()).folder
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
@@ -87,7 +87,7 @@ def test_a_revision_is_a_branch_or_a_commit(hub: StandInHub, source: ModelSource
     by_branch = locate_model(replace(source, revision="refs-dev"), silent_log())
     by_commit = locate_model(replace(source, revision="b" * 40), silent_log())
     assert by_branch == by_commit
-    assert by_branch.name == "b" * 40
+    assert by_branch.commit == by_branch.folder.name == "b" * 40
     message = refusal(replace(source, revision="never"))
     assert "never" in message
 
@@ -112,8 +112,18 @@ def test_a_gated_model_says_that_its_terms_must_be_accepted(hub: StandInHub, sou
     assert "gated" in refusal(source)
 
 
-def test_a_model_that_does_not_exist(source: ModelSource) -> None:
-    assert "someone/else" in refusal(replace(source, model_id="someone/else"))
+@pytest.mark.parametrize("name", ["someone/else", "nope"])
+def test_a_model_that_does_not_exist_may_have_been_meant_as_a_folder(
+    name: str, source: ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    no_folder = f"there is no folder {name} in {tmp_path}"
+    online = refusal(replace(source, model_id=name))
+    assert f"there is no model {name} on the hub" in online
+    assert no_folder in online
+    offline = refusal(replace(source, model_id=name, offline=True))
+    assert f"{name} is not in the cache" in offline
+    assert no_folder in offline
 
 
 def test_weights_that_are_only_pickled_are_refused_before_anything_is_fetched(
@@ -144,6 +154,9 @@ def test_offline_finds_the_branch_that_was_fetched(hub: StandInHub, source: Mode
 def test_a_hub_that_is_down_leaves_the_cache(hub: StandInHub, source: ModelSource) -> None:
     online = found(source)
     hub.close()
+    stream = io.StringIO()
+    assert locate_model(source, Log(stream)).commit == "a" * 40
+    assert f"The hub at {hub.url} cannot be reached ([Errno " in stream.getvalue()
     assert found(source) == online
     missing = refusal(replace(source, model_id="someone/else"))
     assert "cannot be reached" in missing
@@ -212,18 +225,18 @@ def make_folder(folder: Path, **changes: bytes | None) -> Path:
 
 def test_a_local_folder_is_taken_as_it_is(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "model")
-    assert locate_model(ModelSource(str(folder)), silent_log()) == folder
+    assert locate_model(ModelSource(str(folder), revision="main"), silent_log()) == LocatedModel(folder, commit=None)
 
 
 def test_the_demo_is_shipped_whole() -> None:
-    assert locate_model(ModelSource("demo"), silent_log()) == demo_folder()
+    assert locate_model(ModelSource("demo"), silent_log()) == LocatedModel(demo_folder())
 
 
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
         ({"config__json": None}, "config.json"),
-        ({"tokenizer__json": None}, "tokenizer.json"),
+        ({"tokenizer__json": None}, r"tokenizer\.json .*AutoTokenizer\.from_pretrained.*save_pretrained"),
         ({"model__safetensors": None}, "safetensors"),
         ({"model__safetensors": None, "model__bin": b"x"}, "pickled"),
         ({"config__json": b"{"}, "config.json"),

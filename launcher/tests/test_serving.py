@@ -387,9 +387,15 @@ def test_a_model_from_the_hub_is_fetched_and_served(start: Start, tmp_path: Path
     launcher = start(*flags, HF_ENDPOINT=hub.url).ready()
     router = launcher.router()
     assert router["flags"]["model-id"] == "some/model"
+    assert router["flags"]["revision"] == "a" * 40
     assert Path(router["flags"]["model-path"]).is_relative_to(cache)
     assert "Fetching some/model: 3 files" in launcher.log
     hub.close()
+
+
+def test_a_local_folders_revision_is_what_the_user_says(start: Start) -> None:
+    assert "revision" not in start().ready().router()["flags"]
+    assert start("--revision", "mine").ready().router()["flags"]["revision"] == "mine"
 
 
 def test_a_stop_while_fetching_ends_with_status_0(start: Start, tmp_path: Path) -> None:

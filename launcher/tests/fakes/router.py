@@ -28,6 +28,10 @@ def workers_accept() -> bool:
     return True
 
 
+def dim(text: str) -> str:
+    return f"\x1b[2m{text}\x1b[0m"
+
+
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.send_response(200 if workers_accept() and behaviour != "never-ready" else 503)
@@ -58,8 +62,8 @@ if behaviour.startswith("log-"):
     time = "2026-01-02T03:04:05.678901Z"
     forms = {
         "log-text-and-die": f"{time} ERROR millrace_router: router/src/main.rs:25: {message}",
-        "log-coloured-and-die": f"\x1b[2m{time}\x1b[0m \x1b[31mERROR\x1b[0m \x1b[2mmillrace_router\x1b[0m\x1b[2m:\x1b[0m"
-        f" \x1b[2mrouter/src/main.rs\x1b[0m\x1b[2m:\x1b[0m\x1b[2m25:\x1b[0m {message}",
+        "log-coloured-and-die": f"{dim(time)} \x1b[31mERROR\x1b[0m {dim('millrace_router')}{dim(':')} "
+        f"{dim('router/src/main.rs')}{dim(':')}{dim('25:')} {message}",
         "log-json-and-die": json.dumps({"timestamp": time, "level": "ERROR", "message": message}),
     }
     print(forms[behaviour], flush=True)
