@@ -24,7 +24,8 @@ from millrace_launcher.logs import Log, log_from_environment
 from millrace_launcher.model_folder import folder_with_other_weights
 from millrace_launcher.notices import foreign_notices
 from millrace_launcher.parser import Information, parse
-from millrace_launcher.ports import PrivateFolder, ReservedPort, reserve_http_port, reserve_master_port
+from millrace_launcher.ports import ReservedPort, reserve_http_port, reserve_master_port
+from millrace_launcher.private_folder import PrivateFolder, remove_stale_folders
 from millrace_launcher.resolve import Programs, Settled, launch_plan, settle
 from millrace_launcher.shell import Shell
 from millrace_launcher.timeline import Timeline
@@ -72,6 +73,8 @@ class Launch:
         try:
             settled = self._settle()
             programs = programs or find_programs(self._environment)
+            for stale in remove_stale_folders():
+                self._log.info(f"Removed {stale}, left by a launcher that was killed")
             self._folder = PrivateFolder.make(self._arguments.shard_uds_path, settled.num_shard)
             self._timeline.mark("resolve")
             model = self._model(self._folder)

@@ -1,21 +1,13 @@
-"""Ports and socket prefixes that no other launcher on this machine takes at the same time."""
+"""Ports that no other launcher on this machine takes at the same time."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
-import os
-import shutil
 import socket
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO
 
 from millrace_launcher.errors import LauncherError, Variant, argument_error
 
-# Linux keeps a unix socket's path in 108 bytes, the last of them zero.
-MAX_SOCKET_PATH_BYTES = 107
 _ATTEMPTS = 100
 
 
@@ -89,62 +81,3 @@ def _claim(host: str, number: int) -> socket.socket:
         claim.close()
         raise
     return claim
-
-
-@dataclass(frozen=True)
-class PrivateFolder:
-    """What this launcher keeps on disk while it runs: its workers' sockets and folders of links. Only its user can
-    look into it. `uds_prefix` lies elsewhere when the user says so."""
-
-    path: Path
-    uds_prefix: str
-    _lock: IO[str] | None = None
-
-    @classmethod
-    def make(cls, shard_uds_path: str | None, num_shard: int) -> PrivateFolder:
-        """Raises `ArgumentValidation` when the given prefix cannot be used or another launcher uses it."""
-        if shard_uds_path is None:
-            path = _short_private_path()
-            return cls(path, str(path / "worker"))
-        _check_prefix(shard_uds_path, num_shard)
-        lock = _lock_prefix(shard_uds_path)
-        return cls(_short_private_path(), shard_uds_path, lock)
-
-    def remove(self) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
-        if self._lock is not None:
-            self._lock.close()
-
-
-def _short_private_path() -> Path:
-    """A new folder of mode 0700 whose path leaves room for a socket's name: under /tmp if TMPDIR is too deep."""
-    path = Path(tempfile.mkdtemp(prefix="millrace-"))
-    if len(os.fsencode(path / "worker-9999")) <= MAX_SOCKET_PATH_BYTES:
-        return path
-    path.rmdir()
-    return Path(tempfile.mkdtemp(prefix="millrace-", dir="/tmp"))
-
-
-def _check_prefix(prefix: str, num_shard: int) -> None:
-    longest = f"{prefix}-{num_shard - 1}"
-    if len(os.fsencode(longest)) > MAX_SOCKET_PATH_BYTES:
-        raise argument_error(
-            f"`--shard-uds-path`: the socket path {longest} is longer than {MAX_SOCKET_PATH_BYTES} bytes, which is "
-            "the most that a unix socket may have; choose a shorter prefix"
-        )
-    parent = Path(prefix).parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise argument_error(f"`--shard-uds-path`: {parent} is not a folder that can be written to")
-
-
-def _lock_prefix(prefix: str) -> IO[str]:
-    """An open file, locked as long as this process lives."""
-    lock = Path(f"{prefix}.lock").open("w")  # noqa: SIM115 - its holder closes it
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.close()
-        raise argument_error(
-            f"`--shard-uds-path` {prefix} is in use by another launcher: give each its own prefix, or none"
-        ) from None
-    return lock

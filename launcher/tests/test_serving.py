@@ -270,6 +270,21 @@ def test_no_child_outlives_a_launcher_that_is_killed(start: Start) -> None:
     until(lambda: not any(map(is_running, launcher.pids())), "the end of all children")
 
 
+def test_the_folder_of_a_killed_launcher_is_removed_by_the_next(start: Start, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    living, killed = start(TMPDIR=str(shared)).ready(), start(TMPDIR=str(shared)).ready()
+    folders = [Path(launcher.router()["flags"]["worker-uds-path"]).parent for launcher in (living, killed)]
+    killed.process.kill()
+    killed.ended()
+    assert all(folder.is_dir() for folder in folders)
+    following = start(TMPDIR=str(shared)).ready()
+    assert [folder.is_dir() for folder in folders] == [True, False]
+    assert f"Removed {folders[1]}" in following.log
+    assert (living.stop(), following.stop()) == (0, 0)
+    assert list(shared.iterdir()) == []
+
+
 def test_what_a_worker_started_ends_with_it(start: Start) -> None:
     launcher = start(FAKE_WORKER="has-child").ready()
     worker = launcher.workers(0)[0]

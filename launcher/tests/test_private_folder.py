@@ -1,0 +1,130 @@
+"""Private folders: what living launchers keep, what killed ones leave, and launchers that start at the same moment."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import shutil
+import tempfile
+import threading
+from pathlib import Path
+
+import pytest
+from millrace_launcher import private_folder
+from millrace_launcher.errors import LauncherError
+from millrace_launcher.private_folder import PrivateFolder, remove_stale_folders
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(private_folder, "_SHORT_PARENT", str(tmp_path))
+    return tmp_path
+
+
+def killed(folder: PrivateFolder) -> PrivateFolder:
+    """As if its launcher had been killed: the kernel closes its files."""
+    folder.lock.close()
+    return folder
+
+
+def test_only_folders_of_dead_launchers_are_removed(temporary: Path) -> None:
+    living, dead = PrivateFolder.make(None, 1), killed(PrivateFolder.make(None, 1))
+    (dead.path / "worker-0").touch()
+    (dead.path / "model").mkdir()
+    (dead.path / "model" / "config.json").symlink_to(__file__)
+    assert remove_stale_folders() == [dead.path]
+    assert Path(__file__).exists()
+    assert living.path.is_dir()
+    living.remove()
+    living.remove()
+    assert list(temporary.iterdir()) == []
+
+
+def test_what_is_no_launchers_folder_stays(temporary: Path) -> None:
+    dead = killed(PrivateFolder.make(None, 1))
+    elsewhere = temporary / "elsewhere"
+    dead.path.rename(elsewhere)
+    (temporary / "millrace-launcher-link").symlink_to(elsewhere)
+    (temporary / "millrace-launcher-file").touch()
+    (temporary / "millrace-launcher-without-lock").mkdir()
+    before = sorted(temporary.iterdir())
+    assert remove_stale_folders() == []
+    assert sorted(temporary.iterdir()) == before
+    assert (elsewhere / "lock").exists()
+
+
+def test_a_removal_that_was_broken_off_is_taken_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    dead = killed(PrivateFolder.make(None, 1))
+    (dead.path / "worker-0").touch()
+
+    def broken_off(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(private_folder.shutil, "rmtree", broken_off)
+        with pytest.raises(KeyboardInterrupt):
+            remove_stale_folders()
+    assert remove_stale_folders() == [dead.path]
+
+
+def test_a_folder_that_is_lost_before_it_is_locked_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worst moment: another launcher clears up between the making of the lock file and its locking."""
+    flock = fcntl.flock
+    lost: list[Path] = []
+
+    def clear_up_first(*arguments: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        lost.extend(remove_stale_folders())
+        flock(*arguments)
+
+    monkeypatch.setattr(fcntl, "flock", clear_up_first)
+    mine = PrivateFolder.make(None, 1)
+    assert len(lost) == 1
+    assert mine.path.is_dir()
+    assert mine.path != lost[0]
+    assert remove_stale_folders() == []
+
+
+def test_a_place_where_files_cannot_be_locked_is_refused(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_locks(*_: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    dead = killed(PrivateFolder.make(None, 1))
+    monkeypatch.setattr(fcntl, "flock", without_locks)
+    assert remove_stale_folders() == []
+    with pytest.raises(LauncherError, match="No locks available.*TMPDIR"):
+        PrivateFolder.make(None, 1)
+    assert list(temporary.iterdir()) == [dead.path]
+
+
+def test_a_folder_that_somebody_else_removed_is_no_trouble() -> None:
+    mine = PrivateFolder.make(None, 1)
+    shutil.rmtree(mine.path)
+    mine.remove()
+
+
+def test_launchers_that_start_and_are_killed_together_keep_their_own_folders(temporary: Path) -> None:
+    faults: list[str] = []
+
+    def live() -> None:
+        for life in range(40):
+            remove_stale_folders()
+            mine = PrivateFolder.make(None, 1)
+            (mine.path / "worker-0").touch()
+            remove_stale_folders()
+            if not (mine.path / "worker-0").exists():
+                faults.append(str(mine.path))
+            if life % 2:
+                killed(mine)
+            else:
+                mine.remove()
+
+    threads = [threading.Thread(target=live) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert faults == []
+    remove_stale_folders()
+    assert list(temporary.iterdir()) == []
