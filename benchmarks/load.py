@@ -1,12 +1,15 @@
-"""A load generator that costs next to nothing: one raw connection per stream, bytes counted, nothing parsed."""
+"""A load generator that costs next to nothing: raw connections, one readiness loop, bytes kept, nothing parsed."""
 
 from __future__ import annotations
 
-import asyncio
 import json
+import select
+import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+TIMEOUT_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
@@ -17,31 +20,48 @@ class Measured:
     first_token_seconds: list[float]
 
 
-async def _stream(port: int, path: str, body: dict[str, Any], started: float) -> float:
+@dataclass
+class _Stream:
+    connection: socket.socket
+    received: bytearray = field(default_factory=bytearray)
+    first: float = 0.0
+
+
+def _request(path: str, body: dict[str, Any]) -> bytes:
     data = json.dumps(body).encode()
-    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
     head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nConnection: close\r\n"
-    writer.write(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
-    received, first = bytearray(), 0.0
-    while chunk := await reader.read(1 << 16):
-        received += chunk
-        if not first and b"data:" in received:
-            first = time.perf_counter() - started
-    writer.close()
-    if b" 200 " not in received[:32] or b'"error":' in received:
-        raise RuntimeError(received[:400].decode(errors="replace"))
-    return first
-
-
-async def _streams(port: int, path: str, bodies: list[dict[str, Any]]) -> Measured:
-    started = time.perf_counter()
-    firsts = await asyncio.gather(*(_stream(port, path, body, started) for body in bodies))
-    return Measured(time.perf_counter() - started, list(firsts))
+    return f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data
 
 
 def measure(port: int, path: str, bodies: list[dict[str, Any]]) -> Measured:
     """Sends all bodies at once and reads every stream to its end. Raises on anything but success."""
-    return asyncio.run(_streams(port, path, bodies))
+    requests = [_request(path, body) for body in bodies]
+    streams = [_Stream(socket.create_connection(("127.0.0.1", port))) for _ in bodies]
+    poller = select.epoll()
+    by_number = {stream.connection.fileno(): stream for stream in streams}
+    started = time.perf_counter()
+    for stream, request in zip(streams, requests, strict=True):
+        stream.connection.sendall(request)
+        poller.register(stream.connection, select.EPOLLIN)
+    while by_number:
+        ready = poller.poll(TIMEOUT_SECONDS)
+        if not ready:
+            raise RuntimeError(f"nothing came for {TIMEOUT_SECONDS} s")
+        for number, _ in ready:
+            stream = by_number[number]
+            chunk = stream.connection.recv(1 << 16)
+            stream.received += chunk
+            if not stream.first and b"data:" in stream.received:
+                stream.first = time.perf_counter() - started
+            if not chunk:
+                poller.unregister(number)
+                del by_number[number]
+    seconds = time.perf_counter() - started
+    for stream in streams:
+        stream.connection.close()
+        if b" 200 " not in stream.received[:32] or b'"error":' in stream.received:
+            raise RuntimeError(stream.received[:400].decode(errors="replace"))
+    return Measured(seconds, [stream.first for stream in streams])
 
 
 def completion(prompt: str, model: str, new_tokens: int) -> dict[str, Any]:
