@@ -63,7 +63,11 @@ def document() -> str:
 
 _OTHER_ENVIRONMENT = (
     ("LOG_LEVEL", "`error`, `warn`, `info` (default), `debug` or `trace`; the router also takes a tracing filter"),
-    ("LOG_COLORIZE", "`1` for coloured text logs, `0` for plain ones; default: coloured on a terminal"),
+    (
+        "LOG_COLORIZE",
+        "`1` for coloured text logs, `0` for plain ones; default: coloured on a terminal. The original had it "
+        "inverted: there `1` switches colour off",
+    ),
     ("HF_TOKEN", "token for the hub; `HUGGING_FACE_HUB_TOKEN` and `HF_API_TOKEN` are its old names"),
     ("HF_HUB_OFFLINE", "`1`: use only what is in the cache"),
     ("HF_ENDPOINT", "address of the hub"),

@@ -47,7 +47,15 @@ class ServingFlags:
         2_000_000, Flag(Group.REQUESTS, v.BYTES, "Largest body of a request in bytes.", targets=_ROUTER)
     )
     enable_prefill_logprobs: bool = row(
-        False, Flag(Group.REQUESTS, v.SWITCH, "Allow log-probabilities of prompt tokens.", targets=_ROUTER)
+        False,
+        Flag(
+            Group.REQUESTS,
+            v.SWITCH,
+            "Allow log-probabilities of prompt tokens.",
+            status=Status.NO_EFFECT,
+            note="they are always allowed; what they need in memory is bounded",
+            targets=_ROUTER,
+        ),
     )
     disable_grammar_support: bool = row(False, Flag(Group.REQUESTS, v.SWITCH, "Refuse every grammar.", targets=_ROUTER))
     max_concurrent_requests: int = row(

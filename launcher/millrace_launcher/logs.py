@@ -36,7 +36,7 @@ class Log:
         self._stream = stream
         self._threshold = _LEVELS.index(level)
         self._json = json_output
-        self._colour = colour
+        self.colour = colour
         self._lock = threading.Lock()
 
     def debug(self, message: str, **fields: Any) -> None:
@@ -53,7 +53,7 @@ class Log:
 
     def write(self, record: Record) -> None:
         if _LEVELS.index(record.level) >= self._threshold:
-            self.raw_line(_as_json(record) if self._json else _as_text(record, self._colour))
+            self.raw_line(_as_json(record) if self._json else _as_text(record, self.colour))
 
     def raw_line(self, line: str) -> None:
         """A line that already has the right form, such as the router's. A reader that has gone stops nothing."""
@@ -66,7 +66,10 @@ class Log:
 
 
 def log_from_environment(stream: TextIO, environment: Mapping[str, str], *, json_output: bool) -> Log:
-    """LOG_LEVEL is a level or a filter of the router's; LOG_COLORIZE is 1 or 0, otherwise a terminal gets colour."""
+    """LOG_LEVEL is a level or a filter of the router's; LOG_COLORIZE is 1 or 0, otherwise a terminal gets colour.
+
+    The original had LOG_COLORIZE inverted: 1 switched colour off.
+    """
     colour = {"1": True, "true": True, "0": False, "false": False}.get(environment.get("LOG_COLORIZE", "").lower())
     return Log(
         stream,

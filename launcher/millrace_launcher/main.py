@@ -30,6 +30,8 @@ from millrace_launcher.resolve import Programs, Settled, launch_plan, settle
 from millrace_launcher.shell import Shell
 from millrace_launcher.timeline import Timeline
 
+_MAX_SHOWN_CHARACTERS = 120
+
 
 def main() -> int:
     """The entry point; the caller ends the process with what it returns."""
@@ -80,7 +82,7 @@ class Launch:
             model = self._model(self._folder)
             self._timeline.mark("fetch")
             settled = settled.at_commit(model.commit)
-            plan = launch_plan(settled, programs, model.folder, self._folder.uds_prefix, self._environment)
+            plan = launch_plan(settled, programs, model.folder, self._folder.uds_prefix, self._childrens_environment())
             commit = f", commit {model.commit}" if model.commit else ""
             name = settled.arguments.model_id
             self._log.info(f"Starting {plan.num_shard} shard(s) of {name} ({model.folder}{commit}) and the router")
@@ -119,6 +121,10 @@ class Launch:
         weights = Path(arguments.weights_cache_override)
         return replace(model, folder=folder_with_other_weights(model.folder, weights, private.path / "model"))
 
+    def _childrens_environment(self) -> Mapping[str, str]:
+        """Children write into pipes, so whether their lines may be coloured is decided here, once for all lines."""
+        return {**self._environment, "LOG_COLORIZE": "1" if self._log.colour else "0"}
+
     def _remove_folder(self) -> None:
         if self._folder is not None:
             self._folder.remove()
@@ -141,10 +147,14 @@ def find_programs(environment: Mapping[str, str]) -> Programs:
 
 
 def shown_arguments(arguments: Arguments) -> str:
-    """The flags that differ from their defaults, secrets hidden."""
+    """The flags that differ from their defaults and the model in any case; secrets hidden, long values cut."""
     words: list[str] = []
     for row in FLAG_TABLE:
         value = getattr(arguments, row.name)
-        if value != row.default:
-            words.append(f"{row.name}={'***' if row.flag.secret else value}")
-    return ", ".join(words) or "all defaults"
+        if value != row.default or row.name == "model_id":
+            words.append(f"{row.name}={'***' if row.flag.secret else _cut(str(value))}")
+    return ", ".join(words)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MAX_SHOWN_CHARACTERS else text[: _MAX_SHOWN_CHARACTERS - 1] + "…"

@@ -26,7 +26,7 @@ FOREIGN_ENVIRONMENT = (
     ForeignVariable("USE_FLASH_ATTENTION", _KERNELS, silent=("true", "True", "1")),
     ForeignVariable("PREFILL_CHUNKING", _CHUNKS, silent=("1", "true", "True")),
     ForeignVariable("TGI_WIGGLE_ROOM", "memory is measured at start; see `--cuda-memory-fraction`"),
-    ForeignVariable("REQUEST_LOGPROBS", "see `--enable-prefill-logprobs`"),
+    ForeignVariable("REQUEST_LOGPROBS", "log-probabilities of prompt tokens are always allowed"),
     ForeignVariable("EXLLAMA_VERSION", "quantized weights are not served yet"),
     ForeignVariable("DISABLE_EXLLAMA", "quantized weights are not served yet"),
     ForeignVariable("USE_CUTLASS_W8A8", "quantized weights are not served yet"),

@@ -55,6 +55,7 @@ class Settled:
 class LaunchPlan:
     """What runs: one router and `num_shard` workers. Every child is configured by this plan and by nothing else."""
 
+    model_id: str
     num_shard: int
     router: Command
     worker_argv: tuple[str, ...]
@@ -104,6 +105,7 @@ def launch_plan(
     places = {"--model-path": str(model_path), "--worker-uds-path": uds_prefix, "--num-shard": settled.num_shard}
     router_argv = (*programs.router, *_pairs({"--model-id": arguments.model_id} | places))
     return LaunchPlan(
+        model_id=arguments.model_id,
         num_shard=settled.num_shard,
         router=Command((*router_argv, *_passed_on(arguments, Target.ROUTER)), router_environment),
         worker_argv=(

@@ -12,6 +12,7 @@ from millrace_launcher.health import HealthPoller
 from millrace_launcher.logs import Log, Record, worker_record
 from millrace_launcher.ports import ReservedPort, reserve_master_port
 from millrace_launcher.process import Child, Ending
+from millrace_launcher.progress import Progress
 from millrace_launcher.resolve import Command, LaunchPlan
 from millrace_launcher.supervisor import (
     ROUTER,
@@ -54,10 +55,14 @@ class Shell:
     """Runs a plan until it ends. Events of all threads and of signal handlers arrive in one queue; `run` takes them one
     by one, asks the supervisor, and does what it says."""
 
-    def __init__(self, plan: LaunchPlan, log: Log, timeline: Timeline) -> None:
+    def __init__(
+        self, plan: LaunchPlan, log: Log, timeline: Timeline, reminder_seconds: float = STILL_STARTING_SECONDS
+    ) -> None:
         self._plan = plan
         self._log = log
+        self._reminder_seconds = reminder_seconds
         self._timeline = timeline
+        self._progress = Progress(plan.num_shard)
         self._events: SimpleQueue[Event] = SimpleQueue()
         self._supervisor = Supervisor(plan.num_shard, plan.termination_timeout)
         self._children: dict[ChildId, Child] = {}
@@ -72,7 +77,7 @@ class Shell:
     def run(self) -> None:
         """Returns when everything has ended as asked; raises `LauncherError` when a child's failure ended it."""
         poller = HealthPoller(self._plan.health_host, self._plan.port, self._report_health)
-        remind_at = time.monotonic() + STILL_STARTING_SECONDS
+        remind_at = time.monotonic() + self._reminder_seconds
         try:
             self._perform(self._supervisor.begin(time.monotonic()))
             while self._exit is None:
@@ -81,8 +86,8 @@ class Shell:
                 now = time.monotonic()
                 self._perform(self._handle(event, now))
                 if now >= remind_at:
-                    remind_at = now + STILL_STARTING_SECONDS
-                    self._remind()
+                    remind_at = now + self._reminder_seconds
+                    self._remind(now)
         finally:
             poller.end()
             self._end_children()
@@ -130,6 +135,7 @@ class Shell:
 
     def _start_workers(self, generation: int) -> None:
         self._endings.clear()
+        self._progress.restart()
         if self._master_port is not None:
             self._master_port.release()
             self._master_port = None
@@ -158,6 +164,7 @@ class Shell:
             return
         record = worker_record(line, child.rank, stream)
         self._timeline.notice(record.fields)
+        self._progress.notice(child.rank, record.fields)
         self._log.write(record)
 
     def _report_health(self, ok: bool) -> None:
@@ -166,11 +173,13 @@ class Shell:
     def _announce_ready(self) -> None:
         self._timeline.mark("ready")
         self._log.info("Start-up in seconds:", **self._timeline.durations())
+        self._log.info(f"Serving {self._plan.model_id}: {self._plan.num_shard} shard(s){self._progress.summary()}")
         self._log.info(f"Ready: {self._plan.url}")
 
-    def _remind(self) -> None:
-        if self._supervisor.wants_health and self._supervisor.failures == 0:
-            self._log.info("Still waiting for the server to be ready")
+    def _remind(self, now: float) -> None:
+        since = self._supervisor.waiting_since
+        if since is not None:
+            self._log.info(f"Not ready after {now - since:.0f} s: {self._progress.waiting_for()}")
 
     def _end_children(self) -> None:
         """Kills what an unexpected end leaves behind; after an orderly one there is nothing."""

@@ -130,6 +130,13 @@ class Supervisor:
         return self.stage is Stage.STARTING or (self.stage is Stage.SERVING and self.failures > 0)
 
     @property
+    def waiting_since(self) -> float | None:
+        """Since when a first group has been starting, or a lost one has not been replaced; None while neither is so."""
+        if self.stage is Stage.STARTING:
+            return self._started_at
+        return self._lost_at if self.stage is Stage.SERVING else None
+
+    @property
     def next_deadline(self) -> float | None:
         """When `tick` must be called at the latest."""
         restart_at = None if self._workers_alive() else self._restart_at

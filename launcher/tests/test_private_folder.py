@@ -93,7 +93,7 @@ def test_a_place_where_files_cannot_be_locked_is_refused(temporary: Path, monkey
     dead = killed(PrivateFolder.make(None, 1))
     monkeypatch.setattr(fcntl, "flock", without_locks)
     assert remove_stale_folders() == []
-    with pytest.raises(LauncherError, match="No locks available.*TMPDIR"):
+    with pytest.raises(LauncherError, match=r"No locks available.*TMPDIR"):
         PrivateFolder.make(None, 1)
     assert list(temporary.iterdir()) == [dead.path]
 

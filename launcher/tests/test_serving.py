@@ -157,6 +157,38 @@ def test_the_start_is_told_as_a_timeline_and_workers_logs_carry_their_rank(start
     assert any(line.endswith(f"Ready: http://0.0.0.0:{launcher.router()['flags']['port']}") for line in launcher.lines)
 
 
+def test_the_start_tells_what_is_served_and_nothing_at_length(start: Start) -> None:
+    name = "n" * 5000
+    launcher = start("--served-model-name", name, API_KEY="s3cret").ready()
+    model = launcher.router()["flags"]["model-path"]
+    assert f"Arguments: model_id={model}, served_model_name=('nnn" in launcher.log
+    assert f"Starting 1 shard(s) of {model} ({model}) and the router" in launcher.log
+    serving, ready = launcher.lines[-2:]
+    assert serving.endswith(f"Serving {model}: 1 shard(s), device cpu, dtype float32")
+    assert "Ready: http://" in ready
+    assert max(map(len, launcher.lines)) < 600
+
+
+def test_a_start_that_hangs_says_what_it_waits_for(start: Start) -> None:
+    launcher = start("--num-shard", "2", FAKE_WORKER="hang-in-load", FAKE_REMINDER_SECONDS="0.5")
+    until(lambda: "rank 1 is loading the weights" in launcher.log, "the reminder")
+    assert "Not ready after " in launcher.log
+
+
+def test_a_router_that_hangs_is_said_to(start: Start) -> None:
+    launcher = start(FAKE_ROUTER="never-ready", FAKE_REMINDER_SECONDS="0.5")
+    until(lambda: "all ranks are prepared, the router does not answer /health" in launcher.log, "the reminder")
+
+
+@pytest.mark.parametrize(("value", "coloured"), [("1", True), ("0", False), ("", False)])
+def test_colour_is_decided_once_for_the_launcher_and_its_children(start: Start, value: str, coloured: bool) -> None:
+    launcher = start(LOG_COLORIZE=value).ready()
+    children = [launcher.router(), launcher.workers(0)[0]]
+    assert [note["env"]["LOG_COLORIZE"] for note in children] == ["01"[coloured]] * 2
+    own = [line for line in launcher.lines if "millrace_" in line]
+    assert all(("\x1b[" in line) == coloured for line in own)
+
+
 def test_json_logs_are_one_object_a_line(start: Start) -> None:
     launcher = start("--json-output").ready()
     assert launcher.stop() == 0

@@ -215,6 +215,21 @@ def test_what_a_router_says_just_after_the_loss_is_about_the_old_workers() -> No
     assert "2.0 s" in said.message
 
 
+def test_it_knows_since_when_it_waits() -> None:
+    supervisor = Supervisor(1, TIMEOUT)
+    supervisor.begin(3)
+    assert supervisor.waiting_since == 3
+    supervisor.health(True, 5)
+    assert supervisor.waiting_since is None
+    supervisor.child_exited(ChildId(0, 1), "killed by SIGKILL", 7)
+    supervisor.health(False, 20)
+    assert supervisor.waiting_since == 7
+    supervisor.health(True, 30)
+    assert supervisor.waiting_since is None
+    supervisor.stop_requested(31)
+    assert supervisor.waiting_since is None
+
+
 def test_a_rank_that_survives_its_kill_ends_everything() -> None:
     check("""
         0 begin        | start workers 1, start router

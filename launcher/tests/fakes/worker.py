@@ -43,7 +43,12 @@ if behaviour == "die-at-start" and rank == "0":
     os._exit(1)
 if behaviour == "die-when-restarted" and earlier_generations:
     os._exit(7)
+if behaviour == "hang-in-load" and rank == "1":
+    print(json.dumps({"level": "INFO", "message": "imported", "start_ms": 1, "import_ms": 5}), flush=True)
+    time.sleep(600)
 record = {"timestamp": "2026-01-02T03:04:05.678901Z", "level": "INFO", "message": "model loaded", "load_ms": 5}
+early = {"start_ms": 1, "import_ms": 5, "device": "cpu", "dtype": "float32"}
+print(json.dumps({"level": "INFO", "message": "imported", **early}), flush=True)
 print(json.dumps(record), flush=True)
 listener = socket.socket(socket.AF_UNIX)
 Path(f"{prefix}-{rank}").unlink(missing_ok=True)
