@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 
-PYTHON ?= python3
+PYTHON ?= $(shell command -v python3.13 || command -v python3.12 || command -v python3.11 || echo python3)
 MODEL ?= demo
 PORT ?= 3000
 ARGS ?=
@@ -16,7 +16,7 @@ RUST := $(shell find router proto -name '*.rs' -o -name '*.toml' -o -name '*.pro
 # One torch thread in tests: on few cores two threads per process run far slower than one.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false MILLRACE_ROUTER=$(CURDIR)/target/debug/millrace-router
 
-.PHONY: help setup serve test test-rust test-python check fmt bench bench-router soak proto lock clean
+.PHONY: help setup serve test test-rust test-python check fmt bench bench-worker bench-router soak proto lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -71,6 +71,10 @@ fmt: $(VENV)/.python ## format everything
 bench: setup ## speed through HTTP against the in-process floor and `transformers serve`, into benchmarks/results/
 	$(UV) pip install --quiet -c constraints.txt accelerate fastapi uvicorn
 	$(BIN)/python -m benchmarks.serving $(ARGS)
+
+bench-worker: setup ## the worker's own work per step, and the seconds until the demo is ready
+	$(BIN)/python -m benchmarks.worker_host_work
+	$(BIN)/python -m benchmarks.startup
 
 bench-router: setup ## the router alone, with a worker that answers at once
 	cargo build --release --locked -p millrace-client --bin millrace-fake-worker

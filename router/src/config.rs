@@ -66,9 +66,9 @@ pub struct Config {
     /// Waiting sequences join a running batch when there are at least this many per running one.
     #[arg(long, env, default_value_t = 0.3)]
     pub waiting_served_ratio: f32,
-    /// Tokens that one step may compute.
-    #[arg(long, env, default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..))]
-    pub max_batch_prefill_tokens: u32,
+    /// Tokens that one step may compute; 4096 or `max_batch_total_tokens`, whichever is less, if absent.
+    #[arg(long, env, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_batch_prefill_tokens: Option<u32>,
     /// Tokens that the KV pool may hold; as many as memory allows if absent.
     #[arg(long, env, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_batch_total_tokens: Option<u32>,
@@ -87,7 +87,7 @@ pub struct Config {
     pub validation_workers: usize,
     #[arg(long, env, value_parser = BoolishValueParser::new())]
     pub disable_grammar_support: bool,
-    /// Let requests ask for the logprobs of their prompt.
+    /// Accepted for the original's sake: requests may always ask for the logprobs of their prompt.
     #[arg(long, env, value_parser = BoolishValueParser::new())]
     pub enable_prefill_logprobs: bool,
 
@@ -114,6 +114,8 @@ pub struct Config {
 
 /// Rows that workers keep when `max_batch_size` does not say.
 const DEFAULT_MAX_ROWS: u32 = 256;
+/// Tokens of a step when `max_batch_prefill_tokens` does not say.
+const DEFAULT_STEP_TOKENS: u32 = 4096;
 
 impl Config {
     /// From the process's own arguments and environment; prints usage and ends the process on a bad flag.
@@ -153,6 +155,12 @@ impl Config {
     /// Sequences that hold a row at once.
     pub fn max_rows(&self) -> u32 {
         self.max_batch_size.unwrap_or(DEFAULT_MAX_ROWS)
+    }
+
+    /// Tokens that one step may compute.
+    pub fn max_step_tokens(&self) -> u32 {
+        let default = || DEFAULT_STEP_TOKENS.min(self.max_batch_total_tokens.unwrap_or(DEFAULT_STEP_TOKENS));
+        self.max_batch_prefill_tokens.unwrap_or_else(default)
     }
 }
 
@@ -201,7 +209,7 @@ mod tests {
         let config = read(&[], &[]).unwrap();
         assert_eq!((config.max_concurrent_requests, config.max_best_of, config.max_stop_sequences), (128, 2, 4));
         assert_eq!((config.max_top_n_tokens, config.max_client_batch_size, config.payload_limit), (5, 4, 2_000_000));
-        assert_eq!((config.max_waiting_tokens, config.max_batch_prefill_tokens, config.max_rows()), (20, 4096, 256));
+        assert_eq!((config.max_waiting_tokens, config.max_step_tokens(), config.max_rows()), (20, 4096, 256));
         assert!((config.waiting_served_ratio - 0.3).abs() < f32::EPSILON);
         assert!(config.prefix_caching && !config.json_output && !config.enable_prefill_logprobs);
         assert_eq!(config.compute_type, "gpu+optimized");

@@ -23,6 +23,15 @@ pub struct Limits {
     pub vocab_size: u32,
 }
 
+impl Limits {
+    /// The same for sequences of at most `total` tokens.
+    pub fn at_most(self, total: u32) -> Self {
+        let max_total_tokens = self.max_total_tokens.min(total);
+        let max_input_tokens = self.max_input_tokens.min(max_total_tokens.saturating_sub(1));
+        Self { max_input_tokens, max_total_tokens, ..self }
+    }
+}
+
 /// Cheap to clone; one writer per fact.
 #[derive(Clone, Debug)]
 pub struct Health {

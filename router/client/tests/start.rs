@@ -32,6 +32,9 @@ async fn a_group_describes_itself_and_prepares_what_every_rank_has() {
         let capped = PrepareRequest { max_pool_tokens: 100, max_sequence_tokens: 96, ..REQUEST };
         let prepared = soon(connected.prepare(capped)).await.unwrap();
         assert_eq!((prepared.num_pages, prepared.max_sequence_tokens), (6, 96));
+        let open = PrepareRequest { max_pool_tokens: 100, max_sequence_tokens: 0, ..REQUEST };
+        let prepared = soon(connected.prepare(open)).await.unwrap();
+        assert_eq!((prepared.num_pages, prepared.max_sequence_tokens), (6, 96));
     }
 }
 

@@ -192,6 +192,27 @@ async fn a_server_that_cannot_go_on_ends_its_streams_and_says_why() {
 }
 
 #[tokio::test]
+async fn a_total_left_open_is_what_the_pool_holds_and_stays_so_when_workers_come_back_with_more() {
+    let router = start("").await;
+    let mut served = router.serve_worker(FakeOptions { num_pages: 10, ..options() });
+    router.wait_until_healthy().await;
+    let total = async || {
+        let info = get(router.address, "/info").await;
+        let (_, body) = info.split_once("\r\n\r\n").unwrap();
+        body.parse::<Value>().unwrap()["max_total_tokens"].take()
+    };
+    assert_eq!(total().await, 160);
+    served.kill();
+    while router.is_healthy().await {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let other = router.serve_worker(options());
+    router.wait_until_healthy().await;
+    assert_eq!(total().await, 160);
+    check_stream(&rest(router.open_stream("abc", 156).await).await, other.worker(), "abc", 156);
+}
+
+#[tokio::test]
 async fn limits_that_cannot_hold_end_the_server() {
     let router = start("--max-total-tokens 5000").await;
     let _served = router.serve_worker(options());

@@ -5,6 +5,9 @@ use millrace_client::{ModelDescription, PrepareRequest, Prepared};
 use crate::config::Config;
 use crate::health::Limits;
 
+/// `max_sequence_tokens` of a request that leaves it to the workers.
+const LEFT_OPEN: u32 = 0;
+
 /// Flags that cannot hold together, or not on these workers.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadLimits {
@@ -32,38 +35,43 @@ pub enum BadLimits {
 
 /// What the workers must be ready for.
 ///
-/// The worst step is a full prefill budget or, since decodes are never cut, a token for every row.
-pub(super) fn worst_case(
-    config: &Config,
-    model: &ModelDescription,
-    model_max_length: Option<u32>,
-) -> Result<PrepareRequest, BadLimits> {
+/// The worst step is a full prefill budget or, since decodes are never cut, a token for every row. How long a sequence may
+/// become is left open unless the operator says: the workers then answer what their memory holds.
+pub(super) fn worst_case(config: &Config, model: &ModelDescription) -> Result<PrepareRequest, BadLimits> {
     check_flags(config)?;
-    let longest = model_max_length.unwrap_or(u32::MAX).min(model.max_positions);
-    let total = config.max_total_tokens.unwrap_or(longest);
-    if total > model.max_positions {
-        return Err(BadLimits::TotalAbovePositions { total, max_positions: model.max_positions });
+    let max_positions = model.max_positions;
+    if let Some(total) = config.max_total_tokens.filter(|total| *total > max_positions) {
+        return Err(BadLimits::TotalAbovePositions { total, max_positions });
     }
     Ok(PrepareRequest {
         max_rows: config.max_rows(),
-        max_step_tokens: config.max_batch_prefill_tokens.max(config.max_rows()),
-        max_sequence_tokens: total,
+        max_step_tokens: config.max_step_tokens().max(config.max_rows()),
+        max_sequence_tokens: config.max_total_tokens.unwrap_or(LEFT_OPEN),
         max_pool_tokens: u64::from(config.max_batch_total_tokens.unwrap_or(0)),
         max_top_n_tokens: config.max_top_n_tokens,
-        prompt_logprobs: config.enable_prefill_logprobs,
+        prompt_logprobs: true,
     })
 }
 
-/// What requests may ask for on the workers that have prepared.
-pub(super) fn limits(config: &Config, model: &ModelDescription, prepared: &Prepared) -> Result<Limits, BadLimits> {
+/// What requests may ask for on the workers that have prepared. A total that the operator leaves open is what the model's
+/// positions, its tokenizer, the rows and the KV pool all allow.
+pub(super) fn limits(
+    config: &Config,
+    model: &ModelDescription,
+    model_max_length: Option<u32>,
+    prepared: &Prepared,
+) -> Result<Limits, BadLimits> {
     let Prepared { num_pages, max_sequence_tokens, .. } = *prepared;
     let page_size = model.page_size;
     let pool = u64::from(num_pages) * u64::from(page_size);
     if pool < 2 {
         return Err(BadLimits::NoPool { num_pages, page_size });
     }
-    let fits = u32::try_from(pool).unwrap_or(u32::MAX).min(max_sequence_tokens);
-    let total = config.max_total_tokens.unwrap_or(fits);
+    let holds = u32::try_from(pool).unwrap_or(u32::MAX);
+    let bounds = [model.max_positions, max_sequence_tokens, holds].into_iter();
+    let total = config
+        .max_total_tokens
+        .unwrap_or_else(|| bounds.chain(model_max_length).chain(config.max_batch_total_tokens).min().unwrap_or(holds));
     if total < 2 {
         return Err(BadLimits::TotalTooSmall { total });
     }
@@ -84,8 +92,7 @@ fn check_flags(config: &Config) -> Result<(), BadLimits> {
         return Err(BadLimits::InputNotBelowTotal { input, total });
     }
     let Some(batch_total) = config.max_batch_total_tokens else { return Ok(()) };
-    let prefill = config.max_batch_prefill_tokens;
-    if prefill > batch_total {
+    if let Some(prefill) = config.max_batch_prefill_tokens.filter(|prefill| *prefill > batch_total) {
         return Err(BadLimits::PrefillAboveBatchTotal { prefill, batch_total });
     }
     match config.max_total_tokens {
@@ -107,34 +114,57 @@ mod tests {
         ModelDescription { max_positions: 2048, page_size: 16, vocab_size: 100, ..Default::default() }
     }
 
+    /// On workers that do what the contract says of an open length: it becomes what the pool holds.
+    fn resolve_with(
+        flags: &str,
+        num_pages: u32,
+        model_max_length: Option<u32>,
+    ) -> Result<(PrepareRequest, Limits), BadLimits> {
+        let request = worst_case(&config(flags), &model())?;
+        let max_sequence_tokens = match request.max_sequence_tokens {
+            0 => model().max_positions.min(num_pages * model().page_size),
+            asked => asked,
+        };
+        let prepared = Prepared { num_pages, max_sequence_tokens, ..Default::default() };
+        Ok((request, limits(&config(flags), &model(), model_max_length, &prepared)?))
+    }
+
     fn resolve(flags: &str, num_pages: u32) -> Result<(PrepareRequest, Limits), BadLimits> {
-        let request = worst_case(&config(flags), &model(), None)?;
-        let prepared = Prepared { num_pages, max_sequence_tokens: request.max_sequence_tokens, ..Default::default() };
-        Ok((request, limits(&config(flags), &model(), &prepared)?))
+        resolve_with(flags, num_pages, None)
     }
 
     #[test]
     fn absent_limits_are_what_positions_and_memory_allow() {
         let (request, limits) = resolve("", 1000).unwrap();
-        assert_eq!((request.max_sequence_tokens, request.max_step_tokens, request.max_rows), (2048, 4096, 256));
+        assert_eq!((request.max_sequence_tokens, request.max_step_tokens, request.max_rows), (0, 4096, 256));
         assert_eq!((limits.max_input_tokens, limits.max_total_tokens, limits.vocab_size), (2047, 2048, 100));
-        assert_eq!(resolve("", 10).unwrap().1.max_total_tokens, 160);
+        let (request, limits) = resolve("", 10).unwrap();
+        assert_eq!((request.max_sequence_tokens, limits.max_total_tokens, limits.max_input_tokens), (0, 160, 159));
     }
 
     #[test]
     fn the_tokenizer_may_allow_less_than_the_positions() {
-        let request = worst_case(&config(""), &model(), Some(512)).unwrap();
-        assert_eq!(request.max_sequence_tokens, 512);
+        assert_eq!(resolve_with("", 1000, Some(512)).unwrap().1.max_total_tokens, 512);
+        assert_eq!(resolve_with("", 10, Some(512)).unwrap().1.max_total_tokens, 160);
+    }
+
+    #[test]
+    fn a_cap_on_the_pool_lowers_what_is_left_open() {
+        let (request, limits) = resolve("--max-batch-total-tokens 1000", 63).unwrap();
+        assert_eq!((request.max_step_tokens, request.max_pool_tokens), (1000, 1000));
+        // 63 pages hold 1008 tokens, which is more than was allowed.
+        assert_eq!((limits.max_total_tokens, limits.max_input_tokens), (1000, 999));
     }
 
     #[test]
     fn flags_are_taken_as_given() {
         let flags = "--max-total-tokens 100 --max-input-tokens 60 --max-batch-size 8 --max-batch-prefill-tokens 4 \
-                     --max-batch-total-tokens 320 --enable-prefill-logprobs";
+                     --max-batch-total-tokens 320";
         let (request, limits) = resolve(flags, 20).unwrap();
         assert_eq!((limits.max_input_tokens, limits.max_total_tokens), (60, 100));
         assert_eq!((request.max_rows, request.max_step_tokens, request.max_pool_tokens), (8, 8, 320));
-        assert!(request.prompt_logprobs);
+        assert_eq!(request.max_sequence_tokens, 100);
+        assert!(request.prompt_logprobs, "any request may ask for them");
     }
 
     #[test]

@@ -79,7 +79,9 @@ impl<W: Workers> Engine<W> {
     pub async fn run(mut self) -> Result<(), EngineError> {
         let Some((session, backlog)) = self.first_start().await? else { return Ok(()) };
         let page_size = session.model.page_size;
-        let mut limits = limits::limits(&self.config, &session.model, &session.prepared)?;
+        let mut limits = self.limits(&session)?;
+        let longest = limits.max_total_tokens;
+        // The scheduler is made for this length: workers that come back with more room do not raise it.
         let mut core = self.core(&session, &limits);
         let mut steps = session.steps;
         for command in backlog {
@@ -103,8 +105,8 @@ impl<W: Workers> Engine<W> {
             if session.model.page_size != page_size {
                 return Err(EngineError::PageSizeChanged { before: page_size, now: session.model.page_size });
             }
-            match limits::limits(&self.config, &session.model, &session.prepared) {
-                Ok(found) => limits = found,
+            match self.limits(&session) {
+                Ok(found) => limits = found.at_most(longest),
                 Err(error) => tracing::error!(%error, "the new workers have less room; keeping the limits"),
             }
             core.set_capacity(session.prepared.num_pages);
@@ -112,10 +114,14 @@ impl<W: Workers> Engine<W> {
         }
     }
 
+    fn limits(&self, session: &Session) -> Result<Limits, BadLimits> {
+        limits::limits(&self.config, &session.model, self.text.model_max_length, &session.prepared)
+    }
+
     /// Waits for the workers. Commands that come meanwhile are kept for later; `None` if nobody is left to send any.
     async fn first_start(&mut self) -> Result<Option<(Session, Vec<Command>)>, EngineError> {
         let mut backlog = Vec::new();
-        let starting = start(&mut self.workers, &self.config, self.text.model_max_length, 0);
+        let starting = start(&mut self.workers, &self.config, 0);
         tokio::pin!(starting);
         loop {
             tokio::select! {
@@ -130,7 +136,7 @@ impl<W: Workers> Engine<W> {
 
     /// Waits for new workers, still taking requests and cancellations; `None` if there is nothing left to do.
     async fn recover(&mut self, core: &mut Core) -> Result<Option<Session>, EngineError> {
-        let starting = start(&mut self.workers, &self.config, self.text.model_max_length, start::RECOVERY_REFUSALS);
+        let starting = start(&mut self.workers, &self.config, start::RECOVERY_REFUSALS);
         tokio::pin!(starting);
         loop {
             tokio::select! {
@@ -143,7 +149,7 @@ impl<W: Workers> Engine<W> {
     fn core(&mut self, session: &Session, limits: &Limits) -> Core {
         let scheduler = Scheduler::new(millrace_scheduler::Config {
             max_rows: self.config.max_rows(),
-            max_step_tokens: self.config.max_batch_prefill_tokens,
+            max_step_tokens: self.config.max_step_tokens(),
             page_size: session.model.page_size,
             num_pages: session.prepared.num_pages,
             max_sequence_tokens: limits.max_total_tokens,

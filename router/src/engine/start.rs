@@ -26,11 +26,10 @@ pub(super) struct Session {
 pub(super) async fn start(
     workers: &mut impl Workers,
     config: &Config,
-    model_max_length: Option<u32>,
     mut refusals: u32,
 ) -> Result<Session, EngineError> {
     loop {
-        match attempt(workers, config, model_max_length).await {
+        match attempt(workers, config).await {
             Err(EngineError::Workers(error)) if error.is_permanent() && refusals > 0 => {
                 refusals -= 1;
                 tracing::warn!(%error, "workers refuse; asking again");
@@ -44,14 +43,10 @@ pub(super) async fn start(
     }
 }
 
-async fn attempt(
-    workers: &mut impl Workers,
-    config: &Config,
-    model_max_length: Option<u32>,
-) -> Result<Session, EngineError> {
+async fn attempt(workers: &mut impl Workers, config: &Config) -> Result<Session, EngineError> {
     let connected = connect_with_retry(workers, Backoff::default(), None).await?;
     let model = connected.description().clone();
-    let worst_case = worst_case(config, &model, model_max_length)?;
+    let worst_case = worst_case(config, &model)?;
     let prepared = connected.prepare(worst_case).await?;
     let steps = connected.run().await?;
     Ok(Session { model, prepared, steps })

@@ -410,7 +410,7 @@ async fn the_reason_is_length_before_end_before_stop() {
 
 #[tokio::test]
 async fn prompt_logprobs_and_top_tokens_are_passed_on() {
-    let server = start(&options(), "--enable-prefill-logprobs --max-batch-prefill-tokens 16");
+    let server = start(&options(), "--max-batch-prefill-tokens 16");
     let mut request = request(prompt(1, 40), 3);
     request.prompt_logprobs = true;
     request.sampling = vec![Arc::new(Sampling { top_n_tokens: 2, ..Sampling::default() })];

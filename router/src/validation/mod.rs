@@ -64,7 +64,6 @@ impl Validator {
             max_stop_sequences: config.max_stop_sequences,
             max_top_n_tokens: config.max_top_n_tokens,
             grammar_disabled: config.disable_grammar_support,
-            prompt_logprobs: config.enable_prefill_logprobs,
         };
         Self { text, pool: TokenizerPool::new(config.validation_workers), rules }
     }
@@ -93,7 +92,7 @@ impl Validator {
                 stop: parameters.stop.unwrap_or_default(),
                 ignore_eos: parameters.ignore_eos,
             },
-            prompt_logprobs: self.rules.prompt_logprobs && parameters.decoder_input_details == Some(true),
+            prompt_logprobs: parameters.decoder_input_details == Some(true),
             received,
             validated: Instant::now(),
         };

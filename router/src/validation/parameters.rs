@@ -69,8 +69,6 @@ pub(super) struct Rules {
     pub(super) max_stop_sequences: usize,
     pub(super) max_top_n_tokens: u32,
     pub(super) grammar_disabled: bool,
-    /// Whether workers compute them; without, a request for them gets none, as with the original.
-    pub(super) prompt_logprobs: bool,
 }
 
 impl Rules {

@@ -114,10 +114,10 @@ impl FakeService {
         Ok(Limits {
             max_rows: request.max_rows,
             max_step_tokens: request.max_step_tokens,
-            max_sequence_tokens: if request.max_sequence_tokens == 0 {
-                options.max_positions
-            } else {
-                request.max_sequence_tokens
+            // Left open, the longest sequence is what the pool holds.
+            max_sequence_tokens: match request.max_sequence_tokens {
+                0 => options.max_positions.min(num_pages.saturating_mul(options.page_size)),
+                asked => asked,
             },
             max_top_n_tokens: request.max_top_n_tokens,
             prompt_logprobs: request.prompt_logprobs,

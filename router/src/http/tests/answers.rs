@@ -40,7 +40,7 @@ async fn details_have_the_originals_keys() {
 
 #[tokio::test]
 async fn prefill_and_top_tokens_come_when_asked_for() {
-    let server = Server::flags(&["--enable-prefill-logprobs"]);
+    let server = Server::start();
     let parameters = json!({ "max_new_tokens": 1, "decoder_input_details": true, "top_n_tokens": 2 });
     let details = server.post("/generate", ask(parameters)).await.json()["details"].take();
     assert_eq!(
@@ -58,14 +58,6 @@ async fn prefill_and_top_tokens_come_when_asked_for() {
     let details = server.post("/generate", ask(one)).await.json()["details"].take();
     let id = server.last_request().prompt[0];
     assert_eq!(details["prefill"], json!([{ "id": id, "text": "i", "logprob": null }]));
-}
-
-#[tokio::test]
-async fn prefill_stays_empty_unless_the_server_computes_it() {
-    let server = Server::start();
-    let answer = server.post("/generate", ask(json!({ "max_new_tokens": 1, "decoder_input_details": true }))).await;
-    assert_eq!(answer.json()["details"]["prefill"], json!([]));
-    assert!(!server.last_request().prompt_logprobs);
 }
 
 #[tokio::test]
@@ -165,7 +157,7 @@ async fn without_parameters_tokens_are_sampled_and_with_an_empty_object_they_are
 
 #[tokio::test]
 async fn every_parameter_reaches_the_engine() {
-    let server = Server::flags(&["--enable-prefill-logprobs"]);
+    let server = Server::start();
     let parameters = json!({
         "temperature": 0.5, "repetition_penalty": 1.1, "frequency_penalty": 0.25, "top_k": 10, "top_p": 0.75,
         "typical_p": 0.5, "do_sample": true, "max_new_tokens": 4, "stop": ["x"], "truncate": 2, "watermark": true,
