@@ -1,0 +1,42 @@
+"""Seeds reproduce on a real vocabulary: thousands of sampled tokens, alone, in a crowd, across the death of a worker."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import pytest
+import streams
+from conftest import Launch, Server
+
+PROMPTS = ("def parse(", "import ", "class Node:", "# Read the file", "for key in ", "try:", "return ", "with open(")
+REQUESTS: list[tuple[str, dict[str, Any]]] = [
+    (f"{prompt} {index}", {"max_new_tokens": 200, "do_sample": True, "temperature": 1.0, "seed": 7000 + index})
+    for index, prompt in enumerate(PROMPTS * 2)
+]
+
+
+@pytest.fixture(scope="module")
+def server(launch_module: Launch) -> Server:
+    return launch_module("demo", "--dtype", "float32")
+
+
+@pytest.fixture(scope="module")
+def alone(server: Server) -> list[list[int]]:
+    return [streams.read(server.url, inputs, **parameters).ids for inputs, parameters in REQUESTS]
+
+
+def test_in_a_crowd(server: Server, alone: list[list[int]]) -> None:
+    assert sum(map(len, alone)) > 1500
+    assert streams.crowd_ids(server.url, REQUESTS) == alone
+
+
+def test_across_the_death_of_a_worker(server: Server, alone: list[list[int]]) -> None:
+    crowd = streams.Crowd(server.url, REQUESTS)
+    crowd.wait_started()
+    [worker] = server.children("millrace_worker")
+    os.kill(worker, signal.SIGKILL)
+    transcripts = crowd.transcripts()
+    assert [t.error for t in transcripts] == [None] * len(REQUESTS)
+    assert [t.ids for t in transcripts] == alone
