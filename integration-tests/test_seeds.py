@@ -1,4 +1,4 @@
-"""Seeds reproduce on a real vocabulary: thousands of sampled tokens, alone, in a crowd, across the death of a worker."""
+"""Seeds reproduce on a real vocabulary: thousands of tokens, alone, in a crowd, across the death of a worker."""
 
 from __future__ import annotations
 
