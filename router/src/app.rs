@@ -13,6 +13,7 @@ use std::time::Duration;
 use axum::serve::ListenerExt;
 use millrace_client::ShardedClient;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio::task::{JoinError, JoinHandle};
 use tokio_util::sync::CancellationToken;
 
@@ -26,7 +27,7 @@ use crate::tokenizer::{LoadError, TextModel};
 
 /// How often recorded samples are folded into their buckets.
 const UPKEEP: Duration = Duration::from_secs(5);
-/// What handlers get to pass on their last events when the engine has failed.
+/// What clients get to take their last bytes when no request is left or the engine has failed.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// Why the server could not start or go on.
@@ -69,25 +70,45 @@ pub async fn run(
     spawn_upkeep(metrics.clone(), stop.clone());
     spawn_stop(shutdown, health.clone(), stop.clone());
 
-    let context = http::Context { config, health: health.clone(), engine, text, metrics };
+    let num_places = config.max_places();
+    let places = Arc::new(Semaphore::new(num_places as usize));
+    let context = http::Context { config, health, engine, text, metrics, places: Arc::clone(&places) };
     let listener = listener.tap_io(|connection| tune(connection, READER_PATIENCE));
-    let stopped = stop.clone();
-    let server =
-        axum::serve(listener, http::router(context)).with_graceful_shutdown(async move { stopped.cancelled().await });
+    let server = axum::serve(listener, http::router(context)).with_graceful_shutdown(stop.clone().cancelled_owned());
     let server = tokio::spawn(server.into_future());
-    end(server, engine_task).await
+    end(server, engine_task, emptied(&stop, &places, num_places)).await
 }
 
-/// Waits for whatever ends first. A server that stops lets its requests run out; an engine that fails ends them all.
+/// Completes when the server has been told to stop and no request is inside any more.
+async fn emptied(stop: &CancellationToken, places: &Semaphore, num_places: u32) {
+    stop.cancelled().await;
+    // It errs if nobody can take places any more, which is as good.
+    let _all = places.acquire_many(num_places).await;
+}
+
+/// Waits for whatever ends first. A server that stops lets its requests run out, and when none is left its clients get a
+/// moment to read their answers: connections that ask for nothing do not keep it. An engine that fails ends all requests.
 async fn end(
     mut server: JoinHandle<io::Result<()>>,
     mut engine: JoinHandle<Result<(), EngineError>>,
+    emptied: impl Future<Output = ()>,
 ) -> Result<(), AppError> {
     tokio::select! {
         outcome = &mut server => {
             outcome??;
             Ok(engine.await??)
         }
+        () = emptied => match tokio::time::timeout(LAST_WORDS, &mut server).await {
+            Ok(outcome) => {
+                outcome??;
+                Ok(engine.await??)
+            }
+            // The connections hold the engine: it ends with the process.
+            Err(_) => {
+                tracing::info!("closing connections without a request");
+                Ok(())
+            }
+        },
         ended = &mut engine => {
             // The engine ends of itself only when every handle is dropped; else it has failed.
             let outcome = ended.map_err(AppError::from).and_then(|ended| ended.map_err(AppError::from));

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use clap::Parser;
 use clap::builder::BoolishValueParser;
+use tokio::sync::Semaphore;
 
 /// What an operator decided. Read once at start, then shared read-only.
 #[derive(Clone, Debug, Parser)]
@@ -155,6 +156,11 @@ impl Config {
     /// Sequences that hold a row at once.
     pub fn max_rows(&self) -> u32 {
         self.max_batch_size.unwrap_or(DEFAULT_MAX_ROWS)
+    }
+
+    /// Requests inside the server, as a semaphore counts them.
+    pub fn max_places(&self) -> u32 {
+        u32::try_from(self.max_concurrent_requests.min(Semaphore::MAX_PERMITS)).unwrap_or(u32::MAX)
     }
 
     /// Tokens that one step may compute.

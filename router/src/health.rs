@@ -2,6 +2,8 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
+use tokio_util::sync::CancellationToken;
+
 /// Where the server stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
@@ -36,11 +38,12 @@ impl Limits {
 #[derive(Clone, Debug)]
 pub struct Health {
     state: Arc<RwLock<(Phase, Option<Limits>)>>,
+    draining: CancellationToken,
 }
 
 impl Default for Health {
     fn default() -> Self {
-        Self { state: Arc::new(RwLock::new((Phase::Starting, None))) }
+        Self { state: Arc::new(RwLock::new((Phase::Starting, None))), draining: CancellationToken::new() }
     }
 }
 
@@ -72,5 +75,11 @@ impl Health {
     /// The server stops; nothing leads back.
     pub fn drain(&self) {
         self.state.write().unwrap_or_else(PoisonError::into_inner).0 = Phase::Draining;
+        self.draining.cancel();
+    }
+
+    /// Completes when the server stops: who waits for a client then waits in vain.
+    pub async fn drained(&self) {
+        self.draining.cancelled().await;
     }
 }

@@ -149,6 +149,44 @@ async fn running_streams_finish_when_the_server_is_told_to_stop() {
 }
 
 #[tokio::test]
+async fn a_half_sent_request_is_refused_when_the_server_stops_and_does_not_keep_it() {
+    let router = start("").await;
+    let served = router.serve_worker(options());
+    router.wait_until_healthy().await;
+    let mut stream = router.open_stream("abc", 60).await;
+    let read = read_some(&mut stream).await;
+    let mut half = TcpStream::connect(router.address).await.unwrap();
+    let head = "POST /generate HTTP/1.1\r\nhost: test\r\nexpect: 100-continue\r\ncontent-type: application/json\r\n\
+                content-length: 100\r\n\r\n";
+    half.write_all(head.as_bytes()).await.unwrap();
+    // The server says that it reads the body now.
+    let mut interim = [0; 25];
+    half.read_exact(&mut interim).await.unwrap();
+    assert_eq!(&interim, b"HTTP/1.1 100 Continue\r\n\r\n");
+    half.write_all(b"{\"inputs\":").await.unwrap();
+    router.stop.send(()).unwrap();
+    let refused = rest(half).await;
+    assert!(refused.starts_with("HTTP/1.1 503") && refused.contains("stopping"), "{refused}");
+    check_stream(&(read + &rest(stream).await), served.worker(), "abc", 60);
+    router.task.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn connections_that_ask_for_nothing_do_not_keep_a_server_that_stops() {
+    let (stop, places) = (CancellationToken::new(), Arc::new(Semaphore::new(3)));
+    let running = Arc::clone(&places).try_acquire_owned().unwrap();
+    let (server, engine) = (tokio::spawn(std::future::pending()), tokio::spawn(std::future::pending()));
+    let ending = end(server, engine, emptied(&stop, &places, 3));
+    tokio::pin!(ending);
+    let later = Duration::from_secs(3600);
+    assert!(tokio::time::timeout(later, &mut ending).await.is_err(), "nobody has told it to stop");
+    stop.cancel();
+    assert!(tokio::time::timeout(later, &mut ending).await.is_err(), "a request is inside");
+    drop(running);
+    ending.await.unwrap();
+}
+
+#[tokio::test]
 async fn a_server_that_never_had_workers_stops_too() {
     let router = start("").await;
     router.stop.send(()).unwrap();

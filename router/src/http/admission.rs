@@ -1,12 +1,15 @@
-//! From a checked form to a running generation: a place in the server first, then the checks, then the engine.
+//! From a connection to a running generation: a place in the server first, then the body, its checks, and the engine.
 
 use std::sync::Arc;
 
+use axum::extract::Request;
+use serde::de::DeserializeOwned;
 use tokio::sync::{OwnedSemaphorePermit, TryAcquireError};
 
+use super::body;
 use super::error::ApiError;
 use super::request_metrics::Failure;
-use super::state::AppState;
+use super::state::{AppState, Arrival};
 use super::ticket::Ticket;
 use crate::engine::api::Generation;
 use crate::validation::{Ask, Checked, ValidationError};
@@ -23,42 +26,74 @@ pub(super) struct Admitted {
     pub(super) prompt_ids: Vec<u32>,
 }
 
+/// Places in the server, one per prompt; given back when dropped.
+#[derive(Debug)]
+pub(super) struct Places(OwnedSemaphorePermit);
+
 /// A request that passed all checks and holds its place, but has not started.
 #[derive(Debug)]
 pub(super) struct Accepted {
     checked: Checked,
-    permit: OwnedSemaphorePermit,
+    place: Places,
 }
 
-/// Refuses at once when the server is full: what waits here would wait without a bound.
-pub(super) async fn accept(state: &AppState, ask: Ask) -> Result<Accepted, ApiError> {
-    state.counts.asked();
-    let permit = Arc::clone(&state.permits).try_acquire_owned().map_err(|error| match error {
-        TryAcquireError::NoPermits => {
-            state.counts.failed(Failure::Overloaded);
-            ApiError::Overloaded(state.config.max_concurrent_requests)
+impl Places {
+    /// Refuses at once when the server is full: what waits here would wait without a bound.
+    pub(super) fn take(state: &AppState, count: u32) -> Result<Self, ApiError> {
+        match Arc::clone(&state.places).try_acquire_many_owned(count) {
+            Ok(permit) => Ok(Self(permit)),
+            Err(TryAcquireError::NoPermits) => Err(ApiError::Overloaded(state.config.max_concurrent_requests)),
+            Err(TryAcquireError::Closed) => Err(ApiError::Internal),
         }
-        TryAcquireError::Closed => ApiError::Internal,
-    })?;
+    }
+
+    /// One of them; `None` when none is left.
+    pub(super) fn split(&mut self) -> Option<Self> {
+        self.0.split(1).map(Self)
+    }
+}
+
+/// A place, and only then the body: whoever is refused for lack of places has cost no memory.
+pub(super) async fn receive<T: DeserializeOwned>(
+    state: &AppState,
+    request: Request,
+) -> Result<(Arrival, Places, T), ApiError> {
+    let arrival = Arrival::of(&request);
+    let place = places(state, 1)?;
+    let body = body::read(request, &state.health).await?;
+    Ok((arrival, place, body))
+}
+
+/// Places for generations; a refusal is counted.
+pub(super) fn places(state: &AppState, count: u32) -> Result<Places, ApiError> {
+    Places::take(state, count).inspect_err(|_| {
+        state.counts.asked();
+        state.counts.failed(Failure::Overloaded);
+    })
+}
+
+/// Checks a request that has its place.
+pub(super) async fn accept(state: &AppState, ask: Ask, place: Places) -> Result<Accepted, ApiError> {
+    state.counts.asked();
     let checked = state.validator.check(ask, &state.health).await.inspect_err(|error| {
         state.counts.failed(match error {
             ValidationError::Template(_) => Failure::Template,
             _ => Failure::Validation,
         });
     })?;
-    Ok(Accepted { checked, permit })
+    Ok(Accepted { checked, place })
 }
 
 /// Hands an accepted request to the engine.
 pub(super) fn start(state: &AppState, accepted: Accepted) -> Admitted {
-    let Accepted { checked: Checked { request, prompt }, permit } = accepted;
-    let ticket = Ticket::new(&request, prompt.chars().count(), Arc::clone(&state.counts), permit);
+    let Accepted { checked: Checked { request, prompt }, place } = accepted;
+    let ticket = Ticket::new(&request, prompt.chars().count(), Arc::clone(&state.counts), place);
     let num_sequences = request.sampling.len();
     let prompt_ids = if request.prompt_logprobs { request.prompt.clone() } else { Vec::new() };
     Admitted { generation: state.engine.generate(request), ticket, prompt, num_sequences, prompt_ids }
 }
 
 /// Both at once, for the routes with one prompt.
-pub(super) async fn admit(state: &AppState, ask: Ask) -> Result<Admitted, ApiError> {
-    Ok(start(state, accept(state, ask).await?))
+pub(super) async fn admit(state: &AppState, ask: Ask, place: Places) -> Result<Admitted, ApiError> {
+    Ok(start(state, accept(state, ask, place).await?))
 }

@@ -1,16 +1,27 @@
 //! Request bodies: JSON under a size limit, with errors that name the field.
 
-use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
-use axum::extract::{FromRequest, Request};
+use std::error::Error;
+use std::time::Duration;
+
+use axum::RequestExt;
+use axum::body::{Body, Bytes};
+use axum::extract::Request;
 use axum::http::{HeaderMap, StatusCode, header};
+use bytes::BytesMut;
+use http_body_util::{BodyExt, LengthLimitError};
 use serde::de::DeserializeOwned;
 use serde_json::error::Category;
+use tokio::time::{Instant, timeout_at};
 
 use super::error::ApiError;
+use crate::health::Health;
+
+/// For a body as a whole, and for each further piece of it: a client that sends slowly holds a place in the server.
+const WHOLE_PATIENCE: Duration = Duration::from_secs(60);
+const PIECE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Reads the whole body as a `T`.
-pub(super) async fn read<T: DeserializeOwned>(request: Request) -> Result<T, ApiError> {
+pub(super) async fn read<T: DeserializeOwned>(request: Request, health: &Health) -> Result<T, ApiError> {
     if !is_json(request.headers()) {
         return Err(ApiError::Body {
             status: StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -19,8 +30,40 @@ pub(super) async fn read<T: DeserializeOwned>(request: Request) -> Result<T, Api
             reason: "the body must be JSON; send it with `Content-Type: application/json`".to_owned(),
         });
     }
-    let body = Bytes::from_request(request, &()).await.map_err(|rejection| unreadable(&rejection))?;
+    let body = request.into_limited_body();
+    let body = tokio::select! {
+        biased;
+        body = gather(body) => body?,
+        () = health.drained() => return Err(ApiError::STOPPING),
+    };
     parse(&body)
+}
+
+/// All bytes of a body, as long as its client keeps sending.
+async fn gather(mut body: Body) -> Result<Bytes, ApiError> {
+    let mut gathered = BytesMut::new();
+    let end = Instant::now() + WHOLE_PATIENCE;
+    loop {
+        let frame = timeout_at(end.min(Instant::now() + PIECE_PATIENCE), body.frame()).await.map_err(|_| too_slow())?;
+        let Some(frame) = frame else { return Ok(gathered.freeze()) };
+        // Trailers mean nothing here.
+        if let Ok(piece) = frame.map_err(|error| unreadable(&error))?.into_data() {
+            gathered.extend_from_slice(&piece);
+        }
+    }
+}
+
+fn too_slow() -> ApiError {
+    ApiError::Body {
+        status: StatusCode::REQUEST_TIMEOUT,
+        kind: "timeout",
+        place: None,
+        reason: format!(
+            "the body came too slowly: send all of it within {} s, without pauses of {} s",
+            WHOLE_PATIENCE.as_secs(),
+            PIECE_PATIENCE.as_secs()
+        ),
+    }
 }
 
 /// `application/json` or `application/…+json`; parameters do not matter.
@@ -30,14 +73,25 @@ fn is_json(headers: &HeaderMap) -> bool {
     essence.strip_prefix("application/").is_some_and(|subtype| subtype == "json" || subtype.ends_with("+json"))
 }
 
-fn unreadable(rejection: &BytesRejection) -> ApiError {
-    let status = rejection.status();
-    let (kind, reason) = if status == StatusCode::PAYLOAD_TOO_LARGE {
-        ("payload_too_large", "the body is larger than this server takes (payload_limit)".to_owned())
-    } else {
-        ("unreadable_body", rejection.body_text())
-    };
-    ApiError::Body { status, kind, place: None, reason }
+fn unreadable(error: &axum::Error) -> ApiError {
+    let mut source: Option<&(dyn Error + 'static)> = Some(error);
+    while let Some(error) = source {
+        if error.is::<LengthLimitError>() {
+            return ApiError::Body {
+                status: StatusCode::PAYLOAD_TOO_LARGE,
+                kind: "payload_too_large",
+                place: None,
+                reason: "the body is larger than this server takes (payload_limit)".to_owned(),
+            };
+        }
+        source = error.source();
+    }
+    ApiError::Body {
+        status: StatusCode::BAD_REQUEST,
+        kind: "unreadable_body",
+        place: None,
+        reason: format!("the body could not be read: {error}"),
+    }
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {

@@ -79,6 +79,8 @@ struct OpenAiErrorBody<'a> {
 }
 
 impl ApiError {
+    pub(super) const STOPPING: Self = Self::Unavailable("the server is stopping; ask another one");
+
     pub(super) fn field(field: impl Into<Cow<'static, str>>, problem: impl Into<String>) -> Self {
         Self::Field { field: field.into(), problem: problem.into() }
     }

@@ -40,6 +40,6 @@ fn check_phase(state: &AppState, method: &Method) -> Result<(), ApiError> {
     match state.health.phase() {
         Phase::Serving | Phase::Recovering => Ok(()),
         Phase::Starting => Err(ApiError::Unavailable("the model is still being loaded; try again")),
-        Phase::Draining => Err(ApiError::Unavailable("the server is stopping; ask another one")),
+        Phase::Draining => Err(ApiError::STOPPING),
     }
 }

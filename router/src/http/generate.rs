@@ -7,7 +7,7 @@ use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use bytes::BytesMut;
 
-use super::admission::admit;
+use super::admission::{Places, admit, receive};
 use super::collect::{Answer, Sequence, collect};
 use super::error::ApiError;
 use super::headers;
@@ -25,37 +25,35 @@ type AppResult = Result<Response, ApiError>;
 
 /// `POST /generate`.
 pub(super) async fn generate(State(state): State<Arc<AppState>>, request: Request) -> AppResult {
-    let arrival = Arrival::of(&request);
-    let request: GenerateRequest = body::read(request).await?;
-    let (headers, answer) = answer_whole(&state, request, arrival).await?;
+    let (arrival, place, request) = receive(&state, request).await?;
+    let (headers, answer) = answer_whole(&state, request, arrival, place).await?;
     Ok((headers, [JSON], answer).into_response())
 }
 
 /// `POST /generate_stream`.
 pub(super) async fn generate_stream(State(state): State<Arc<AppState>>, request: Request) -> AppResult {
-    let arrival = Arrival::of(&request);
-    let request: GenerateRequest = body::read(request).await?;
-    answer_streamed(&state, request, arrival).await
+    let (arrival, place, request) = receive(&state, request).await?;
+    answer_streamed(&state, request, arrival, place).await
 }
 
 /// `POST /`: either, by its `stream` field. A whole answer is a list of one; text comes back with its prompt.
 pub(super) async fn compat(State(state): State<Arc<AppState>>, request: Request) -> AppResult {
-    let arrival = Arrival::of(&request);
-    let CompatRequest { inputs, parameters, stream } = body::read(request).await?;
+    let (arrival, place, CompatRequest { inputs, parameters, stream }) = receive(&state, request).await?;
     let (inputs, mut parameters) = GenerateRequest { inputs, parameters }.into_parts();
     parameters.return_full_text.get_or_insert(true);
     let request = GenerateRequest { inputs, parameters: Some(parameters) };
     if stream.unwrap_or_default() {
-        return answer_streamed(&state, request, arrival).await;
+        return answer_streamed(&state, request, arrival, place).await;
     }
-    let (headers, answer) = answer_whole(&state, request, arrival).await?;
+    let (headers, answer) = answer_whole(&state, request, arrival, place).await?;
     let list = [b"[", answer.as_slice(), b"]"].concat();
     Ok((headers, [JSON], list).into_response())
 }
 
 /// `POST /tokenize`: the tokens of `inputs`; parameters have no effect.
 pub(super) async fn tokenize(State(state): State<Arc<AppState>>, request: Request) -> AppResult {
-    let GenerateRequest { inputs, .. } = body::read(request).await?;
+    let _place = Places::take(&state, 1)?;
+    let GenerateRequest { inputs, .. } = body::read(request, &state.health).await?;
     let text = Arc::clone(&state.text);
     let work = move || text.encode_spans(&inputs).map(|spans| (inputs, spans));
     let encoded = state.validator.pool().run(work).await.map_err(crate::validation::ValidationError::from)?;
@@ -86,19 +84,20 @@ async fn answer_whole(
     state: &AppState,
     request: GenerateRequest,
     arrival: Arrival,
+    place: Places,
 ) -> Result<(axum::http::HeaderMap, Vec<u8>), ApiError> {
     let (inputs, parameters) = request.into_parts();
     let shape = Shape::of(&parameters);
-    let admitted = admit(state, ask(inputs, parameters, false, arrival)).await?;
+    let admitted = admit(state, ask(inputs, parameters, false, arrival), place).await?;
     let answer = collect(admitted, shape.details).await?;
     Ok((headers::of_answer(&state.compute_type, &answer.cost()), shape.write(state, &answer)))
 }
 
-async fn answer_streamed(state: &AppState, request: GenerateRequest, arrival: Arrival) -> AppResult {
+async fn answer_streamed(state: &AppState, request: GenerateRequest, arrival: Arrival, place: Places) -> AppResult {
     let (inputs, parameters) = request.into_parts();
     let details = parameters.details.unwrap_or_default();
     let full_text = parameters.return_full_text.unwrap_or_default();
-    let mut admitted = admit(state, ask(inputs, parameters, true, arrival)).await?;
+    let mut admitted = admit(state, ask(inputs, parameters, true, arrival), place).await?;
     let encoder = Encoder {
         index: 0,
         input_length: admitted.ticket.prompt_tokens,

@@ -1,8 +1,8 @@
 //! HTTP: what clients send and get. Wire types, routes in one table, errors in each route family's own form.
 //!
-//! A request passes, from the outside in: its id, a net for panics, CORS, the gate (key, readiness), the body's limit,
-//! and a handler. The handler makes an `Ask` of what it read, `admission` gets it a place and has it checked, the engine
-//! generates, and the handler writes events down in its route's form.
+//! A request passes, from the outside in: its id, a net for panics, CORS, the gate (key, readiness), and a handler.
+//! `admission` gets it a place and then its body, within the body's limits; the handler makes an `Ask` of what it read and
+//! has it checked, the engine generates, and the handler writes events down in its route's form.
 
 mod admission;
 mod body;
@@ -22,14 +22,16 @@ mod ticket;
 mod wire;
 
 use std::any::Any;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request};
-use axum::middleware::{from_fn, from_fn_with_state};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::{get, post};
-use tower_http::catch_panic::CatchPanicLayer;
+use futures::FutureExt;
+use tokio::sync::Semaphore;
 
 use crate::config::Config;
 use crate::engine::api::EngineHandle;
@@ -47,6 +49,8 @@ pub struct Context {
     pub engine: EngineHandle,
     pub text: Arc<TextModel>,
     pub metrics: Metrics,
+    /// One permit per prompt inside the server: `max_places` of the configuration.
+    pub places: Arc<Semaphore>,
 }
 
 /// The whole server. Starts the tokenizer threads; metrics are recorded by the recorder that is installed now.
@@ -81,7 +85,7 @@ pub fn router(context: Context) -> Router {
 
 /// The two outermost layers: whatever happens inside, there is an answer with a request id.
 fn netted(routes: Router) -> Router {
-    routes.layer(CatchPanicLayer::custom(panicked)).layer(from_fn(request_id::stamp))
+    routes.layer(from_fn(net)).layer(from_fn(request_id::stamp))
 }
 
 async fn unknown_route(request: Request) -> Response {
@@ -89,13 +93,22 @@ async fn unknown_route(request: Request) -> Response {
     ApiError::UnknownRoute(path.to_owned()).into_response(Dialect::of(path))
 }
 
-/// A bug: the client gets an answer, the log gets the reason, everybody else goes on.
-#[expect(clippy::needless_pass_by_value, reason = "the signature that the layer calls")]
-fn panicked(payload: Box<dyn Any + Send>) -> Response {
-    let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    let reason = text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_default();
-    tracing::error!("a handler panicked: {reason}");
-    ApiError::Internal.into_response(Dialect::Tgi)
+/// A panic is a bug: the client gets an answer, the log gets the reason, everybody else goes on.
+async fn net(request: Request, next: Next) -> Response {
+    let dialect = Dialect::of(request.uri().path());
+    // What a handler shares with others is made of locks and atomics that a panic leaves usable.
+    match AssertUnwindSafe(next.run(request)).catch_unwind().await {
+        Ok(response) => response,
+        Err(payload) => {
+            tracing::error!("a handler panicked: {}", reason(payload.as_ref()));
+            ApiError::Internal.into_response(dialect)
+        }
+    }
+}
+
+fn reason(payload: &(dyn Any + Send)) -> &str {
+    let text = payload.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or_default()
 }
 
 #[cfg(test)]

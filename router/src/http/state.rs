@@ -27,7 +27,7 @@ pub(super) struct AppState {
     pub(super) metrics: Metrics,
     pub(super) validator: Validator,
     /// One permit per prompt inside the server.
-    pub(super) permits: Arc<Semaphore>,
+    pub(super) places: Arc<Semaphore>,
     pub(super) counts: Arc<RequestMetrics>,
     pub(super) compute_type: HeaderValue,
     pub(super) models: super::openai::ModelNames,
@@ -35,10 +35,10 @@ pub(super) struct AppState {
 
 impl AppState {
     pub(super) fn new(context: Context) -> Self {
-        let Context { config, health, engine, text, metrics } = context;
+        let Context { config, health, engine, text, metrics, places } = context;
         let validator = Validator::new(&config, Arc::clone(&text));
         Self {
-            permits: Arc::new(Semaphore::new(config.max_concurrent_requests.min(Semaphore::MAX_PERMITS))),
+            places,
             counts: Arc::new(RequestMetrics::new()),
             compute_type: HeaderValue::from_str(&config.compute_type)
                 .unwrap_or_else(|_| HeaderValue::from_static("unknown")),

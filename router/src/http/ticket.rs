@@ -3,8 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::OwnedSemaphorePermit;
-
+use super::admission::Places;
 use super::request_metrics::{Failure, RequestMetrics};
 use crate::engine::api::{Failed, Finished};
 use crate::request::ValidRequest;
@@ -21,7 +20,7 @@ pub(super) struct Ticket {
     validated: Instant,
     counts: Arc<RequestMetrics>,
     is_settled: bool,
-    _permit: OwnedSemaphorePermit,
+    _place: Places,
 }
 
 /// Where a request's time went.
@@ -38,12 +37,7 @@ pub(super) struct Timing {
 }
 
 impl Ticket {
-    pub(super) fn new(
-        request: &ValidRequest,
-        characters: usize,
-        counts: Arc<RequestMetrics>,
-        permit: OwnedSemaphorePermit,
-    ) -> Self {
+    pub(super) fn new(request: &ValidRequest, characters: usize, counts: Arc<RequestMetrics>, place: Places) -> Self {
         counts.admitted(request);
         Self {
             request_id: Arc::clone(&request.request_id),
@@ -53,7 +47,7 @@ impl Ticket {
             validated: request.validated,
             counts,
             is_settled: false,
-            _permit: permit,
+            _place: place,
         }
     }
 

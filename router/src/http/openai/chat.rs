@@ -10,20 +10,19 @@ use super::OpenAiError;
 use super::request::OpenAiRequest;
 use super::response::{AssistantMessage, ChatChoice, Completion, Envelope, SYSTEM_FINGERPRINT, Usage, finish_reason};
 use super::stream::{Form, Streamed};
-use crate::http::admission::admit;
+use crate::http::admission::{admit, receive};
 use crate::http::collect::collect;
 use crate::http::error::ApiError;
 use crate::http::headers;
-use crate::http::state::{AppState, Arrival};
-use crate::http::{body, sse};
+use crate::http::sse;
+use crate::http::state::AppState;
 use crate::validation::{Ask, Names, Prompt};
 
 pub(in crate::http) async fn chat_completions(
     State(state): State<Arc<AppState>>,
     request: Request,
 ) -> Result<Response, OpenAiError> {
-    let arrival = Arrival::of(&request);
-    let mut request: OpenAiRequest = body::read(request).await?;
+    let (arrival, place, mut request): (_, _, OpenAiRequest) = receive(&state, request).await?;
     let streamed = request.stream.unwrap_or_default();
     let ask = Ask {
         prompt: conversation(&mut request)?,
@@ -34,7 +33,7 @@ pub(in crate::http) async fn chat_completions(
         received: arrival.received,
     };
     let envelope = Envelope::new("chatcmpl", state.models.resolve(request.model.as_deref()));
-    let admitted = admit(&state, ask).await?;
+    let admitted = admit(&state, ask, place).await?;
     if streamed {
         let headers = headers::of_stream(&state.compute_type, admitted.ticket.characters);
         let answer = Streamed { form: Form::Chat, envelope, wants_usage: request.wants_usage() };
@@ -58,6 +57,9 @@ pub(in crate::http) async fn chat_completions(
 
 fn conversation(request: &mut OpenAiRequest) -> Result<Prompt, ApiError> {
     let messages = request.messages.take().ok_or_else(|| ApiError::field("messages", "is missing; send a list"))?;
+    if messages.is_empty() {
+        return Err(ApiError::field("messages", "must not be empty; send at least one message"));
+    }
     let messages = messages.into_iter().enumerate().map(|(index, message)| message.into_chat(index));
     Ok(Prompt::Chat(messages.collect::<Result<_, _>>()?))
 }

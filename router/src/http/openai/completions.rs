@@ -11,25 +11,25 @@ use super::OpenAiError;
 use super::request::OpenAiRequest;
 use super::response::{Completion, Envelope, SYSTEM_FINGERPRINT, TextChoice, Usage, finish_reason};
 use super::stream::{Form, Streamed};
-use crate::http::admission::{Admitted, accept, start};
+use crate::http::admission::{Admitted, Places, accept, places, receive, start};
 use crate::http::collect::{Answer, collect};
 use crate::http::error::ApiError;
 use crate::http::headers::{self, Cost};
+use crate::http::sse;
 use crate::http::state::{AppState, Arrival};
-use crate::http::{body, sse};
 use crate::validation::{Ask, Names, Prompt};
 
 pub(in crate::http) async fn completions(
     State(state): State<Arc<AppState>>,
     request: Request,
 ) -> Result<Response, OpenAiError> {
-    let arrival = Arrival::of(&request);
-    let mut request: OpenAiRequest = body::read(request).await?;
+    let (arrival, place, mut request): (_, _, OpenAiRequest) = receive(&state, request).await?;
     let streamed = request.stream.unwrap_or_default();
     let asks = asks(&state, &mut request, &arrival)?;
     let envelope = Envelope::new("cmpl", state.models.resolve(request.model.as_deref()));
     // Nothing runs before every prompt has been accepted: one bad prompt costs no work.
-    let accepted = try_join_all(asks.into_iter().map(|ask| accept(&state, ask))).await?;
+    let placed = seat(&state, asks, place)?;
+    let accepted = try_join_all(placed.into_iter().map(|(ask, place)| accept(&state, ask, place))).await?;
     let admitted: Vec<Admitted> = accepted.into_iter().map(|accepted| start(&state, accepted)).collect();
     if streamed {
         let characters = admitted.iter().map(|choice| choice.ticket.characters).sum();
@@ -53,6 +53,14 @@ fn asks(state: &AppState, request: &mut OpenAiRequest, arrival: &Arrival) -> Res
             format!("has {} entries, but at most {allowed} are allowed (max_client_batch_size)", prompts.len());
         return Err(ApiError::Special { kind: "batch size exceeded", field: "prompt", problem });
     }
+    let num_places = state.config.max_concurrent_requests;
+    if prompts.len() > num_places {
+        let problem = format!(
+            "has {} entries, but this server takes at most {num_places} prompts at once (max_concurrent_requests)",
+            prompts.len()
+        );
+        return Err(ApiError::field("prompt", problem));
+    }
     let ask = |prompt| Ask {
         prompt: Prompt::Text(prompt),
         parameters: parameters.clone(),
@@ -62,6 +70,13 @@ fn asks(state: &AppState, request: &mut OpenAiRequest, arrival: &Arrival) -> Res
         received: arrival.received,
     };
     Ok(prompts.into_iter().map(ask).collect())
+}
+
+/// A place for every prompt; the first one has been taken already.
+fn seat(state: &AppState, asks: Vec<Ask>, first: Places) -> Result<Vec<(Ask, Places)>, ApiError> {
+    let mut rest = places(state, u32::try_from(asks.len() - 1).unwrap_or(u32::MAX))?;
+    let all = std::iter::once(first).chain(std::iter::from_fn(move || rest.split()));
+    Ok(asks.into_iter().zip(all).collect())
 }
 
 fn whole(state: &AppState, envelope: &Envelope, answers: &[Answer]) -> Response {

@@ -7,6 +7,7 @@ use axum::{Router, http};
 use futures::StreamExt;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tower::ServiceExt;
 
@@ -72,6 +73,7 @@ impl Server {
         let (metrics, recorder) = Metrics::new();
         metrics.set_limits(&LIMITS);
         let context = Context {
+            places: Arc::new(Semaphore::new(config.max_places() as usize)),
             config: Arc::new(config),
             health: health.clone(),
             engine,

@@ -314,3 +314,27 @@ async fn model_names_mean_what_they_say_and_unknown_ones_are_echoed() {
     let entry = |id: &str| json!({ "id": id, "object": "model", "created": 0, "owned_by": id });
     assert_eq!(list, json!({ "object": "list", "data": [entry("test/model"), entry("alias")] }));
 }
+
+#[tokio::test]
+async fn a_conversation_without_messages_is_refused_by_name() {
+    let server = Server::start();
+    for stream in [false, true] {
+        let answer = server.post("/v1/chat/completions", json!({ "messages": [], "stream": stream })).await;
+        assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY);
+        assert_eq!(answer.json()["error"]["param"], "messages");
+    }
+    assert_eq!(server.num_requests(), 0);
+}
+
+#[tokio::test]
+async fn more_prompts_than_the_server_has_places_can_never_be_taken() {
+    let server = Server::flags(&["--max-concurrent-requests", "2", "--max-client-batch-size", "8"]);
+    let ask = |number: usize| json!({ "prompt": vec!["a"; number], "max_tokens": 1 });
+    let answer = server.post("/v1/completions", ask(3)).await;
+    assert_eq!((answer.status, &answer.json()["error"]["param"]), (StatusCode::UNPROCESSABLE_ENTITY, &json!("prompt")));
+    assert!(answer.body.contains("max_concurrent_requests"), "{}", answer.body);
+    for _ in 0..3 {
+        let answer = server.post("/v1/completions", ask(2)).await;
+        assert_eq!(answer.json()["choices"].as_array().map(Vec::len), Some(2), "every place came back");
+    }
+}

@@ -56,6 +56,7 @@ async fn before_the_first_worker_requests_are_refused_with_a_time_to_retry() {
         engine,
         text: crate::tokenizer::fixture::text_model().into(),
         metrics: metrics.clone(),
+        places: tokio::sync::Semaphore::new(1).into(),
     };
     let health = context.health.clone();
     let router = metrics::with_local_recorder(&recorder, || crate::http::router(context));

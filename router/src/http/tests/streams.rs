@@ -104,6 +104,7 @@ async fn an_engine_that_is_gone_ends_the_stream_with_an_error() {
     let (engine, commands) = crate::engine::api::EngineHandle::new();
     drop(commands);
     let context = crate::http::Context {
+        places: tokio::sync::Semaphore::new(1).into(),
         config: crate::config::Config::read(["millrace-router", "--model-id", "m"], |_| None).unwrap().into(),
         health: server.health.clone(),
         engine,

@@ -223,6 +223,7 @@ async fn a_panic_is_a_500_and_leaves_the_server_working() {
     let router = crate::http::netted(
         axum::Router::new()
             .route("/panic", axum::routing::get(async || -> &'static str { panic!("caused by the test") }))
+            .route("/v1/panic", axum::routing::get(async || -> &'static str { panic!("caused by {}", "the test") }))
             .route("/fine", axum::routing::get(async || "fine")),
     );
     let server = Server { router, ..server };
@@ -230,6 +231,9 @@ async fn a_panic_is_a_500_and_leaves_the_server_working() {
     assert_eq!((answer.status, &answer.json()["error_type"]), (StatusCode::INTERNAL_SERVER_ERROR, &json!("internal")));
     assert!(answer.header("x-request-id").is_some());
     assert!(!answer.body.contains("caused by the test"));
+    let answer = server.get("/v1/panic").await;
+    assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR);
+    assert_eq!((&answer.json()["error"]["code"], &answer.json()["error"]["param"]), (&json!("internal"), &json!(null)));
     assert_eq!(server.get("/fine").await.body, "fine");
 }
 
@@ -238,4 +242,42 @@ async fn special_tokens_in_prompts_written_by_hand_are_parsed() {
     let server = Server::start();
     server.send(post("/generate", json!({ "inputs": "<s>a</s>" }).to_string())).await;
     assert_eq!(server.last_request().prompt, [0, 0, fixture::byte(b'a'), 1]);
+}
+
+/// A body of which nothing more comes after these pieces, sent one second apart.
+fn stalling(pieces: usize) -> Body {
+    let pieces = futures::stream::unfold(0, move |sent| async move {
+        if sent == pieces {
+            std::future::pending::<()>().await;
+        }
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        Some((Ok::<_, std::convert::Infallible>("[".to_owned()), sent + 1))
+    });
+    Body::from_stream(pieces)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_does_not_come_is_408_and_gives_its_place_back() {
+    let server = Server::flags(&["--max-concurrent-requests", "1"]);
+    for pieces in [0, 1, usize::MAX] {
+        for path in ["/generate", "/generate_stream", "/", "/tokenize"] {
+            let answer = server.send(post(path, stalling(pieces))).await;
+            assert_eq!((answer.status, &answer.json()["error_type"]), (StatusCode::REQUEST_TIMEOUT, &json!("timeout")));
+        }
+        let answer = server.send(post("/v1/chat/completions", stalling(pieces))).await;
+        assert_eq!((answer.status, &answer.json()["error"]["code"]), (StatusCode::REQUEST_TIMEOUT, &json!("timeout")));
+    }
+}
+
+#[tokio::test]
+async fn a_full_server_refuses_before_it_has_read_anything_and_a_body_under_way_holds_a_place() {
+    let server = Server::flags(&["--max-concurrent-requests", "1"]);
+    let mut slow = Box::pin(server.send(post("/tokenize", stalling(0))));
+    assert!(futures::poll!(slow.as_mut()).is_pending());
+    for path in ["/generate", "/generate_stream", "/", "/tokenize", "/v1/completions", "/v1/chat/completions"] {
+        let answer = server.send(post(path, stalling(0))).await;
+        assert_eq!(answer.status, StatusCode::TOO_MANY_REQUESTS, "{path}");
+    }
+    server.health.drain();
+    assert_eq!(slow.await.status, StatusCode::SERVICE_UNAVAILABLE);
 }
