@@ -108,6 +108,9 @@ pub struct Config {
     /// `LOG_LEVEL`: warn, info, debug, or a filter as `tracing` writes them.
     #[arg(skip = String::from("info"))]
     pub log_level: String,
+    /// `LOG_COLORIZE`: 1 colours text logs wherever they go, 0 never; if absent, on a terminal.
+    #[arg(skip)]
+    pub log_colorize: Option<bool>,
     /// `MILLRACE_LIFELINE=stdin`: the end of standard input is the end of whoever started us.
     #[arg(skip)]
     pub lifeline: bool,
@@ -139,6 +142,7 @@ impl Config {
         let set = |name: &str| environment(name).filter(|value| !value.is_empty());
         config.api_key = set("API_KEY").map(Secret);
         config.lifeline = set("MILLRACE_LIFELINE").is_some_and(|value| value == "stdin");
+        config.log_colorize = set("LOG_COLORIZE").map(|value| value == "1" || value.eq_ignore_ascii_case("true"));
         if let Some(compute_type) = set("COMPUTE_TYPE") {
             config.compute_type = compute_type;
         }
@@ -228,6 +232,13 @@ mod tests {
         assert_eq!(config.api_key.as_ref().map(Secret::expose), Some("hunter2"));
         assert!(!format!("{config:?}").contains("hunter2"));
         assert!(read(&["--api-key", "hunter2"], &[]).is_err());
+    }
+
+    #[test]
+    fn colours_are_on_off_or_left_to_the_terminal() {
+        for (value, colours) in [("1", Some(true)), ("true", Some(true)), ("0", Some(false)), ("", None)] {
+            assert_eq!(read(&[], &[("LOG_COLORIZE", value)]).unwrap().log_colorize, colours, "{value:?}");
+        }
     }
 
     #[test]

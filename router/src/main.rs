@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use millrace_router::app::{self, AppError};
 use millrace_router::config::Config;
-use millrace_router::telemetry::{Metrics, init_logs};
+use millrace_router::telemetry::{Metrics, init_logs, log_start};
 use tokio::signal::unix::{SignalKind, signal};
 
 #[global_allocator]
@@ -14,8 +14,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[tokio::main]
 async fn main() -> ExitCode {
     let config = Config::from_process();
-    init_logs(&config.log_level, config.json_output);
-    tracing::info!(?config, "starting");
+    init_logs(&config);
+    log_start(&config);
     if config.lifeline {
         std::thread::spawn(follow_lifeline);
     }

@@ -19,5 +19,6 @@ mod suspects;
 
 pub use event::{FinishReason, GenerationEvent, WrongResult};
 pub use plan::*;
+pub use policy::JoinReason;
 pub use request::{Config, Refused, Request, Stats};
 pub use scheduler::Scheduler;

@@ -4,7 +4,7 @@
 //! the difference; a step that reaches the last known (or expected) token samples the next.
 
 use crate::page_table::PageTable;
-use crate::policy::prefill_tokens;
+use crate::policy::{JoinReason, prefill_tokens};
 use crate::scheduler::{Scheduler, SentStep, SentWork};
 use crate::sequence::{Opening, Place, Seat, Sequence, State};
 use crate::{Admission, Growth, PageCopy, SequenceId, StepPlan, Work};
@@ -14,8 +14,8 @@ pub(crate) struct Draft {
     plan: StepPlan,
     /// Tokens left for sequences with more than one to compute, and for those that join.
     num_prefill_tokens: usize,
-    /// Whether a waiting sequence has joined.
-    admitted: bool,
+    /// Why the gate was open, if a waiting sequence has come through it.
+    admitted: Option<JoinReason>,
 }
 
 /// What became of an attempt to give a sequence a row.
@@ -38,7 +38,7 @@ impl Scheduler {
         let mut draft = Draft {
             plan: StepPlan { step: self.num_steps_sent + 1, ..StepPlan::default() },
             num_prefill_tokens: prefill_tokens(self.config.max_step_tokens, num_decodes),
-            admitted: false,
+            admitted: None,
         };
         if let Some(suspect) = self.suspect() {
             self.replay_alone(suspect, &mut draft);
@@ -118,13 +118,14 @@ impl Scheduler {
     }
 
     fn admit_waiting(&mut self, draft: &mut Draft) {
-        if !self.preempted.is_empty() || !self.gate.is_open(self.waiting.len(), self.running.len()) {
+        if !self.preempted.is_empty() {
             return;
         }
+        let Some(reason) = self.gate.open(self.waiting.len(), self.running.len()) else { return };
         let mut next = self.waiting.first().copied();
         while let Some(place) = next {
             match self.admit(place, draft) {
-                Entrance::Admitted => draft.admitted = true,
+                Entrance::Admitted => draft.admitted = Some(reason),
                 Entrance::NotYet => {}
                 Entrance::Full => break,
             }
@@ -276,7 +277,8 @@ impl Scheduler {
         self.in_flight.push_back(SentStep { step: plan.step, work });
         self.num_steps_sent = plan.step;
         self.totals.steps += 1;
-        self.gate.step_sent(admitted);
+        self.gate.step_sent(admitted.is_some());
+        self.last_join = joins(&plan).then(|| admitted.unwrap_or(JoinReason::Chunking));
         plan
     }
 
@@ -295,6 +297,11 @@ impl Scheduler {
         }
         SentWork { sequence: work.sequence, start, samples: work.samples, num_prompt_logprobs, is_void: false }
     }
+}
+
+/// Whether some sequences of a step are new in it and others are not.
+fn joins(plan: &StepPlan) -> bool {
+    !plan.admitted.is_empty() && plan.work.len() > plan.admitted.len()
 }
 
 /// Whether a sequence of the same group can give its prompt pages.

@@ -1,5 +1,16 @@
 //! When waiting sequences may join, and how one step's tokens are divided.
 
+/// Why sequences were let into a step beside those that run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JoinReason {
+    /// Enough of them waited: `waiting_served_ratio` was reached.
+    Backpressure,
+    /// `max_waiting_tokens` steps had let nobody in.
+    WaitExceeded,
+    /// Neither was asked for: they come back after a preemption, or nothing ran that they could slow down.
+    Chunking,
+}
+
 /// TGI's meaning of `waiting_served_ratio` and `max_waiting_tokens`, on top of chunked prefill: joining costs those that
 /// run a slower step, so it is done for several at once, or after a bounded wait.
 #[derive(Debug)]
@@ -14,11 +25,17 @@ impl Gate {
         Self { waiting_served_ratio, max_waiting_tokens, steps_since_admission: 0 }
     }
 
-    /// Whether waiting sequences may join now. As in TGI the product is rounded down.
-    pub(crate) fn is_open(&self, num_waiting: usize, num_running: usize) -> bool {
-        num_running == 0
-            || self.steps_since_admission >= self.max_waiting_tokens
-            || num_waiting as f32 >= (num_running as f32 * self.waiting_served_ratio).floor()
+    /// Why waiting sequences may join now; `None` if they may not. As in TGI the product is rounded down, and a wait that
+    /// has been long enough counts before the ratio.
+    pub(crate) fn open(&self, num_waiting: usize, num_running: usize) -> Option<JoinReason> {
+        if num_running == 0 {
+            Some(JoinReason::Chunking)
+        } else if self.steps_since_admission >= self.max_waiting_tokens {
+            Some(JoinReason::WaitExceeded)
+        } else {
+            let enough = (num_running as f32 * self.waiting_served_ratio).floor();
+            (num_waiting as f32 >= enough).then_some(JoinReason::Backpressure)
+        }
     }
 
     pub(crate) fn step_sent(&mut self, admitted: bool) {
@@ -38,26 +55,27 @@ mod tests {
 
     #[test]
     fn an_empty_batch_lets_everybody_in() {
-        assert!(Gate::new(1000.0, 1000).is_open(1, 0));
+        assert_eq!(Gate::new(1000.0, 1000).open(1, 0), Some(JoinReason::Chunking));
     }
 
     #[test]
     fn the_ratio_is_rounded_down() {
         let gate = Gate::new(0.3, 20);
-        assert!(gate.is_open(1, 6)); // floor(1.8) = 1
-        assert!(!gate.is_open(1, 7)); // floor(2.1) = 2
-        assert!(gate.is_open(2, 7));
+        assert_eq!(gate.open(1, 6), Some(JoinReason::Backpressure)); // floor(1.8) = 1
+        assert_eq!(gate.open(1, 7), None); // floor(2.1) = 2
+        assert_eq!(gate.open(2, 7), Some(JoinReason::Backpressure));
     }
 
     #[test]
     fn a_bounded_number_of_steps_opens_the_gate() {
         let mut gate = Gate::new(10.0, 2);
         gate.step_sent(false);
-        assert!(!gate.is_open(1, 1));
+        assert_eq!(gate.open(1, 1), None);
         gate.step_sent(false);
-        assert!(gate.is_open(1, 1));
+        assert_eq!(gate.open(1, 1), Some(JoinReason::WaitExceeded));
+        assert_eq!(gate.open(100, 1), Some(JoinReason::WaitExceeded));
         gate.step_sent(true);
-        assert!(!gate.is_open(1, 1));
+        assert_eq!(gate.open(1, 1), None);
     }
 
     #[test]

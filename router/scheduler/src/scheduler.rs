@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use crate::SequenceId;
 use crate::event::{FinishReason, GenerationEvent};
-use crate::policy::Gate;
+use crate::policy::{Gate, JoinReason};
 use crate::pool::PagePool;
 use crate::request::{Config, Refused, Request, Stats};
 use crate::rows::Rows;
@@ -34,6 +34,7 @@ pub struct Scheduler {
     pub(crate) num_steps_sent: u64,
     pub(crate) num_arrivals: u64,
     pub(crate) started: Vec<SequenceId>,
+    pub(crate) last_join: Option<JoinReason>,
     /// Whether some sequence may be suspect: spares looking at all of them.
     pub(crate) has_suspects: bool,
     pub(crate) totals: Totals,
@@ -92,6 +93,7 @@ impl Scheduler {
             num_steps_sent: 0,
             num_arrivals: 0,
             started: Vec::new(),
+            last_join: None,
             has_suspects: false,
             totals: Totals::default(),
             config,
@@ -170,6 +172,11 @@ impl Scheduler {
     /// Sequences scheduled for the first time since the last call.
     pub fn take_started(&mut self) -> Vec<SequenceId> {
         std::mem::take(&mut self.started)
+    }
+
+    /// Why sequences joined others in the step planned last; `None` if none did.
+    pub fn last_join(&self) -> Option<JoinReason> {
+        self.last_join
     }
 
     /// No sequence is left and no step is in flight.

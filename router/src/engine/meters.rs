@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
-use millrace_scheduler::{Stats, StepPlan, StepResult, Timings};
+use millrace_scheduler::{JoinReason, Stats, StepPlan, StepResult, Timings};
 
 #[derive(Debug)]
 pub(super) struct Meters {
@@ -17,7 +17,7 @@ pub(super) struct Meters {
     current_size: Gauge,
     current_max_tokens: Gauge,
     next_size: Histogram,
-    joined: Counter,
+    joined: JoinMeters,
     join_duration: Histogram,
     pool: PoolMeters,
     worker_restarts: Counter,
@@ -37,6 +37,14 @@ struct MethodMeters {
     forward: Histogram,
     decode: Histogram,
     filter: Histogram,
+}
+
+/// How often sequences joined others, by reason.
+#[derive(Debug)]
+struct JoinMeters {
+    backpressure: Counter,
+    wait_exceeded: Counter,
+    chunking: Counter,
 }
 
 /// What only this server has: pages, rows, the prefix cache.
@@ -68,7 +76,7 @@ impl Meters {
             current_size: gauge!("tgi_batch_current_size"),
             current_max_tokens: gauge!("tgi_batch_current_max_tokens"),
             next_size: histogram!("tgi_batch_next_size"),
-            joined: counter!("tgi_batch_concat", "reason" => "chunking"),
+            joined: JoinMeters::new(),
             join_duration: histogram!("tgi_batch_concat_duration", "method" => "decode"),
             pool: PoolMeters::new(),
             worker_restarts: counter!("millrace_worker_restarts_total"),
@@ -78,17 +86,17 @@ impl Meters {
         }
     }
 
-    pub(super) fn sent(&mut self, plan: &StepPlan, now: Instant) {
+    /// A step has been planned and leaves now. `joined`: why sequences joined others in it, if they did.
+    pub(super) fn sent(&mut self, plan: &StepPlan, joined: Option<JoinReason>, now: Instant) {
         let is_prefill = plan.work.iter().any(|work| work.count > 1 || !work.samples) || !plan.admitted.is_empty();
-        let joins = !plan.admitted.is_empty() && plan.work.len() > plan.admitted.len();
         self.method(is_prefill).count.increment(1);
         if !plan.admitted.is_empty() {
             self.next_size.record(plan.admitted.len() as f64);
         }
-        if joins {
-            self.joined.increment(1);
+        if let Some(reason) = joined {
+            self.joined.of(reason).increment(1);
         }
-        self.in_flight.push_back(Sent { at: now, is_prefill, joins });
+        self.in_flight.push_back(Sent { at: now, is_prefill, joins: joined.is_some() });
     }
 
     /// The answer to the oldest step in flight has come.
@@ -153,6 +161,25 @@ impl MethodMeters {
             forward: histogram!("tgi_batch_forward_duration", "method" => method),
             decode: histogram!("tgi_batch_decode_duration", "method" => method),
             filter: histogram!("tgi_batch_filter_duration", "method" => method),
+        }
+    }
+}
+
+impl JoinMeters {
+    fn new() -> Self {
+        let joined = |reason: &'static str| counter!("tgi_batch_concat", "reason" => reason);
+        Self {
+            backpressure: joined("backpressure"),
+            wait_exceeded: joined("wait_exceeded"),
+            chunking: joined("chunking"),
+        }
+    }
+
+    fn of(&self, reason: JoinReason) -> &Counter {
+        match reason {
+            JoinReason::Backpressure => &self.backpressure,
+            JoinReason::WaitExceeded => &self.wait_exceeded,
+            JoinReason::Chunking => &self.chunking,
         }
     }
 }

@@ -81,7 +81,7 @@ impl Core {
             for sequence in self.scheduler.take_started() {
                 self.requests.started(sequence, now);
             }
-            self.meters.sent(&plan, now);
+            self.meters.sent(&plan, self.scheduler.last_join(), now);
             steps.send(&plan)?;
         }
         Ok(())
