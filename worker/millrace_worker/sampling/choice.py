@@ -8,9 +8,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
-GROUP = 64  # tokens whose probabilities are summed first; a power of two
+from millrace_worker.sampling.noise import exponentials
+
+# Tokens of all rows that race at once: on a CPU what stays in its cache, elsewhere what bounds the memory (64 MiB each
+# of noise and probabilities).
+RACE_ELEMENTS = 1 << 17
+RACE_ELEMENTS_DEVICE = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -45,43 +49,21 @@ def argmax(scores_RV: Tensor) -> Tensor:
     return scores_RV.argmax(dim=1)
 
 
-def draw(scores_SV: Tensor, uniforms_S: Tensor) -> Tensor:
-    """A token of each row by inverting a cumulative distribution at u in [0, 1): int64 [S].
+def draw(scores_SV: Tensor, keys_S2: Tensor, words_V: Tensor) -> Tensor:
+    """A token of each row, drawn with the probability that softmax gives it: int64 [S].
 
-    In two steps: the B groups of tokens that are equal modulo B, then the `GROUP` tokens of the group. The sums of the
-    groups are element-wise additions in a fixed order: their bits depend neither on the number of rows nor on the
-    device.
+    A race of exponentials: tokens arrive at E / p, where E is exponential noise, and the first one wins (the same as
+    the largest score + Gumbel noise, -log E: Gumbel 1954, Maddison et al. 2014). `keys_S2` and `words_V` name the
+    noise (`noise.exponentials`). A token's arrival depends on its own score alone, up to a factor that all share:
+    errors of 1e-6 in the scores, as other neighbours in a batch bring about, change one winner in a million. Inverting
+    the cumulative distribution instead would move every boundary between tokens.
+
+    A token of probability 0 has the speed 0, and the likeliest a speed above 0: it cannot win.
     """
-    vocab = scores_SV.shape[1]
-    probs_SV = scores_SV.softmax(dim=1)
-    if vocab % GROUP:
-        probs_SV = functional.pad(probs_SV, (0, -vocab % GROUP))
-    probs_SKB = probs_SV.unflatten(1, (GROUP, -1))
-    until_SB = _halving_sum(probs_SKB).double().cumsum(dim=1)
-    group_S, rest_S = _invert(until_SB, uniforms_S * until_SB[:, -1])
-    within_SK = probs_SKB[torch.arange(len(group_S), device=group_S.device), :, group_S]
-    member_S, _ = _invert(within_SK.double().cumsum(dim=1), rest_S)
-    return (member_S * probs_SKB.shape[2] + group_S).clamp(max=vocab - 1)
-
-
-def _halving_sum(values_SKB: Tensor) -> Tensor:
-    """The sum over dimension 1, whose length is a power of two."""
-    while (half := values_SKB.shape[1] // 2) > 0:
-        values_SKB = values_SKB[:, :half] + values_SKB[:, half:]
-    return values_SKB[:, 0]
-
-
-def _invert(cumulative_SN: Tensor, target_S: Tensor) -> tuple[Tensor, Tensor]:
-    """The first entry whose cumulative sum exceeds the target, and what is left of the target there.
-
-    An entry of weight 0 never raises the sum, so it is never the first. Rounding may put the target at or above the
-    total: it is moved below, to the last entry that has weight.
-    """
-    total_S = cumulative_SN[:, -1]
-    target_S = torch.minimum(target_S, torch.nextafter(total_S, torch.zeros_like(total_S)))[:, None]
-    index_S1 = torch.searchsorted(cumulative_SN, target_S, right=True).clamp(max=cumulative_SN.shape[1] - 1)
-    before_S1 = functional.pad(cumulative_SN, (1, 0)).gather(1, index_S1)
-    return index_S1[:, 0], (target_S - before_S1)[:, 0]
+    elements = RACE_ELEMENTS if scores_SV.device.type == "cpu" else RACE_ELEMENTS_DEVICE
+    rows = max(1, elements // scores_SV.shape[1])
+    races = zip(scores_SV.split(rows), keys_S2.split(rows), strict=True)
+    return torch.cat([argmax(scores.softmax(dim=1).div_(exponentials(keys, words_V))) for scores, keys in races])
 
 
 def top_tokens(logprobs_SV: Tensor, wanted_S: NDArray[np.int64]) -> TopTokens:

@@ -1,14 +1,19 @@
-"""Counter-based noise: one uniform number per (seed, position), the same wherever and whenever it is asked for.
+"""Counter-based noise: a number per (seed, position, token), the same wherever and whenever it is asked for.
 
-The generator is Philox4x32-10 (Salmon, Moraes, Dror, Shaw: Parallel Random Numbers: As Easy as 1, 2, 3; SC 2011).
-Key = the seed's two halves, counter = (position's two halves, 0, 0); the first two of the four output words make one
-number of 53 bits.
+Two keys per (seed, position) come from Philox4x32-10 (Salmon, Moraes, Dror, Shaw: Parallel Random Numbers: As Easy as
+1, 2, 3; SC 2011) on the host: key = the seed's two halves, counter = (position's two halves, 0, 0), and the first two
+of the four output words are taken. What needs a number per token, a cheap hash of the token's id under these keys, is
+computed where the scores are.
 """
 
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
+
+from millrace_worker.sampling import hashing
 
 ROUNDS = 10
 # Multipliers of counter words 0 and 2; increments of the two key words per round (golden ratio, sqrt(3) - 1).
@@ -17,7 +22,7 @@ WEYL = np.array([[0x9E3779B9], [0xBB67AE85]], dtype=np.uint64)
 WORD = np.uint64(32)
 LOW = np.uint64(0xFFFFFFFF)
 
-BLOCK = 128  # positions whose noise is computed at once: one call of the generator per row and 128 tokens
+BLOCK = 128  # positions whose keys are computed at once: one call of the generator per row and 128 tokens
 
 
 def philox4x32(counter: NDArray[np.uint64], key: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -31,36 +36,63 @@ def philox4x32(counter: NDArray[np.uint64], key: NDArray[np.uint64]) -> NDArray[
     return np.stack((even[0], odd[0], even[1], odd[1]))
 
 
-def uniforms(seeds: NDArray[np.uint64], positions: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Numbers in [0, 1) with 53 random bits, one per pair of seed [N] and position [N]."""
+def row_keys(seeds: NDArray[np.uint64], positions: NDArray[np.int64]) -> NDArray[np.int32]:
+    """The bits of two 32-bit words per pair of seed [N] and position [N]: int32 [N, 2]."""
     places = positions.astype(np.uint64)
     zeros = np.zeros_like(places)
     words = philox4x32(np.stack((places & LOW, places >> WORD, zeros, zeros)), np.stack((seeds & LOW, seeds >> WORD)))
-    return ((words[0] >> np.uint64(5)) * 2.0**26 + (words[1] >> np.uint64(6))) * 2.0**-53
+    return words[:2].T.astype(np.uint32).view(np.int32)
+
+
+def token_words(vocab_size: int, device: torch.device) -> Tensor:
+    """A well mixed 32-bit word per token, no two alike: int32 [V]."""
+    return hashing.mix(torch.arange(vocab_size, dtype=torch.int32, device=device))
+
+
+def exponentials(keys_S2: Tensor, words_V: Tensor) -> Tensor:
+    """Draws from the exponential distribution of mean 1, above 0 and finite: float32 [S, V].
+
+    `keys_S2` int32, `words_V` int32 of `token_words`. -log(1 - v) of v = (x + 1/2) / 2**31, where x has 31 bits: small
+    draws, among which a race is decided, keep all of them. A float32 has 24, so that v would round to 1 for the
+    largest x: the factor is one step less than 2**-31.
+    """
+    x_SV = hashing.keyed(words_V, keys_S2).bitwise_and_(2**31 - 1).float()
+    return x_SV.mul_(-(2.0**-31) * (1 - 2.0**-24)).sub_(2.0**-32).log1p_().neg_()
 
 
 class Noise:
-    """`uniforms` for the rows of a batch, computed `BLOCK` positions ahead and kept per row."""
+    """What the noise of a batch's rows is made of.
 
-    def __init__(self, max_rows: int) -> None:
+    The keys of a row are computed `BLOCK` positions ahead and kept, the words of a vocabulary once.
+    """
+
+    def __init__(self, max_rows: int, device: torch.device | str) -> None:
+        self._device = torch.device(device)
         self._seeds = np.zeros(max_rows, dtype=np.uint64)
-        self._blocks = np.full(max_rows, -1, dtype=np.int64)  # which block of positions `_numbers` holds; -1: none
-        self._numbers = np.zeros((max_rows, BLOCK))
+        self._blocks = np.full(max_rows, -1, dtype=np.int64)  # which block of positions `_keys` holds; -1: none
+        self._keys = np.zeros((max_rows, BLOCK, 2), dtype=np.int32)
+        self._words = token_words(0, self._device)
 
     def seed(self, row: int, seed: int) -> None:
         self._seeds[row] = seed
         self._blocks[row] = -1
 
-    def at(self, rows: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.float64]:
-        """One number in [0, 1) per row [R] at its position [R]."""
+    def keys(self, rows: NDArray[np.int64], positions: NDArray[np.int64]) -> Tensor:
+        """`row_keys` of the rows [R] at their positions [R]: int32 [R, 2] on the device."""
         blocks, offsets = np.divmod(positions, BLOCK)
         stale = self._blocks[rows] != blocks
         if stale.any():
             self._fill(rows[stale], blocks[stale])
-        return self._numbers[rows, offsets]
+        return torch.from_numpy(self._keys[rows, offsets]).to(self._device, non_blocking=True)
+
+    def words(self, vocab_size: int) -> Tensor:
+        """`token_words` on the device."""
+        if len(self._words) != vocab_size:
+            self._words = token_words(vocab_size, self._device)
+        return self._words
 
     def _fill(self, rows: NDArray[np.int64], blocks: NDArray[np.int64]) -> None:
         positions = blocks[:, None] * BLOCK + np.arange(BLOCK)
         seeds = np.broadcast_to(self._seeds[rows][:, None], positions.shape)
-        self._numbers[rows] = uniforms(seeds.ravel(), positions.ravel()).reshape(positions.shape)
+        self._keys[rows] = row_keys(seeds.ravel(), positions.ravel()).reshape(*positions.shape, 2)
         self._blocks[rows] = blocks

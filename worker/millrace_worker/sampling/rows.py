@@ -58,7 +58,7 @@ class SamplingRows:
         self.device = torch.device(device)
         self.watermark = watermark or Watermark()
         self.features = np.zeros(max_rows, dtype=np.int64)
-        self.noise = Noise(max_rows)
+        self.noise = Noise(max_rows, self.device)
         self.top_k = np.zeros(max_rows, dtype=np.int64)
         self.top_n_tokens = np.zeros(max_rows, dtype=np.int64)
         self.num_prompt_tokens = np.zeros(max_rows, dtype=np.int64)

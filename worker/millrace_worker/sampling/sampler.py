@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -54,11 +53,12 @@ def _choose(scores_RV: Tensor, context: SampleContext, places: NDArray[np.int64]
     if len(places) == 0:
         return choice.argmax(scores_RV)
     drawing = context.select(places)
-    uniforms_S = torch.from_numpy(state.noise.at(drawing.rows, drawing.positions)).to(scores_RV.device)
+    keys_S2 = state.noise.keys(drawing.rows, drawing.positions)
+    words_V = state.noise.words(scores_RV.shape[1])
     if len(places) == len(context.rows):
-        return choice.draw(scores_RV, uniforms_S)
+        return choice.draw(scores_RV, keys_S2, words_V)
     index_S = context.upload(places)
-    drawn_S = choice.draw(scores_RV.index_select(0, index_S), uniforms_S)
+    drawn_S = choice.draw(scores_RV.index_select(0, index_S), keys_S2, words_V)
     return choice.argmax(scores_RV).index_copy_(0, index_S, drawn_S)
 
 

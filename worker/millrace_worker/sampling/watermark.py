@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from millrace_worker.sampling.hashing import mix
+
 HASH_KEY = 15485863
 SIGN = -(2**31)
 
@@ -44,21 +46,7 @@ def green_list(previous_token: int, vocab_size: int, gamma: float) -> Tensor:
 def _green(previous_S: Tensor, vocab_size: int, gamma: float) -> Tensor:
     """bool [S, V]. int32 arithmetic wraps modulo 2**32, and flipping the sign bit orders words as unsigned."""
     tokens_V = torch.arange(vocab_size, dtype=torch.int32, device=previous_S.device)
-    keys_S = _mix(previous_S.to(torch.int32) * HASH_KEY)
-    words_SV = _mix(_mix(tokens_V)[None] ^ keys_S[:, None])
+    keys_S = mix(previous_S.to(torch.int32) * HASH_KEY)
+    words_SV = mix(mix(tokens_V)[None] ^ keys_S[:, None])
     largest_green = int(gamma * 2**32) - 1
     return (words_SV ^ SIGN) <= largest_green + SIGN
-
-
-def _mix(words: Tensor) -> Tensor:
-    """MurmurHash3's 32-bit finaliser on int32: every input bit flips each output bit with probability 1/2."""
-    words = words ^ _shift_right(words, 16)
-    words = words * (0x85EBCA6B - 2**32)
-    words = words ^ _shift_right(words, 13)
-    words = words * (0xC2B2AE35 - 2**32)
-    return words ^ _shift_right(words, 16)
-
-
-def _shift_right(words: Tensor, bits: int) -> Tensor:
-    """Logical shift: `>>` on int32 repeats the sign bit."""
-    return (words >> bits) & ((1 << (32 - bits)) - 1)
