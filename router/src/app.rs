@@ -98,17 +98,15 @@ async fn end(
             outcome??;
             Ok(engine.await??)
         }
-        () = emptied => match tokio::time::timeout(LAST_WORDS, &mut server).await {
-            Ok(outcome) => {
+        () = emptied => {
+            if let Ok(outcome) = tokio::time::timeout(LAST_WORDS, &mut server).await {
                 outcome??;
-                Ok(engine.await??)
+                return Ok(engine.await??);
             }
             // The connections hold the engine: it ends with the process.
-            Err(_) => {
-                tracing::info!("closing connections without a request");
-                Ok(())
-            }
-        },
+            tracing::info!("closing connections without a request");
+            Ok(())
+        }
         ended = &mut engine => {
             // The engine ends of itself only when every handle is dropped; else it has failed.
             let outcome = ended.map_err(AppError::from).and_then(|ended| ended.map_err(AppError::from));

@@ -27,6 +27,7 @@ pub struct Limits {
 
 impl Limits {
     /// The same for sequences of at most `total` tokens.
+    #[must_use]
     pub fn at_most(self, total: u32) -> Self {
         let max_total_tokens = self.max_total_tokens.min(total);
         let max_input_tokens = self.max_input_tokens.min(max_total_tokens.saturating_sub(1));

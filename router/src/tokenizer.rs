@@ -3,6 +3,7 @@
 //! tokenizer.json is the truth about encoding: its post-processor decides which special tokens a prompt gets, whatever
 //! `add_bos_token` in `tokenizer_config.json` says.
 
+mod bound;
 mod chat;
 mod control_tokens;
 mod files;
@@ -52,6 +53,8 @@ pub struct TextModel {
     special_ids: HashSet<u32>,
     eos_token_ids: Arc<[u32]>,
     model_max_length: Option<u32>,
+    /// Bytes of text in one token, if there is a bound.
+    longest_token: Option<usize>,
     chat: Chat,
 }
 
@@ -78,12 +81,14 @@ impl TextModel {
         eos_token_ids.sort_unstable();
         eos_token_ids.dedup();
 
+        let longest_token = bound::longest_token(&files.tokenizer, &tokenizer);
         let chat = Chat::new(&tokenizer, files.chat_template.as_deref(), files.bos_token, files.eos_token);
         Ok(Self {
             tokenizer,
             special_ids,
             eos_token_ids: eos_token_ids.into(),
             model_max_length: files.model_max_length,
+            longest_token,
             chat,
         })
     }
@@ -105,6 +110,11 @@ impl TextModel {
     /// Whether a token is marked special, so that it is hidden from generated text.
     pub fn is_special(&self, id: u32) -> bool {
         self.special_ids.contains(&id)
+    }
+
+    /// How many tokens a text has at least, known without tokenizing it; 0 if nothing is known.
+    pub fn fewest_tokens(&self, text: &str) -> usize {
+        self.longest_token.map_or(0, |longest| text.len().div_ceil(longest.max(1)))
     }
 
     /// Ids of a prompt. Special tokens written out in it are parsed, and the tokenizer adds its own.

@@ -223,15 +223,15 @@ async fn a_pool_too_small_for_the_load_changes_no_token() {
 async fn why_a_request_joined_others_is_counted() {
     let slow = FakeOptions { delay: Duration::from_millis(1), ..options() };
     for (flags, counted) in [
-        ("--waiting-served-ratio 1 --max-waiting-tokens 1000000", [1.0, 0.0, 0.0]),
-        ("--waiting-served-ratio 9 --max-waiting-tokens 3", [0.0, 1.0, 0.0]),
+        ("--waiting-served-ratio 1 --max-waiting-tokens 1000000", [1, 0, 0]),
+        ("--waiting-served-ratio 9 --max-waiting-tokens 3", [0, 1, 0]),
     ] {
         let server = start(&slow, flags);
         let mut first = server.handle.generate(request(prompt(1, 20), 2000));
         read_tokens(&mut first, &mut Outcome::default(), 1).await;
         collect(server.handle.generate(request(prompt(2, 20), 3)), 1).await;
         let joined = ["backpressure", "wait_exceeded", "chunking"]
-            .map(|reason| server.metric(&format!("tgi_batch_concat{{reason=\"{reason}\"}}")));
+            .map(|reason| server.metric(&format!("tgi_batch_concat{{reason=\"{reason}\"}}")) as u32);
         assert_eq!(joined, counted, "{flags}");
         drop(first);
         server.end().await;

@@ -1,5 +1,7 @@
 //! How long a prompt and its answer may be.
 
+use std::fmt;
+
 use super::{Limits, Names, ValidationError};
 
 /// The original generated long answers in chunks of this many tokens, and admitted a request if its first chunk fitted.
@@ -13,30 +15,65 @@ pub(super) fn check(
     names: &Names,
     limits: Limits,
 ) -> Result<u32, ValidationError> {
-    let Limits { max_input_tokens, max_total_tokens, vocab_size } = limits;
-    let refused = |problem| Err(ValidationError::field(names.prompt, problem));
     if tokens.is_empty() {
-        return refused("has no tokens; send some text".to_owned());
+        return Err(ValidationError::field(names.prompt, "has no tokens; send some text"));
     }
     let input = u32::try_from(tokens.len()).unwrap_or(u32::MAX);
+    let room = room(Count::Exactly(input), max_new_tokens, names, limits)?;
+    if let Some(unknown) = tokens.iter().find(|id| **id >= limits.vocab_size) {
+        let problem = format!("contains token {unknown}, which this model has no embedding for; remove it");
+        return Err(ValidationError::field(names.prompt, problem));
+    }
+    Ok(max_new_tokens.unwrap_or(room).min(room))
+}
+
+/// Refuses what is too long however it is cut into tokens: tokenizing it would cost time and change nothing.
+pub(super) fn check_fewest(
+    num_tokens: usize,
+    max_new_tokens: Option<u32>,
+    names: &Names,
+    limits: Limits,
+) -> Result<(), ValidationError> {
+    let fewest = u32::try_from(num_tokens).unwrap_or(u32::MAX);
+    room(Count::AtLeast(fewest), max_new_tokens, names, limits).map(drop)
+}
+
+/// What is known of a prompt's length in tokens.
+#[derive(Clone, Copy, Debug)]
+enum Count {
+    Exactly(u32),
+    AtLeast(u32),
+}
+
+impl fmt::Display for Count {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exactly(count) => write!(formatter, "{count}"),
+            Self::AtLeast(count) => write!(formatter, "at least {count}"),
+        }
+    }
+}
+
+/// Tokens that may be generated after a prompt; at least 1.
+fn room(count: Count, max_new_tokens: Option<u32>, names: &Names, limits: Limits) -> Result<u32, ValidationError> {
+    let Limits { max_input_tokens, max_total_tokens, .. } = limits;
+    let (Count::Exactly(input) | Count::AtLeast(input)) = count;
+    let refused = |problem| Err(ValidationError::field(names.prompt, problem));
     let room = max_total_tokens.saturating_sub(input);
     if let Some(asked) = max_new_tokens.filter(|asked| (*asked).min(ADMISSION_CHUNK) > room) {
         return refused(format!(
-            "has {input} tokens and `{}` asks for {asked} more, but together they may be at most {max_total_tokens} \
+            "has {count} tokens and `{}` asks for {asked} more, but together they may be at most {max_total_tokens} \
              (max_total_tokens); shorten the prompt or ask for less",
             names.max_new_tokens
         ));
     }
     if input > max_input_tokens || room == 0 {
         return refused(format!(
-            "has {input} tokens, but at most {max_input_tokens} are allowed (max_input_tokens); {}",
+            "has {count} tokens, but at most {max_input_tokens} are allowed (max_input_tokens); {}",
             names.shorten
         ));
     }
-    if let Some(unknown) = tokens.iter().find(|id| **id >= vocab_size) {
-        return refused(format!("contains token {unknown}, which this model has no embedding for; remove it"));
-    }
-    Ok(max_new_tokens.unwrap_or(room).min(room))
+    Ok(room)
 }
 
 #[cfg(test)]
@@ -76,6 +113,22 @@ mod tests {
         assert!(check_length(1990, Some(10)).unwrap_err().contains("max_input_tokens"));
         assert!(check_length(2500, None).unwrap_err().contains("max_input_tokens"));
         assert!(check_length(0, None).unwrap_err().contains("no tokens"));
+    }
+
+    #[test]
+    fn a_lower_bound_refuses_only_what_the_count_would_refuse() {
+        for asked in [None, Some(1), Some(500), Some(501), Some(u32::MAX)] {
+            for count in [0, 1, 499, 500, 1499, 1500, 1501, 1999, 2000, usize::MAX] {
+                let by_bound = check_fewest(count, asked, &Names::GENERATE, LIMITS).map_err(|error| error.to_string());
+                if let Err(error) = by_bound {
+                    assert!(error.contains("has at least"), "{error}");
+                    let exact = check_length(count.min(3000), asked).unwrap_err();
+                    assert_eq!(error.contains("(max_total_tokens)"), exact.contains("(max_total_tokens)"));
+                } else {
+                    assert!(count <= 1500);
+                }
+            }
+        }
     }
 
     #[test]

@@ -79,6 +79,9 @@ impl Validator {
         let Ask { prompt, parameters, stream, names, request_id, received } = ask;
         self.rules.check(&parameters, stream, names)?;
         let truncate = Rules::truncate(&parameters, &prompt, names, limits)?;
+        if let (Prompt::Text(text), None) = (&prompt, parameters.truncate) {
+            lengths::check_fewest(self.text.fewest_tokens(text), parameters.max_new_tokens, names, limits)?;
+        }
         let (prompt, mut tokens) = self.tokenize(prompt, names).await?;
         tokens.drain(..tokens.len().saturating_sub(truncate));
         let max_new_tokens = lengths::check(&tokens, parameters.max_new_tokens, names, limits)?;

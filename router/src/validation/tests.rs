@@ -38,6 +38,16 @@ async fn truncation_keeps_the_end_of_the_prompt() {
 }
 
 #[tokio::test]
+async fn a_text_that_can_not_fit_is_refused_without_being_tokenized() {
+    let error = check(&"x".repeat(100_000), Parameters::default()).await.unwrap_err();
+    assert!(error.to_string().contains("`inputs` has at least 7693 tokens"), "{error}");
+    // One that might fit is counted, and one that is to be cut has no length of its own.
+    let error = check(&"x".repeat(25), Parameters::default()).await.unwrap_err();
+    assert!(error.to_string().contains("`inputs` has 26 tokens"), "{error}");
+    assert!(check(&"x".repeat(1000), Parameters { truncate: Some(5), ..Parameters::default() }).await.is_ok());
+}
+
+#[tokio::test]
 async fn sampling_is_on_if_anything_shapes_the_distribution() {
     let cases = [
         (Parameters::default(), false),
