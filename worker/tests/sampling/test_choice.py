@@ -100,7 +100,7 @@ def changed_draws(method, vocab, draws):
     """In how many draws another token is chosen when the scores have an error of 1e-6."""
     changed = 0
     for _ in range(draws // 250):
-        scores = torch.randn(vocab)
+        scores = torch.randn(vocab) * 3
         numbers = random_keys(250)
         disturbed = scores + torch.randn(vocab) * 1e-6
         changed += int((method(scores.repeat(250, 1), numbers) != method(disturbed.repeat(250, 1), numbers)).sum())
