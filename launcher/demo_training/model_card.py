@@ -25,7 +25,6 @@ class Measured:
 
 
 def model_card(shape: Shape, measured: Measured) -> str:
-    millions = measured.num_parameters / 1e6
     quality = "\n".join(f"| {q.window} | {q.perplexity:.2f} | {q.bits_per_byte:.3f} |" for q in measured.quality)
     return f"""\
 # Millrace demo model
@@ -36,7 +35,7 @@ rarely correct: it is there to try, test and measure the server.
 
 ## Architecture
 
-`LlamaForCausalLM` of {millions:.2f} million parameters in bfloat16:
+`LlamaForCausalLM` of {measured.num_parameters / 1e6:.2f} million parameters in bfloat16:
 
 | | |
 | --- | --- |
