@@ -166,7 +166,8 @@ def main() -> None:
         f"{TOKENS} tokens in and out, median of {options.rounds} alternating rounds; ratio of the rounds' pairs.\n\n"
     )
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{today}-serving.md").write_text(text + "\n".join(lines) + "\n", encoding="utf-8")
+    with (RESULTS / f"{today}-serving.md").open("a", encoding="utf-8") as file:  # every run of a day is kept
+        file.write(text + "\n".join(lines) + "\n\n")
     print("\n".join(lines))
 
 
