@@ -81,11 +81,11 @@ def crowd_ids(url: str, requests: list[tuple[str, dict[str, Any]]]) -> list[list
     return [transcript.ids for transcript in transcripts]
 
 
-def mixed_requests(count: int, new_tokens: int, prompt_scale: int = 1) -> list[tuple[str, dict[str, Any]]]:
+def mixed_requests(count: int, new_tokens: int) -> list[tuple[str, dict[str, Any]]]:
     """Prompts of different lengths, every other one sampled with a seed of its own."""
     made = []
     for index in range(count):
-        inputs = f"{index}: " + "the quick brown fox jumps over the lazy dog " * (1 + index % 4 * prompt_scale)
+        inputs = f"{index}: " + "the quick brown fox jumps over the lazy dog " * (1 + index % 4)
         parameters: dict[str, Any] = {"max_new_tokens": new_tokens}
         if index % 2:
             parameters |= {"do_sample": True, "temperature": 0.9, "top_p": 0.95, "seed": 1000 + index}
