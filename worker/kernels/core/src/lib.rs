@@ -1,0 +1,25 @@
+//! Kernels for CPUs: each is written once over [`simd::Simd`] and compiled for every instruction-set level, of which
+//! one is chosen when the program starts ([`level::Level`]). A kernel is split over the threads of a [`team::Team`].
+//!
+//! Tensors come as raw pointers: they belong to torch. What a pointer must be good for is said at each function.
+
+pub mod level;
+pub mod norm;
+pub mod simd;
+pub mod team;
+
+/// Which numbers a tensor holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dtype {
+    F32,
+    Bf16,
+}
+
+impl Dtype {
+    pub const fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
+}

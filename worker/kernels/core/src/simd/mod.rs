@@ -1,0 +1,102 @@
+//! Sixteen float32 lanes, on every instruction-set level.
+//!
+//! A kernel is a value with [`Kernel::run`], generic over the level. It and everything that it calls is
+//! `#[inline(always)]`, so that [`crate::level::Level::run`], the one function that enables the instructions, contains
+//! all of it.
+//!
+//! Safety, for this whole module: the values of a level exist only inside a kernel that `Level::run` started, and it
+//! starts one only on a CPU that has the instructions. That is why arithmetic on them is safe to call.
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512;
+pub(crate) mod portable;
+
+/// How many lanes a vector has, on every level: what a level lacks in width it makes up by several registers.
+pub const LANES: usize = 16;
+
+/// Sixteen float32 values.
+pub trait Vector: Copy {
+    fn zero() -> Self;
+    fn splat(x: f32) -> Self;
+    /// # Safety
+    /// `from` is readable for 16 float32.
+    unsafe fn load(from: *const f32) -> Self;
+    /// # Safety
+    /// `from` is readable for 16 bfloat16.
+    unsafe fn load_bf16(from: *const u16) -> Self;
+    /// # Safety
+    /// `to` is writable for 16 float32.
+    unsafe fn store(self, to: *mut f32);
+    fn add(self, other: Self) -> Self;
+    fn sub(self, other: Self) -> Self;
+    fn mul(self, other: Self) -> Self;
+    fn div(self, other: Self) -> Self;
+    fn max(self, other: Self) -> Self;
+    fn min(self, other: Self) -> Self;
+    /// `self * by + plus`.
+    fn mul_add(self, by: Self, plus: Self) -> Self;
+    /// The nearest whole numbers, for |x| < 2^22.
+    fn round(self) -> Self;
+    /// `self * 2^n` for whole n, -126 <= n <= 127.
+    fn scale(self, n: Self) -> Self;
+    fn sum(self) -> f32;
+    fn maximum(self) -> f32;
+}
+
+/// An instruction-set level.
+pub trait Simd: 'static {
+    type V: Vector;
+    /// Sixteen pairs of bfloat16 (k, k + 1), as a packed matrix holds them: 64 bytes.
+    type Pairs: Copy;
+
+    /// # Safety
+    /// `from` is readable for 32 bfloat16.
+    unsafe fn load_pairs(from: *const u16) -> Self::Pairs;
+    /// In each lane `plus + left.0 * right.0 + left.1 * right.1`; the pair `left` (low half first) is the same for all.
+    fn dot_pairs(left: u32, right: Self::Pairs, plus: Self::V) -> Self::V;
+    /// Rounds to nearest, ties to even; NaN stays NaN.
+    ///
+    /// # Safety
+    /// `to` is writable for 16 bfloat16.
+    unsafe fn store_bf16(from: Self::V, to: *mut u16);
+}
+
+/// Something that is compiled for every level.
+pub trait Kernel {
+    type Output;
+    /// # Safety
+    /// Only `Level::run` may call it. Implementations are `#[inline(always)]`.
+    unsafe fn run<S: Simd>(self) -> Self::Output;
+}
+
+/// e^x to 2 units in the last place, from -87 (below: e^-87) to 88. Cephes' polynomial (S. Moshier, `expf`).
+#[inline(always)]
+pub fn exp<V: Vector>(x: V) -> V {
+    const COEFFICIENTS: [f32; 6] =
+        [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_1e-1];
+    let x = x.max(V::splat(-87.0)).min(V::splat(88.0));
+    let n = x.mul(V::splat(std::f32::consts::LOG2_E)).round();
+    // ln 2 in two parts, so that the remainder keeps its last bits.
+    let r = n.mul_add(V::splat(-0.693_359_4), x);
+    let r = n.mul_add(V::splat(2.121_944_4e-4), r);
+    let mut p = V::splat(COEFFICIENTS[0]);
+    for c in &COEFFICIENTS[1..] {
+        p = p.mul_add(r, V::splat(*c));
+    }
+    p.mul_add(r.mul(r), r.add(V::splat(1.0))).scale(n)
+}
+
+/// A number as float32: what `load` does for sixteen.
+#[inline(always)]
+pub fn from_bf16(bits: u16) -> f32 {
+    f32::from_bits(u32::from(bits) << 16)
+}
+
+/// Rounds to nearest, ties to even; NaN stays NaN.
+#[inline(always)]
+pub fn to_bf16(x: f32) -> u16 {
+    let bits = x.to_bits();
+    if x.is_nan() { (bits >> 16) as u16 | 0x40 } else { ((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) as u16 }
+}

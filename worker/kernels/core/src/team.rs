@@ -1,0 +1,78 @@
+//! Threads that share a kernel. They are torch's own: a region runs in the OpenMP pool that torch's operators use, so
+//! that there are never more threads than cores, and no second pool that spins against the first.
+
+use std::ffi::{c_int, c_uint, c_void};
+
+/// `GOMP_parallel(function, data, num_threads, flags)` of libgomp: runs the function on every thread of a team.
+pub type GompParallel = unsafe extern "C" fn(unsafe extern "C" fn(*mut c_void), *mut c_void, c_uint, c_uint);
+/// `omp_get_thread_num()`: which of the team's threads this is.
+pub type GompThreadNum = unsafe extern "C" fn() -> c_int;
+
+/// The two functions of the OpenMP library that torch has loaded.
+#[derive(Clone, Copy, Debug)]
+pub struct OpenMp {
+    pub parallel: GompParallel,
+    pub thread_num: GompThreadNum,
+}
+
+/// How many threads compute a kernel, and in whose pool. Without a pool one thread does it all.
+#[derive(Clone, Copy, Debug)]
+pub struct Team {
+    openmp: Option<OpenMp>,
+    threads: usize,
+}
+
+struct Region<'a> {
+    body: &'a (dyn Fn(usize) + Sync),
+    thread_num: GompThreadNum,
+}
+
+unsafe extern "C" fn enter(data: *mut c_void) {
+    // SAFETY: `Team::run` passes a region that lives until the last thread has left.
+    let region = unsafe { &*data.cast_const().cast::<Region<'_>>() };
+    // SAFETY: OpenMP's own function, without arguments.
+    let thread = unsafe { (region.thread_num)() };
+    (region.body)(thread as usize);
+}
+
+impl Team {
+    pub const fn new(openmp: Option<OpenMp>, threads: usize) -> Self {
+        let threads = if openmp.is_none() || threads == 0 { 1 } else { threads };
+        Self { openmp, threads }
+    }
+
+    pub const fn threads(self) -> usize {
+        self.threads
+    }
+
+    /// Calls `body(thread)` once on each thread `0 .. threads`, at the same time. A panic ends the process: there is
+    /// nobody above an OpenMP thread to catch it.
+    pub fn run(self, body: &(dyn Fn(usize) + Sync)) {
+        match self.openmp {
+            Some(openmp) if self.threads > 1 => {
+                let region = Region { body, thread_num: openmp.thread_num };
+                // SAFETY: the region outlives the call, which returns when every thread has left `enter`.
+                unsafe {
+                    (openmp.parallel)(enter, (&raw const region).cast_mut().cast(), self.threads as c_uint, 0);
+                }
+            }
+            _ => body(0),
+        }
+    }
+
+    /// Splits `0 .. len` evenly over the threads, in multiples of `grain`, and calls `body(first, end)` for each part.
+    /// Up to `serial` the caller's thread does all of it: waking the others would cost more.
+    pub fn split(self, len: usize, grain: usize, serial: usize, body: &(dyn Fn(usize, usize) + Sync)) {
+        if len <= serial || self.threads == 1 {
+            return body(0, len);
+        }
+        let share = len.div_ceil(self.threads).next_multiple_of(grain);
+        self.run(&|thread| {
+            let first = (thread * share).min(len);
+            let end = (first + share).min(len);
+            if first < end {
+                body(first, end);
+            }
+        });
+    }
+}

@@ -1,0 +1,13 @@
+//! The Python module `millrace_kernels`. It takes addresses of tensors as integers: torch owns them, and the caller in
+//! `millrace_worker` has checked dtype, shape and contiguity. Every call releases the interpreter while it computes.
+
+mod machine;
+mod norm;
+
+use pyo3::prelude::*;
+
+#[pymodule]
+fn millrace_kernels(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<machine::Machine>()?;
+    module.add_class::<norm::Norm>()
+}
