@@ -1,4 +1,4 @@
-"""Prints the requirements of pyproject.toml and the named extras, but the router: it is built from source."""
+"""Prints the requirements of pyproject.toml and the named extras, but our own: they are built from source."""
 
 import sys
 import tomllib
@@ -9,4 +9,4 @@ project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 wanted = list(project["dependencies"])
 for extra in sys.argv[1:]:
     wanted += project["optional-dependencies"][extra]
-print(*("".join(line.split()) for line in wanted if not line.startswith("millrace-router")))
+print(*("".join(line.split()) for line in wanted if not line.startswith("millrace-")))

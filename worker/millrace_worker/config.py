@@ -36,6 +36,7 @@ class WorkerConfig:
     log_level: str = "info"
     lifeline: bool = False
     threads: int = 1
+    cpu_kernels: str = ""  # see `cpu_kernels.find`
 
     @property
     def socket_path(self) -> Path:
@@ -62,6 +63,7 @@ def read_config(argv: Sequence[str], environment: Mapping[str, str]) -> WorkerCo
         log_level=_log_level(parser, environment),
         lifeline=_lifeline(parser, environment),
         threads=_threads(parser, environment, world_size),
+        cpu_kernels=environment.get("MILLRACE_CPU_KERNELS", ""),
     )
     _check_paths(parser, config)
     return config
@@ -71,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m millrace_worker",
         description="One rank of the model. The launcher starts it; RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT, "
-        "LOG_LEVEL, OMP_NUM_THREADS and MILLRACE_LIFELINE come from the environment.",
+        "LOG_LEVEL, OMP_NUM_THREADS, MILLRACE_CPU_KERNELS and MILLRACE_LIFELINE come from the environment.",
         allow_abbrev=False,
     )
     parser.add_argument("--model-path", type=Path, required=True, help="folder with config.json and safetensors")

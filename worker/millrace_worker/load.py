@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from millrace_worker import logs
+from millrace_worker import cpu_kernels, logs
 from millrace_worker.config import DTYPES, WorkerConfig
 from millrace_worker.distributed import connect
 from millrace_worker.engine import EngineParts
@@ -29,10 +29,11 @@ def load_rank(config: WorkerConfig) -> Rank:
     device = choose_device(config.rank)
     model_config = json.loads((config.model_path / "config.json").read_text(encoding="utf-8"))
     dtype = choose_dtype(config.dtype, model_config, device)
+    kernels = cpu_kernels.find(config.cpu_kernels, config.threads) if device.type == "cpu" else None
     group = connect(config.rank, config.world_size, device)
     joined = time.perf_counter()
     before = bytes_held(device)
-    model = load_model(config.model_path, dtype=dtype, device=device, group=group)
+    model = load_model(config.model_path, dtype=dtype, device=device, group=group, kernels=kernels)
     weight_bytes = max(0, bytes_held(device) - before)
     logs.info(
         "model loaded",

@@ -31,6 +31,10 @@ def info(message: str, **fields: object) -> None:
     log(logging.INFO, message, **fields)
 
 
+def warning(message: str, **fields: object) -> None:
+    log(logging.WARNING, message, **fields)
+
+
 def error(message: str, **fields: object) -> None:
     log(logging.ERROR, message, **fields)
 

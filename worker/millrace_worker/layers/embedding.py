@@ -15,9 +15,13 @@ class Embedding:
 
     name = "torch"
 
-    def __init__(self, weight: Tensor, first: int, group: Group, scale: float = 1.0) -> None:
-        """`scale` is rounded to the weight's dtype, as the models that have one were trained."""
+    def __init__(
+        self, weight: Tensor, first: int, group: Group, scale: float = 1.0, dtype: torch.dtype | None = None
+    ) -> None:
+        """`scale` is rounded to the weight's dtype, as the models that have one were trained. `dtype` is the result's;
+        None: the weight's."""
         self._weight, self._first, self._group = weight, first, group
+        self._dtype = dtype or weight.dtype
         self._scale = float(torch.tensor(scale, dtype=weight.dtype))
 
     def __call__(self, token_ids_T: Tensor) -> Tensor:
@@ -29,6 +33,7 @@ class Embedding:
             elsewhere = (local < 0) | (local >= len(self._weight))
             x_TD = F.embedding(local.masked_fill(elsewhere, 0), self._weight)
             x_TD = self._group.all_reduce(x_TD.masked_fill_(elsewhere[:, None], 0))
+        x_TD = x_TD.to(self._dtype)
         return x_TD if self._scale == 1.0 else x_TD.mul_(self._scale)
 
 

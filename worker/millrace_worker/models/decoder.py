@@ -15,7 +15,7 @@ from millrace_worker.attention.rotary import RotaryTable, Rotation
 from millrace_worker.distributed import Group
 from millrace_worker.layers.embedding import Embedding, Head
 from millrace_worker.layers.linear import Linear
-from millrace_worker.layers.norm import Norm, add_norm
+from millrace_worker.layers.norm import Norm
 from millrace_worker.models.spec import Decoder, Residual
 
 
@@ -43,7 +43,10 @@ class MlpLayer:
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderLayer:
-    """One transformer block. `x` is the residual stream, `delta` the update not yet added to it."""
+    """One transformer block. `x` is the residual stream, `delta` the update not yet added to it.
+
+    Results of operators lie in workspaces: each is used up before its operator, or another of its role, runs again.
+    """
 
     residual: Residual
     attn_norm: Norm
@@ -57,10 +60,10 @@ class DecoderLayer:
     def __call__(
         self, x: Tensor, delta: Tensor | None, rotations: list[Rotation], step: object
     ) -> tuple[Tensor, Tensor]:
-        x, h = add_norm(self.attn_norm, x, delta)
+        h = self.attn_norm.add(x, delta)
         attended = self.attn(h, rotations, step)
         if self.residual is Residual.SEQUENTIAL and self.mlp_norm is not None:
-            x, h = add_norm(self.mlp_norm, x, _normed(self.attn_post_norm, self.group.all_reduce(attended)))
+            h = self.mlp_norm.add(x, _normed(self.attn_post_norm, self.group.all_reduce(attended)))
             return x, _normed(self.mlp_post_norm, self.group.all_reduce(self.mlp(h)))
         if self.mlp_norm is not None:
             h = self.mlp_norm(x)

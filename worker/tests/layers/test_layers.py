@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from millrace_worker.distributed import Group
 from millrace_worker.layers.embedding import Embedding, Head
 from millrace_worker.layers.linear import ACTIVATIONS, Epilogue, PackedLinear, PlainLinear, make_linear
-from millrace_worker.layers.norm import LayerNorm, RmsNorm, add_norm
+from millrace_worker.layers.norm import LayerNorm, RmsNorm
 
 LINEARS = [PlainLinear, PackedLinear]
 
@@ -50,10 +50,11 @@ def test_layer_norm_equals_its_formula(bias: bool) -> None:
 def test_add_norm_adds_the_pending_update_first() -> None:
     norm, x, delta = RmsNorm(torch.ones(8), 1e-6), torch.randn(3, 8), torch.randn(3, 8)
     expected = x + delta
-    residual, normed = add_norm(norm, x, delta)
-    assert torch.equal(residual, expected)
+    normed = norm.add(x, delta)
+    assert torch.equal(x, expected)
     torch.testing.assert_close(normed, F.rms_norm(expected, (8,), None, 1e-6))
-    assert torch.equal(add_norm(norm, x, None)[0], expected)
+    assert torch.equal(norm.add(x, None), normed)
+    assert torch.equal(x, expected)
 
 
 @pytest.mark.parametrize("kind", LINEARS)

@@ -1,0 +1,122 @@
+"""Which implementation each operator of a model gets: chosen once, when the model is built.
+
+Native operators are this CPU's kernels. With them the residual stream is float32 whatever the weights are: linear
+layers add up in float32 and write it, norms read it and write what the next linear layer takes. Where a kernel does not
+support a shape, torch computes that one operator, with the same dtypes around it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from millrace_worker.attention.interface import AttentionBackend, Heads
+from millrace_worker.attention.torch_backend import TorchBackend
+from millrace_worker.layers.linear import Epilogue, Linear, PlainLinear, make_linear
+from millrace_worker.layers.norm import LayerNorm, NativeNorm, Norm, NormWeights, RmsNorm
+from millrace_worker.workspace import Role, Workspaces
+
+if TYPE_CHECKING:
+    from millrace_worker.cpu_kernels import Machine
+
+# What both of a block's sides hand to the residual stream, and the head to the sampler.
+FLOAT32_ROLES = (Role.ATTENTION_DELTA, Role.MLP_DELTA, Role.DELTA_NORMED, Role.LOGITS)
+
+
+class Operators(Protocol):
+    """`role` says what the result is for: its dtype, and where it may lie."""
+
+    stream_dtype: torch.dtype  # of the residual stream
+    rotary_dtype: torch.dtype  # of cosines and sines
+    backend: AttentionBackend
+
+    def norm(self, weights: NormWeights, role: Role) -> Norm: ...
+
+    def linear(self, weight: Tensor, bias: Tensor | None, role: Role, epilogue: Epilogue | None = None) -> Linear:
+        """Holds what it needs: drop `weight`."""
+        ...
+
+    def shared_linear(self, weight: Tensor, role: Role) -> Linear:
+        """As `linear`, for a weight that somebody else keeps too: it is read where it lies."""
+        ...
+
+
+class TorchOperators:
+    """Everything in the weights' dtype, on any device."""
+
+    def __init__(self, layers: list[Heads], dtype: torch.dtype, device: torch.device) -> None:
+        self.stream_dtype = self.rotary_dtype = dtype
+        self.backend: AttentionBackend = TorchBackend(layers, dtype, device)
+
+    def norm(self, weights: NormWeights, role: Role) -> Norm:
+        if weights.rms:
+            return RmsNorm(weights.weight, weights.eps)
+        return LayerNorm(weights.weight, weights.bias, weights.eps)
+
+    def linear(self, weight: Tensor, bias: Tensor | None, role: Role, epilogue: Epilogue | None = None) -> Linear:
+        return make_linear(weight, bias, epilogue)
+
+    def shared_linear(self, weight: Tensor, role: Role) -> Linear:
+        return PlainLinear(weight, None)
+
+
+class NativeOperators:
+    """The kernels of one CPU, for float32 and bfloat16 weights."""
+
+    stream_dtype = torch.float32
+
+    def __init__(self, machine: Machine, layers: list[Heads], dtype: torch.dtype) -> None:
+        self._machine, self._dtype = machine, dtype
+        self._workspaces = Workspaces()
+        self._attention_dtype = self.rotary_dtype = dtype
+        self.backend: AttentionBackend = TorchBackend(layers, dtype, torch.device("cpu"))
+
+    @staticmethod
+    def supports(dtype: torch.dtype, device: torch.device) -> bool:
+        return device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
+
+    def norm(self, weights: NormWeights, role: Role) -> Norm:
+        dtype = self._dtype_of(role)
+        if NativeNorm.supports(weights):
+            out = self._workspaces.take(role, len(weights.weight), dtype)
+            return NativeNorm(self._machine, weights, out)
+        weight, bias = weights.weight.float(), None if weights.bias is None else weights.bias.float()
+        if weights.rms:
+            return RmsNorm(weight, weights.eps, dtype)
+        return LayerNorm(weight, bias, weights.eps, dtype)
+
+    def linear(self, weight: Tensor, bias: Tensor | None, role: Role, epilogue: Epilogue | None = None) -> Linear:
+        return self._cast(make_linear(weight, bias, epilogue), role)
+
+    def shared_linear(self, weight: Tensor, role: Role) -> Linear:
+        return self._cast(PlainLinear(weight, None), role)
+
+    def _cast(self, linear: Linear, role: Role) -> Linear:
+        dtype = self._dtype_of(role)
+        return linear if dtype is self._dtype else CastLinear(linear, dtype)
+
+    def _dtype_of(self, role: Role) -> torch.dtype:
+        if role is Role.QKV:
+            return self._attention_dtype
+        return torch.float32 if role in FLOAT32_ROLES else self._dtype
+
+
+class CastLinear:
+    """A linear layer of torch whose result is wanted in another dtype than it computes in."""
+
+    def __init__(self, linear: Linear, dtype: torch.dtype) -> None:
+        self._linear, self._dtype, self.name = linear, dtype, linear.name
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._linear(x).to(self._dtype)
+
+
+def choose_operators(
+    machine: Machine | None, layers: list[Heads], dtype: torch.dtype, device: torch.device
+) -> Operators:
+    """Native ones where there are kernels (`cpu_kernels.find`) and they compute `dtype`; else torch's."""
+    if machine is not None and NativeOperators.supports(dtype, device):
+        return NativeOperators(machine, layers, dtype)
+    return TorchOperators(layers, dtype, device)

@@ -1,0 +1,73 @@
+"""Memory that operators write their results into, used again in every step.
+
+A fresh tensor of some megabytes costs a page fault for each of its pages whenever it is made. A workspace is made once,
+grows to the largest step (which `Prepare` runs) and stays.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+
+import torch
+from torch import Tensor
+
+
+class Role(Enum):
+    """What a result is for. Two results of one role are never needed at the same time."""
+
+    NORMED = auto()  # what the linear layers of a block take
+    QKV = auto()
+    ATTENDED = auto()
+    ATTENTION_DELTA = auto()  # what the attention adds to the residual stream
+    UP = auto()
+    MLP_DELTA = auto()  # what the MLP adds to it
+    DELTA_NORMED = auto()  # either of them, normalized once more
+    LOGITS = auto()  # outlives the step that computes it: never in a workspace
+
+
+class Workspace:
+    """Rows of `width` values, one after the other. What `rows` answers is valid until it is called again."""
+
+    def __init__(self, width: int, dtype: torch.dtype) -> None:
+        self._width, self.dtype = width, dtype
+        self._memory = torch.empty(0, width, dtype=dtype)
+        self._rows = self._memory
+        self.address = self._memory.data_ptr()
+
+    def rows(self, number: int) -> Tensor:
+        """[number, width], contiguous, at `address`; its values are whatever was there."""
+        if len(self._rows) != number:
+            if len(self._memory) < number:
+                self._memory = self._rows = torch.empty(0)  # the old one goes before the new one comes
+                self._memory = torch.empty(number, self._width, dtype=self.dtype)
+                self.address = self._memory.data_ptr()
+            self._rows = self._memory[:number]
+        return self._rows
+
+
+class FreshRows:
+    """The form of `Workspace` whose rows are the caller's to keep."""
+
+    def __init__(self, width: int, dtype: torch.dtype) -> None:
+        self._width, self.dtype = width, dtype
+        self.address = 0
+
+    def rows(self, number: int) -> Tensor:
+        made = torch.empty(number, self._width, dtype=self.dtype)
+        self.address = made.data_ptr()
+        return made
+
+
+class Workspaces:
+    """The workspaces of one model, one for each role and shape."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[Role, int, torch.dtype], Workspace] = {}
+
+    def take(self, role: Role, width: int, dtype: torch.dtype) -> Workspace | FreshRows:
+        if role is Role.LOGITS:
+            return FreshRows(width, dtype)
+        key = (role, width, dtype)
+        if key not in self._made:
+            self._made[key] = Workspace(width, dtype)
+        return self._made[key]
