@@ -15,6 +15,7 @@ BIN := $(VENV)/bin
 UV := VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv
 STUBS := worker/millrace_worker/proto/worker_pb2.py
 RUST := $(shell find router proto -name '*.rs' -o -name '*.toml' -o -name '*.proto' | grep -v /target/) Cargo.toml Cargo.lock
+KERNELS := $(shell find worker/kernels -name '*.rs' -o -name '*.toml' -o -name '*.pyi') Cargo.toml Cargo.lock
 # One torch thread in tests: on few cores two threads per process run far slower than one.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false MILLRACE_ROUTER=$(CURDIR)/target/debug/millrace-router
 
@@ -40,7 +41,13 @@ $(VENV)/.router: $(VENV)/.python $(RUST) router/pyproject.toml
 	$(UV) pip install --quiet --no-deps --reinstall-package millrace-router ./router
 	@touch $@
 
-setup: $(VENV)/.python $(VENV)/.router ## install router, launcher and worker into .venv
+# The CPU kernels, a Python module compiled in release mode for every instruction set at once.
+$(VENV)/.kernels: $(VENV)/.python $(KERNELS)
+	@command -v cargo >/dev/null || { echo "Millrace's CPU kernels are compiled here: install Rust 1.90 or newer (rustup) first."; exit 1; }
+	$(UV) pip install --quiet --no-deps --reinstall-package millrace-kernels ./worker/kernels
+	@touch $@
+
+setup: $(VENV)/.python $(VENV)/.kernels $(VENV)/.router ## install router, launcher and worker into .venv
 
 serve: setup ## serve MODEL (default: the demo model) on PORT (default 3000); ARGS="…" goes to the launcher
 	$(BIN)/millrace-launcher --model-id $(MODEL) --port $(PORT) $(ARGS)
@@ -50,7 +57,7 @@ test: test-rust test-python ## every test of both languages
 test-rust:
 	cargo test --workspace --locked
 
-test-python: $(VENV)/.python
+test-python: $(VENV)/.python $(VENV)/.kernels
 	cargo build --locked --bins
 	$(TEST_ENV) $(BIN)/python -m pytest worker/tests launcher/tests
 	$(TEST_ENV) $(BIN)/python -m pytest integration-tests
@@ -82,7 +89,7 @@ bench-router: setup ## the router alone, with a worker that answers at once
 	cargo build --release --locked -p millrace-client --bin millrace-fake-worker
 	$(BIN)/python -m benchmarks.router_alone $(ARGS)
 
-soak: $(VENV)/.python ## long runs: 10^7 scheduler operations, 10,000 requests with memory held flat
+soak: $(VENV)/.python $(VENV)/.kernels ## long runs: 10^7 scheduler operations, 10,000 requests with memory held flat
 	MILLRACE_SOAK_OPS=10000000 cargo test --release --locked -p millrace-scheduler -- --nocapture random
 	cargo build --locked --bins
 	$(TEST_ENV) MILLRACE_SOAK=1 $(BIN)/python -m pytest integration-tests -k soak -s
@@ -92,7 +99,7 @@ proto: $(BIN)/uv ## generate the Python stubs of proto/worker.proto
 
 lock: $(BIN)/uv ## resolve constraints.txt and Cargo.lock anew
 	$(UV) pip compile --quiet --universal --python-version 3.11 --all-extras --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
-		--no-emit-package millrace-router -c constraints.in pyproject.toml -o constraints.txt
+		--no-emit-package millrace-router --no-emit-package millrace-kernels -c constraints.in pyproject.toml -o constraints.txt
 	cargo update
 
 clean: ## remove what was built
