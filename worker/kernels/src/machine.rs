@@ -16,7 +16,7 @@ pub(crate) struct Machine {
 #[pymethods]
 impl Machine {
     /// `level`: a name from `levels()`, or None for the best. `parallel` and `thread_num` are the addresses of
-    /// libgomp's GOMP_parallel and omp_get_thread_num, or 0: then one thread computes.
+    /// libgomp's `GOMP_parallel` and `omp_get_thread_num`, or 0: then one thread computes.
     #[new]
     fn new(level: Option<&str>, threads: usize, parallel: usize, thread_num: usize) -> PyResult<Self> {
         let level = match level {

@@ -2,6 +2,7 @@
 //! that there are never more threads than cores, and no second pool that spins against the first.
 
 use std::ffi::{c_int, c_uint, c_void};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// `GOMP_parallel(function, data, num_threads, flags)` of libgomp: runs the function on every thread of a team.
 pub type GompParallel = unsafe extern "C" fn(unsafe extern "C" fn(*mut c_void), *mut c_void, c_uint, c_uint);
@@ -75,4 +76,30 @@ impl Team {
             }
         });
     }
+
+    /// Calls `body(task)` once for each task in `0 .. tasks`. Every thread has a range of its own, always the same for
+    /// the same number of tasks, so that what it touched once stays near it; who is done early helps the others.
+    pub fn share(self, tasks: usize, body: &(dyn Fn(usize) + Sync)) {
+        if self.threads == 1 || tasks <= 1 {
+            return (0..tasks).for_each(body);
+        }
+        let end = |thread: usize| tasks * (thread + 1) / self.threads;
+        let ranges: Vec<_> =
+            (0..self.threads).map(|thread| Next(AtomicUsize::new(tasks * thread / self.threads))).collect();
+        self.run(&|thread| {
+            for owner in (thread..self.threads).chain(0..thread) {
+                loop {
+                    let task = ranges[owner].0.fetch_add(1, Ordering::Relaxed);
+                    if task >= end(owner) {
+                        break;
+                    }
+                    body(task);
+                }
+            }
+        });
+    }
 }
+
+/// The next task of a thread's range, on a cache line of its own.
+#[repr(align(64))]
+struct Next(AtomicUsize);

@@ -1,10 +1,10 @@
 //! AVX2 and FMA: two registers of eight.
 
 use std::arch::x86_64::{
-    __m256, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm_loadu_si128, _mm256_add_epi32, _mm256_add_ps,
-    _mm256_castsi256_ps, _mm256_cvtepu16_epi32, _mm256_cvtps_epi32, _mm256_div_ps, _mm256_fmadd_ps, _mm256_loadu_ps,
-    _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_round_ps, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps,
-    _mm256_slli_epi32, _mm256_storeu_ps, _mm256_sub_ps,
+    __m256, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T1, _mm_loadu_si128, _mm_prefetch, _mm256_add_epi32,
+    _mm256_add_ps, _mm256_castsi256_ps, _mm256_cvtepu16_epi32, _mm256_cvtps_epi32, _mm256_div_ps, _mm256_fmadd_ps,
+    _mm256_loadu_ps, _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_round_ps, _mm256_set1_epi32, _mm256_set1_ps,
+    _mm256_setzero_ps, _mm256_slli_epi32, _mm256_storeu_ps, _mm256_sub_ps,
 };
 
 use super::{LANES, Simd, Vector, to_bf16};
@@ -126,14 +126,26 @@ pub(crate) struct Avx2;
 impl Simd for Avx2 {
     type V = Registers;
     type Pairs = (Registers, Registers);
+    const TILE_ROWS: usize = 4;
+    const TILE_VECTORS: usize = 1;
 
     #[inline(always)]
     unsafe fn load_pairs(from: *const u16) -> Self::Pairs {
+        // SAFETY: the caller's promise.
+        unsafe { Self::load_halves(from) }
+    }
+    #[inline(always)]
+    fn prefetch(line: *const u8) {
+        // SAFETY: the module's rule; a prefetch never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn load_halves(from: *const u16) -> (Registers, Registers) {
         use std::arch::x86_64::{_mm256_and_si256, _mm256_loadu_si256};
         // SAFETY: the caller's promise.
         unsafe {
             let (first, second) = (_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(16).cast()));
-            let mask = _mm256_set1_epi32(0xffff_0000_u32 as i32);
+            let mask = _mm256_set1_epi32(0xffff_0000_u32.cast_signed());
             let low = |x| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(x));
             let high = |x| _mm256_castsi256_ps(_mm256_and_si256(x, mask));
             (Registers(low(first), low(second)), Registers(high(first), high(second)))

@@ -1,13 +1,13 @@
 //! AVX-512: one register. The second level adds the bfloat16 instructions.
 
 use std::arch::x86_64::{
-    __m256i, __m512, __m512bh, _CMP_UNORD_Q, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm256_loadu_si256,
-    _mm256_storeu_si256, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512, _mm512_castps_si512, _mm512_castsi512_ps,
-    _mm512_cmp_ps_mask, _mm512_cvtepi32_epi16, _mm512_cvtepu16_epi32, _mm512_cvtneps_pbh, _mm512_div_ps,
-    _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_mov_epi32, _mm512_max_ps,
-    _mm512_min_ps, _mm512_mul_ps, _mm512_or_si512, _mm512_reduce_add_ps, _mm512_reduce_max_ps, _mm512_roundscale_ps,
-    _mm512_scalef_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_slli_epi32, _mm512_srli_epi32,
-    _mm512_storeu_ps, _mm512_sub_ps,
+    __m256i, __m512, __m512bh, _CMP_UNORD_Q, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T1, _mm_prefetch,
+    _mm256_loadu_si256, _mm256_storeu_si256, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512, _mm512_castps_si512,
+    _mm512_castsi512_ps, _mm512_cmp_ps_mask, _mm512_cvtepi32_epi16, _mm512_cvtepu16_epi32, _mm512_cvtneps_pbh,
+    _mm512_div_ps, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_mov_epi32,
+    _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_or_si512, _mm512_reduce_add_ps, _mm512_reduce_max_ps,
+    _mm512_roundscale_ps, _mm512_scalef_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_slli_epi32,
+    _mm512_srli_epi32, _mm512_storeu_ps, _mm512_sub_ps,
 };
 
 use super::{Simd, Vector};
@@ -94,13 +94,25 @@ pub(crate) struct Avx512;
 impl Simd for Avx512 {
     type V = Register;
     type Pairs = (Register, Register);
+    const TILE_ROWS: usize = 12;
+    const TILE_VECTORS: usize = 2;
 
     #[inline(always)]
     unsafe fn load_pairs(from: *const u16) -> Self::Pairs {
         // SAFETY: the caller's promise.
+        unsafe { Self::load_halves(from) }
+    }
+    #[inline(always)]
+    fn prefetch(line: *const u8) {
+        // SAFETY: the module's rule; a prefetch never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn load_halves(from: *const u16) -> (Register, Register) {
+        // SAFETY: the caller's promise.
         unsafe {
             let pairs = _mm512_loadu_si512(from.cast());
-            let high = _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+            let high = _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff_0000_u32.cast_signed()));
             (Register(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs))), Register(_mm512_castsi512_ps(high)))
         }
     }
@@ -129,7 +141,19 @@ pub(crate) struct Avx512Bf16;
 impl Simd for Avx512Bf16 {
     type V = Register;
     type Pairs = __m512bh;
+    const MULTIPLIES_BF16: bool = true;
+    const TILE_ROWS: usize = Avx512::TILE_ROWS;
+    const TILE_VECTORS: usize = Avx512::TILE_VECTORS;
 
+    #[inline(always)]
+    fn prefetch(line: *const u8) {
+        Avx512::prefetch(line);
+    }
+    #[inline(always)]
+    unsafe fn load_halves(from: *const u16) -> (Register, Register) {
+        // SAFETY: the caller's promise; this level has all that the other one has.
+        unsafe { Avx512::load_halves(from) }
+    }
     #[inline(always)]
     unsafe fn load_pairs(from: *const u16) -> __m512bh {
         // SAFETY: the caller's promise; a register of pairs is 64 plain bytes.
@@ -139,7 +163,7 @@ impl Simd for Avx512Bf16 {
     fn dot_pairs(left: u32, right: __m512bh, plus: Register) -> Register {
         // SAFETY: the module's rule; a register of pairs is 64 plain bytes.
         unsafe {
-            let left: __m512bh = std::mem::transmute(_mm512_set1_epi32(left as i32));
+            let left: __m512bh = std::mem::transmute(_mm512_set1_epi32(left.cast_signed()));
             Register(_mm512_dpbf16_ps(plus.0, left, right))
         }
     }

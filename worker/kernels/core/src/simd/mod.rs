@@ -51,9 +51,24 @@ pub trait Simd: 'static {
     /// Sixteen pairs of bfloat16 (k, k + 1), as a packed matrix holds them: 64 bytes.
     type Pairs: Copy;
 
+    /// Whether the CPU multiplies pairs of bfloat16 itself; elsewhere they are widened first.
+    const MULTIPLIES_BF16: bool = false;
+    /// A tile of a matrix product with its accumulators in registers is at most this many rows high ...
+    const TILE_ROWS: usize;
+    /// ... and this many vectors wide, twice as many up to half the rows.
+    const TILE_VECTORS: usize;
+
     /// # Safety
     /// `from` is readable for 32 bfloat16.
     unsafe fn load_pairs(from: *const u16) -> Self::Pairs;
+    /// Sixteen pairs of bfloat16 as float32: the first of each pair, and the second.
+    ///
+    /// # Safety
+    /// `from` is readable for 32 bfloat16.
+    unsafe fn load_halves(from: *const u16) -> (Self::V, Self::V);
+    /// Asks for a cache line before it is needed. Any address may be named: nothing is read.
+    #[inline(always)]
+    fn prefetch(_line: *const u8) {}
     /// In each lane `plus + left.0 * right.0 + left.1 * right.1`; the pair `left` (low half first) is the same for all.
     fn dot_pairs(left: u32, right: Self::Pairs, plus: Self::V) -> Self::V;
     /// Rounds to nearest, ties to even; NaN stays NaN.
@@ -74,8 +89,7 @@ pub trait Kernel {
 /// e^x to 2 units in the last place, from -87 (below: e^-87) to 88. Cephes' polynomial (S. Moshier, `expf`).
 #[inline(always)]
 pub fn exp<V: Vector>(x: V) -> V {
-    const COEFFICIENTS: [f32; 6] =
-        [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_1e-1];
+    const COEFFICIENTS: [f32; 6] = [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
     let x = x.max(V::splat(-87.0)).min(V::splat(88.0));
     let n = x.mul(V::splat(std::f32::consts::LOG2_E)).round();
     // ln 2 in two parts, so that the remainder keeps its last bits.

@@ -96,9 +96,16 @@ pub(crate) struct Portable;
 impl Simd for Portable {
     type V = Array;
     type Pairs = (Array, Array);
+    const TILE_ROWS: usize = 2;
+    const TILE_VECTORS: usize = 1;
 
     #[inline(always)]
     unsafe fn load_pairs(from: *const u16) -> Self::Pairs {
+        // SAFETY: the caller's promise.
+        unsafe { Self::load_halves(from) }
+    }
+    #[inline(always)]
+    unsafe fn load_halves(from: *const u16) -> (Array, Array) {
         // SAFETY: the caller's promise.
         let pairs = unsafe { from.cast::<[u32; LANES]>().read_unaligned() };
         let (low, high) = (pairs.map(|x| f32::from_bits(x << 16)), pairs.map(|x| f32::from_bits(x & 0xffff_0000)));

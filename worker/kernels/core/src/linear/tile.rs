@@ -1,0 +1,133 @@
+//! The innermost loop: a few rows by a few blocks, with every sum in a register.
+
+use super::format::Format;
+use super::packed::{CELLS, STRIP_BLOCKS};
+use crate::simd::{LANES, Simd, Vector};
+
+/// Values from one row of sums to the next: a strip's columns.
+pub(crate) const SUMS: usize = STRIP_BLOCKS * LANES;
+/// Steps between two requests for memory that will be needed later.
+const STRIDE: usize = 4;
+
+/// Some rows, some blocks of a strip, some of its steps.
+#[derive(Clone, Copy)]
+pub(crate) struct Tile {
+    /// The rows' values for the first step, and the bytes from row to row.
+    pub(crate) left: *const u8,
+    pub(crate) left_row: usize,
+    /// The strip's first block at the first step, and the bytes from step to step.
+    pub(crate) right: *const u8,
+    pub(crate) right_step: usize,
+    pub(crate) steps: usize,
+    /// The sums, `SUMS` from row to row.
+    pub(crate) sums: *mut f32,
+    /// Whether the sums begin at zero; else they continue from what is there.
+    pub(crate) fresh: bool,
+}
+
+/// Memory that will be needed later: cache lines are asked for while a tile computes.
+#[derive(Clone, Copy)]
+pub(crate) struct Ahead {
+    pub(crate) line: *const u8,
+    pub(crate) end: *const u8,
+    /// How many lines in `STRIDE` steps.
+    pub(crate) lines: usize,
+}
+
+impl Ahead {
+    /// Asks for all lines `from .. from + bytes`, evenly over `passes` times as many steps as it takes to compute them.
+    pub(crate) fn new(from: *const u8, bytes: usize, passes: usize, step_bytes: usize) -> Self {
+        let lines = (step_bytes / CELLS * STRIDE).div_ceil(passes);
+        Self { line: from, end: from.wrapping_add(bytes), lines }
+    }
+}
+
+impl Tile {
+    /// Multiplies `rows` rows by all `blocks` blocks of the strip, in as few passes as registers allow.
+    ///
+    /// # Safety
+    /// The pointers are good for it. `rows` is at most `S::TILE_ROWS`; `blocks` is 2 or 4.
+    #[inline(always)]
+    pub(crate) unsafe fn multiply<S: Simd, F: Format<S>>(self, rows: usize, blocks: usize, ahead: &mut Ahead) {
+        let width = vectors::<S>(rows).min(blocks);
+        let mut tile = self;
+        for _ in 0..blocks / width {
+            // SAFETY: the caller's promise.
+            unsafe { tile.pass::<S, F>(rows, width, ahead) };
+            tile.right = tile.right.wrapping_add(width * CELLS);
+            tile.sums = tile.sums.wrapping_add(width * LANES);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn pass<S: Simd, F: Format<S>>(self, rows: usize, width: usize, ahead: &mut Ahead) {
+        macro_rules! tiles {
+            ($(($rows:literal, $width:literal))*) => {
+                match (rows, width) {
+                    // SAFETY: the caller's promise.
+                    $(($rows, $width) if fits::<S>($rows, $width) => unsafe { self.run::<S, F, $rows, $width>(ahead) },)*
+                    _ => unreachable!("{rows} rows by {width} blocks is no tile of this level"),
+                }
+            };
+        }
+        tiles!((1, 4)(2, 4)(3, 4)(4, 4)(5, 4)(6, 4)(1, 2)(2, 2)(3, 2)(4, 2)(5, 2)(6, 2)(7, 2)(8, 2)(9, 2)(10, 2)(
+            11, 2
+        )(12, 2)(1, 1)(2, 1)(3, 1)(4, 1));
+    }
+
+    #[inline(always)]
+    unsafe fn run<S: Simd, F: Format<S>, const M: usize, const N: usize>(self, ahead: &mut Ahead) {
+        let mut sums = [[S::V::zero(); N]; M];
+        let (mut left, mut right) = (self.left, self.right);
+        // SAFETY: the caller's promise, for all of the block.
+        unsafe {
+            if !self.fresh {
+                for (m, row) in sums.iter_mut().enumerate() {
+                    for (n, sum) in row.iter_mut().enumerate() {
+                        *sum = S::V::load(self.sums.add(m * SUMS + n * LANES));
+                    }
+                }
+            }
+            let mut step = |sums: &mut [[S::V; N]; M]| {
+                let blocks: [F::Block; N] = std::array::from_fn(|n| F::load(right.add(n * CELLS)));
+                for (m, row) in sums.iter_mut().enumerate() {
+                    for (n, sum) in row.iter_mut().enumerate() {
+                        *sum = F::multiply(left.add(m * self.left_row), blocks[n], *sum);
+                    }
+                }
+                left = left.add(F::LEFT);
+                right = right.add(self.right_step);
+            };
+            let lines = if ahead.line < ahead.end { ahead.lines } else { 0 };
+            for _ in 0..self.steps / STRIDE {
+                for _ in 0..lines {
+                    S::prefetch(ahead.line);
+                    ahead.line = ahead.line.wrapping_add(CELLS);
+                }
+                for _ in 0..STRIDE {
+                    step(&mut sums);
+                }
+            }
+            for _ in 0..self.steps % STRIDE {
+                step(&mut sums);
+            }
+            for (m, row) in sums.iter().enumerate() {
+                for (n, sum) in row.iter().enumerate() {
+                    sum.store(self.sums.add(m * SUMS + n * LANES));
+                }
+            }
+        }
+    }
+}
+
+/// How many blocks a tile of so many rows is wide: twice as many where half as many rows leave registers free.
+#[inline(always)]
+pub(crate) fn vectors<S: Simd>(rows: usize) -> usize {
+    if 2 * rows <= S::TILE_ROWS { 2 * S::TILE_VECTORS } else { S::TILE_VECTORS }
+}
+
+/// Whether a level has this tile: its sums stay in registers. Known at compile time.
+#[inline(always)]
+const fn fits<S: Simd>(rows: usize, width: usize) -> bool {
+    rows <= S::TILE_ROWS && rows * width <= S::TILE_ROWS * S::TILE_VECTORS && width <= 2 * S::TILE_VECTORS
+}

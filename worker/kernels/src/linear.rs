@@ -1,0 +1,70 @@
+//! `Linear`: a matrix product over packed weights, with bias, activation and gate in the same pass.
+
+use millrace_kernels_core::linear::{Activation, Epilogue, Linear as Core, Weight};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+use crate::machine::{Machine, dtype};
+
+#[pyclass(frozen)]
+pub(crate) struct Linear {
+    core: Core,
+}
+
+#[pymethods]
+impl Linear {
+    /// Packs the contiguous weight at `weight`, of `shape` (outputs, inputs), into memory of its own: the weight may go.
+    /// `dtypes`: of weight and input, and of the result. `epilogue`: an activation or None, and whether it is gated.
+    #[new]
+    #[pyo3(signature = (machine, weight, shape, dtypes, bias, epilogue))]
+    fn new(
+        machine: Machine,
+        weight: usize,
+        shape: (usize, usize),
+        dtypes: (String, String),
+        bias: Option<Vec<f32>>,
+        epilogue: (Option<String>, bool),
+    ) -> PyResult<Self> {
+        let (outputs, inputs) = shape;
+        let weight = Weight { at: weight as *const u8, dtype: dtype(&dtypes.0)?, outputs, inputs };
+        let activation = epilogue.0.as_deref().map(activation).transpose()?;
+        let epilogue = Epilogue { activation, gated: epilogue.1, out_dtype: dtype(&dtypes.1)? };
+        if !Core::supports(weight.dtype, outputs, inputs, epilogue.gated) {
+            return Err(PyValueError::new_err(format!("no packed form of {outputs} outputs by {inputs} inputs")));
+        }
+        if bias.as_ref().is_some_and(|bias| bias.len() != outputs) {
+            return Err(PyValueError::new_err(format!("a bias of {outputs} outputs has as many values")));
+        }
+        // SAFETY: the caller has checked the tensor behind the address.
+        let core = unsafe { Core::new(machine.level, machine.team, weight, bias.as_deref(), epilogue) };
+        Ok(Self { core })
+    }
+
+    /// Whether there is a packed form of this weight; bfloat16 needs an even number of inputs.
+    #[staticmethod]
+    fn supports(dtype_name: &str, shape: (usize, usize), gated: bool) -> bool {
+        dtype(dtype_name).is_ok_and(|dtype| Core::supports(dtype, shape.0, shape.1, gated))
+    }
+
+    /// out = epilogue(x W^T + bias) for contiguous rows.
+    fn apply(&self, py: Python<'_>, x: usize, rows: usize, out: usize) {
+        // SAFETY: the caller has checked the tensors behind the addresses.
+        py.detach(|| unsafe { self.core.apply(x as *const u8, rows, out as *mut u8) });
+    }
+
+    /// What the packed weight and the bias take.
+    #[getter]
+    fn num_bytes(&self) -> usize {
+        self.core.num_bytes()
+    }
+}
+
+fn activation(name: &str) -> PyResult<Activation> {
+    match name {
+        "silu" => Ok(Activation::Silu),
+        "relu" => Ok(Activation::Relu),
+        "gelu" => Ok(Activation::Gelu),
+        "gelu_tanh" => Ok(Activation::GeluTanh),
+        _ => Err(PyValueError::new_err(format!("there is no activation {name}"))),
+    }
+}
