@@ -26,6 +26,7 @@ pub struct Team {
 struct Region<'a> {
     body: &'a (dyn Fn(usize) + Sync),
     thread_num: GompThreadNum,
+    entered: AtomicUsize,
 }
 
 unsafe extern "C" fn enter(data: *mut c_void) {
@@ -33,6 +34,7 @@ unsafe extern "C" fn enter(data: *mut c_void) {
     let region = unsafe { &*data.cast_const().cast::<Region<'_>>() };
     // SAFETY: OpenMP's own function, without arguments.
     let thread = unsafe { (region.thread_num)() };
+    region.entered.fetch_add(1, Ordering::Relaxed);
     (region.body)(thread as usize);
 }
 
@@ -46,16 +48,18 @@ impl Team {
         self.threads
     }
 
-    /// Calls `body(thread)` once on each thread `0 .. threads`, at the same time. A panic ends the process: there is
-    /// nobody above an OpenMP thread to catch it.
+    /// Calls `body(thread)` once on each thread `0 .. threads`. OpenMP may grant fewer threads than asked for (its
+    /// limits, its dynamic mode): this one then does the others' parts too, so that bodies must not wait for one another.
+    /// A panic ends the process: there is nobody above an OpenMP thread to catch it.
     pub fn run(self, body: &(dyn Fn(usize) + Sync)) {
         match self.openmp {
             Some(openmp) if self.threads > 1 => {
-                let region = Region { body, thread_num: openmp.thread_num };
+                let region = Region { body, thread_num: openmp.thread_num, entered: AtomicUsize::new(0) };
                 // SAFETY: the region outlives the call, which returns when every thread has left `enter`.
                 unsafe {
                     (openmp.parallel)(enter, (&raw const region).cast_mut().cast(), self.threads as c_uint, 0);
                 }
+                (region.entered.into_inner()..self.threads).for_each(body);
             }
             _ => body(0),
         }
@@ -103,3 +107,51 @@ impl Team {
 /// The next task of a thread's range, on a cache line of its own.
 #[repr(align(64))]
 struct Next(AtomicUsize);
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    unsafe extern "C" fn only_this_thread(
+        function: unsafe extern "C" fn(*mut c_void),
+        data: *mut c_void,
+        _threads: c_uint,
+        _flags: c_uint,
+    ) {
+        // SAFETY: as the caller says.
+        unsafe { function(data) }
+    }
+
+    unsafe extern "C" fn zero() -> c_int {
+        0
+    }
+
+    fn refused() -> Team {
+        Team::new(Some(OpenMp { parallel: only_this_thread, thread_num: zero }), 4)
+    }
+
+    #[test]
+    fn every_part_is_done_when_openmp_grants_one_thread_of_four() {
+        let done = Mutex::new(Vec::new());
+        refused().run(&|thread| done.lock().expect("no body panics").push(thread));
+        assert_eq!(done.into_inner().expect("no body panics"), [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn parts_cover_everything_once_whoever_computes_them() {
+        for team in [refused(), Team::new(None, 4)] {
+            for (len, grain) in [(0, 1), (1, 1), (7, 2), (64, 16), (100, 16)] {
+                let counts = Mutex::new(vec![0; len]);
+                team.split(len, grain, 0, &|first, end| {
+                    counts.lock().expect("no body panics")[first..end].iter_mut().for_each(|count| *count += 1);
+                });
+                assert_eq!(counts.into_inner().expect("no body panics"), vec![1; len]);
+                let tasks = Mutex::new(vec![0; len]);
+                team.share(len, &|task| tasks.lock().expect("no body panics")[task] += 1);
+                assert_eq!(tasks.into_inner().expect("no body panics"), vec![1; len]);
+            }
+        }
+    }
+}
