@@ -23,6 +23,28 @@ class Machine:
         """Whether the CPU multiplies bfloat16 itself."""
 
 @final
+class Linear:
+    """activation(x W^T + bias), or activation(gate) * up, over weights in the kernels' own packed form."""
+
+    def __new__(
+        cls,
+        machine: Machine,
+        weight: int,
+        shape: tuple[int, int],
+        dtypes: tuple[str, str],
+        bias: list[float] | None,
+        epilogue: tuple[str | None, bool],
+    ) -> Linear:
+        """Packs the weight of `shape` (outputs, inputs): the tensor may go. `dtypes`: of weight and input, and of the
+        result. `epilogue`: "silu", "relu", "gelu", "gelu_tanh" or None; whether the weight is [gate; up]."""
+    @staticmethod
+    def supports(dtype_name: str, shape: tuple[int, int], gated: bool) -> bool: ...
+    def apply(self, x: int, rows: int, out: int) -> None:
+        """Writes [rows, outputs], or half as many columns when gated."""
+    @property
+    def num_bytes(self) -> int: ...
+
+@final
 class Norm:
     """RMSNorm ("rms") or LayerNorm ("layer") of rows of float32."""
 

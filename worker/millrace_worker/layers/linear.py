@@ -1,18 +1,24 @@
 """Linear layers with what follows them in the same pass (their epilogue): a bias, an activation, a gate.
 
-On CPUs weights are kept in oneDNN's own layout, which replaces the stored one; elsewhere, and where oneDNN would only
-add overhead, the plain form runs. Which one is decided when the layer is made.
+On CPUs weights are kept in a packed layout, which replaces the stored one: that of this CPU's kernels, or oneDNN's own
+where there are none. Elsewhere, and where oneDNN would only add overhead, the plain form runs. Which one it is, is
+decided when the layer is made.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from millrace_worker.workspace import FreshRows, Workspace
+
+if TYPE_CHECKING:
+    from millrace_kernels import Machine
 
 # Up to this many float32 weights, a call of the packed form costs more than it saves (one row: 14 us against 3 to 12).
 # In bfloat16 the packed form is the faster one at every size.
@@ -84,6 +90,59 @@ class PackedLinear:
         return y if self._finish is None else self._finish(y)
 
 
+class NativeLinear:
+    """This CPU's kernels, for weights of float32 or bfloat16; a bias, an activation and a gate run inside them.
+
+    A row's result does not depend on the other rows. The result is valid until `out` is used again.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        weight: Tensor,
+        bias: Tensor | None,
+        out: Workspace | FreshRows,
+        epilogue: Epilogue | None = None,
+    ) -> None:
+        """`weight` [out, in], one that `supports` agrees to, is copied. Sums are of float32, and so is the bias; the
+        result is rounded to the dtype of `out`, which has `num_columns(weight, epilogue)` of them."""
+        from millrace_kernels import Linear as Kernel
+
+        weight = weight.contiguous()
+        dtypes = (_name(weight.dtype), _name(out.dtype))
+        values = None if bias is None else bias.float().tolist()
+        shape = (weight.shape[0], weight.shape[1])
+        kind = (None, False) if epilogue is None else (epilogue.activation, epilogue.gated)
+        self._run = Kernel(machine, weight.data_ptr(), shape, dtypes, values, kind).apply
+        self._dtype, self._inputs, self._out = weight.dtype, weight.shape[1], out
+        self.name = f"native ({machine.level})"
+
+    @staticmethod
+    def supports(weight: Tensor, epilogue: Epilogue | None = None) -> bool:
+        from millrace_kernels import Linear as Kernel
+
+        gated = epilogue is not None and epilogue.gated
+        return weight.device.type == "cpu" and Kernel.supports(
+            _name(weight.dtype), (weight.shape[0], weight.shape[1]), gated
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        number = len(x)
+        # The kernel sees addresses only.
+        if x.dtype is not self._dtype or not x.is_contiguous() or x.numel() != number * self._inputs:
+            raise ValueError(
+                f"a linear layer of [{number}, {self._inputs}] {self._dtype} got {tuple(x.shape)} {x.dtype}"
+            )
+        y = self._out.rows(number)
+        self._run(x.data_ptr(), number, self._out.address)
+        return y
+
+
+def num_columns(weight: Tensor, epilogue: Epilogue | None) -> int:
+    """Columns of the result of a layer with this weight."""
+    return len(weight) // 2 if epilogue is not None and epilogue.gated else len(weight)
+
+
 def make_linear(weight: Tensor, bias: Tensor | None = None, epilogue: Epilogue | None = None) -> Linear:
     """The best form for this weight [out, in], on its device. The layer holds what it needs: drop `weight`."""
     small = weight.dtype is torch.float32 and weight.numel() <= MAX_PLAIN_FLOAT32_WEIGHTS
@@ -99,6 +158,10 @@ def can_pack(weight: Tensor) -> bool:
     if weight.dtype is torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return weight.dtype is torch.float32
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _finisher(epilogue: Epilogue | None) -> Callable[[Tensor], Tensor] | None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from millrace_worker.attention.interface import AttentionBackend, Heads
 from millrace_worker.attention.torch_backend import TorchBackend
-from millrace_worker.layers.linear import Epilogue, Linear, PlainLinear, make_linear
+from millrace_worker.layers.linear import Epilogue, Linear, NativeLinear, PlainLinear, make_linear, num_columns
 from millrace_worker.layers.norm import LayerNorm, NativeNorm, Norm, NormWeights, RmsNorm
 from millrace_worker.workspace import Role, Workspaces
 
@@ -88,7 +88,10 @@ class NativeOperators:
         return LayerNorm(weight, bias, weights.eps, dtype)
 
     def linear(self, weight: Tensor, bias: Tensor | None, role: Role, epilogue: Epilogue | None = None) -> Linear:
-        return self._cast(make_linear(weight, bias, epilogue), role)
+        if not NativeLinear.supports(weight, epilogue):
+            return self._cast(make_linear(weight, bias, epilogue), role)
+        out = self._workspaces.take(role, num_columns(weight, epilogue), self._dtype_of(role))
+        return NativeLinear(self._machine, weight, bias, out, epilogue)
 
     def shared_linear(self, weight: Tensor, role: Role) -> Linear:
         return self._cast(PlainLinear(weight, None), role)

@@ -102,6 +102,9 @@ impl Linear {
     /// `x` is readable for `rows * inputs` values of the weight's dtype, `out` writable for `rows * columns()` values of
     /// `out_dtype`; they do not overlap.
     pub unsafe fn apply(&self, x: *const u8, rows: usize, out: *mut u8) {
+        if rows == 0 {
+            return;
+        }
         let strips = self.weight.strips();
         let products = rows * self.weight.outputs() * self.weight.inputs();
         let serial = products <= SERIAL_PRODUCTS || self.team.threads() == 1;
