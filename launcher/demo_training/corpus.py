@@ -19,7 +19,7 @@ EXCLUDED_FOLDERS = {
     "test", "tests",
 }  # fmt: skip
 EXCLUDED_FILES = {"entities.py", "stringprep.py", "_sysconfigdata.py", "__phello__.foo.py"}
-HELD_OUT_SHARE = 40  # one file in 40 is never trained on
+HELD_OUT_SHARE = 20  # one file in 20 is never trained on
 MAX_ANSWER_CHARS = 1600  # about 480 tokens: a chat example fits into one training window
 
 WRITE_REQUESTS = (

@@ -66,9 +66,8 @@ On {measured.held_out_files} held-out files ({measured.held_out_tokens:,} tokens
 
 Measured on the weights as shipped (bfloat16, computed in float32).
 
-Long texts are modelled less well: only the end of the run had windows of {shape.max_positions} tokens. A prompt
-of code is continued best when it stops at the end of a line, without the newline: the tokenizer joins a newline and
-the indentation after it.
+Every eighth step was trained on windows of {shape.max_positions} tokens, so that long texts are modelled no worse than short
+ones. Ends of lines and indentation are tokens of their own: a prompt may stop at any of them.
 
 ## Licence
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 VOCAB_SIZE = 4096
 BOS, EOS = "<s>", "</s>"
@@ -24,7 +24,11 @@ CHAT_TEMPLATE = (
 def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
     """Byte-level BPE (Sennrich et al. 2016; GPT-2's byte alphabet and word pattern) of `VOCAB_SIZE` entries."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
+    # Ends of lines and indentation are tokens of their own: a prompt may stop before or after either, and the tokens
+    # are still those that the model has seen.
+    lines = pre_tokenizers.Split(Regex(r"\n| {2,}"), behavior="isolated")
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([lines, words])  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB_SIZE,

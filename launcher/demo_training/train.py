@@ -38,8 +38,8 @@ PACKAGED = Path(__file__).parent.parent / "millrace_launcher" / "demo"
 class Recipe:
     num_tokens: int
     window: int = 512
-    long_window: int = 2048  # the last part of the run, so that all positions the model offers are trained
-    long_share: float = 0.1
+    long_window: int = 2048  # in every so-many-th step, so that all positions that the model offers are trained
+    long_every: int = 8
     batch_tokens: int = 4096
     matrix_rate: float = 0.02
     other_rate: float = 0.003
@@ -52,7 +52,7 @@ class Recipe:
         return max(1, self.num_tokens // self.batch_tokens)
 
     def window_at(self, step: int) -> int:
-        return self.window if step < self.num_steps * (1 - self.long_share) else self.long_window
+        return self.long_window if step % self.long_every == self.long_every - 1 else self.window
 
     def rate_at(self, step: int) -> float:
         """Share of the full learning rate: linear up, then a cosine down to 2 %."""
@@ -162,7 +162,7 @@ def measure(model: Llama, corpus: batches.Corpus, recipe: Recipe) -> Measured:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=PACKAGED, help="folder of the checkpoint")
-    parser.add_argument("--tokens", type=int, default=4_500_000, help="training tokens")
+    parser.add_argument("--tokens", type=int, default=5_000_000, help="training tokens")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
