@@ -6,7 +6,7 @@ import random
 
 import numpy as np
 import torch
-from millrace_worker.attention.torch_backend import TorchBackend
+from millrace_worker.kv_pool import KvPool
 from millrace_worker.models.decoder import CausalLM
 from millrace_worker.step import Batch
 
@@ -16,14 +16,20 @@ NOT_A_PAGE = 2**31 - 1  # reading it would fail
 Work = tuple[int, int, int]  # sequence, row, count
 
 
+def pool(model: CausalLM) -> KvPool:
+    """The pages of any backend; what lies where in a page is its own affair."""
+    found = getattr(model.backend, "pool", None)
+    assert isinstance(found, KvPool)
+    return found
+
+
 class PagedRun:
     """Sequences enter rows, compute in random chunks beside one another, and leave: their pages go back poisoned."""
 
     def __init__(self, model: CausalLM, *, seed: int) -> None:
         self.model, self.random = model, random.Random(seed)
-        assert isinstance(model.backend, TorchBackend)
-        self.backend = model.backend
         model.allocate_kv(NUM_PAGES)
+        self.device = pool(model).values.device
         self.free_pages = list(range(NUM_PAGES))
         self._poison(self.free_pages)
         self.random.shuffle(self.free_pages)
@@ -77,12 +83,12 @@ class PagedRun:
             page_table=torch.from_numpy(self.table),
             page_table_host=self.table,
         )
-        device = self.backend.geometry.device
+        device = self.device
         order = self._shuffled(len(tokens)) if self.random.random() < 0.5 else None
         logits = self.model.forward(
             torch.tensor(tokens).to(device),
             torch.tensor(positions).to(device),
-            self.backend.plan(batch),
+            self.model.backend.plan(batch),
             None if order is None else order.to(device),
         )
         if logits is None:
@@ -103,4 +109,4 @@ class PagedRun:
         self.free_rows.append(row)
 
     def _poison(self, pages: list[int]) -> None:
-        self.backend.pool.values[:, pages] = float("nan")
+        pool(self.model).values[:, pages] = float("nan")

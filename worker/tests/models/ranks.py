@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import torch
+from millrace_worker import cpu_kernels
 from millrace_worker.distributed import connect
 from millrace_worker.models.load import load_model
 from paged import PagedRun  # pyright: ignore[reportMissingImports]
@@ -20,8 +21,9 @@ def main(job_path: Path) -> None:
     device = torch.device("cpu")
     group = connect(rank, size, device)
     results = []
-    for folder, dtype in job["models"]:
-        model = load_model(Path(folder), dtype=getattr(torch, dtype), device=device, group=group)
+    for folder, dtype, kernels in job["models"]:
+        machine = cpu_kernels.find(kernels, 1)
+        model = load_model(Path(folder), dtype=getattr(torch, dtype), device=device, group=group, kernels=machine)
         results.append(PagedRun(model, seed=job["seed"]).logits(job["sequences"]))
     ids = torch.arange(3) if rank == 0 else torch.zeros(3, dtype=torch.int64)
     assert group.broadcast(ids).tolist() == [0, 1, 2]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable
 
 import pytest
 import torch
-from millrace_worker.attention.torch_backend import TorchBackend
+from millrace_kernels import Machine
+from millrace_worker import cpu_kernels
 from millrace_worker.distributed import Group
 from millrace_worker.models import load as loading
 from millrace_worker.models.decoder import CausalLM
@@ -15,48 +17,89 @@ from millrace_worker.models.load import load_model
 from transformers import AutoModelForCausalLM
 
 from .checkpoints import CASES, Saved
-from .paged import PagedRun
+from .paged import PagedRun, pool
 
 CPU = torch.device("cpu")
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
+BEST, OFF = "", cpu_kernels.OFF
+# Where a model runs and on which kernels.
+PLACES = [("cpu", kernels) for kernels in (*Machine.levels(), OFF)]
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-def load(saved: Saved, dtype: torch.dtype = torch.float32, device: torch.device = CPU) -> CausalLM:
-    return load_model(saved.folder, dtype=dtype, device=device, group=Group())
+def load(
+    saved: Saved, dtype: torch.dtype = torch.float32, device: torch.device = CPU, *, kernels: str = BEST
+) -> CausalLM:
+    machine = cpu_kernels.find(kernels, 1)
+    return load_model(saved.folder, dtype=dtype, device=device, group=Group(), kernels=machine)
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("device", "kernels"), [*PLACES, pytest.param("cuda", OFF, marks=NEEDS_GPU)])
 @pytest.mark.parametrize("case", CASES)
 def test_logits_equal_transformers_in_random_chunks_beside_others(
-    case: str, device: str, saved: Callable[[str], Saved], sequences: list[list[int]]
+    case: str, device: str, kernels: str, saved: Callable[[str], Saved], sequences: list[list[int]]
 ) -> None:
     reference = saved(case)
     seed = random.randrange(2**32)
-    found = PagedRun(load(reference, device=torch.device(device)), seed=seed).logits(sequences)
+    found = PagedRun(load(reference, device=torch.device(device), kernels=kernels), seed=seed).logits(sequences)
     for tokens, logits in zip(sequences, found, strict=True):
         torch.testing.assert_close(logits, reference.logits(tokens), atol=1e-4, rtol=1e-5, msg=lambda m: f"{seed=} {m}")
 
 
 def test_the_wide_cases_run_packed_linears(saved: Callable[[str], Saved]) -> None:
     for case in (name for name in CASES if name.endswith("packed")):
-        assert "onednn" in load(saved(case)).implementations()["linear"]
+        assert "onednn" in load(saved(case), kernels=OFF).implementations()["linear"]
+
+
+def test_what_runs_natively_is_said(saved: Callable[[str], Saved]) -> None:
+    model = load(saved("llama, packed"), torch.bfloat16)
+    expected = f"native ({Machine.levels()[-1]})"
+    assert set(model.implementations()) == {"attention", "linear", "norm", "embed", "logits"}
+    assert {model.implementations()[name] for name in ("linear", "norm", "logits")} == {expected}
+    assert not any("native" in name for name in load(saved("llama, packed"), kernels=OFF).implementations().values())
+
+
+HALVED = ["llama, packed", "gemma2, window 18", "gpt2", "falcon, RW style", "qwen3"]
+
+
+def root_mean_square(x: torch.Tensor) -> float:
+    return float(x.pow(2).mean().sqrt())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("case", ["llama, packed", "gemma2, window 18", "gpt2", "falcon, RW style", "qwen3"])
+@pytest.mark.parametrize("case", HALVED)
 def test_half_precision_stays_near_float32(
     case: str, dtype: torch.dtype, saved: Callable[[str], Saved], sequences: list[list[int]]
 ) -> None:
-    """As near as the model of transformers in that dtype: both round, at other places."""
+    """In plain torch, as near as the model of transformers in that dtype: both round, at other places."""
     reference = saved(case)
     expected = torch.cat([reference.logits(tokens) for tokens in sequences])
+    theirs = halved_transformers(reference, dtype, sequences)
+    ours = torch.cat(PagedRun(load(reference, dtype, kernels=OFF), seed=1).logits(sequences))
+    assert ours.dtype == torch.float32
+    assert root_mean_square(ours - expected) < 1.3 * root_mean_square(theirs - expected)
+
+
+def halved_transformers(reference: Saved, dtype: torch.dtype, sequences: list[list[int]]) -> torch.Tensor:
     halved = AutoModelForCausalLM.from_pretrained(reference.folder, dtype=dtype).eval()
     with torch.inference_mode():
-        theirs = torch.cat([halved(torch.tensor([tokens])).logits[0].float() for tokens in sequences])
-    ours = torch.cat(PagedRun(load(reference, dtype), seed=1).logits(sequences))
-    assert ours.dtype == torch.float32
-    allowed = 1.3 * (theirs - expected).pow(2).mean().sqrt()
-    assert (ours - expected).pow(2).mean().sqrt() < allowed
+        return torch.cat([halved(torch.tensor([tokens])).logits[0].float() for tokens in sequences])
+
+
+@pytest.mark.parametrize("kernels", Machine.levels())
+@pytest.mark.parametrize("case", HALVED)
+def test_native_bfloat16_is_nearer_to_float32_than_torchs(
+    case: str, kernels: str, saved: Callable[[str], Saved], sequences: list[list[int]]
+) -> None:
+    """Compared with the same rounded weights in float32: what the arithmetic adds, between transformers and us."""
+    reference = saved(case)
+    rounded = copy.deepcopy(reference.reference)
+    for parameter in rounded.parameters():
+        parameter.data = parameter.data.bfloat16().float()
+    with torch.inference_mode():
+        expected = torch.cat([rounded(torch.tensor([tokens])).logits[0] for tokens in sequences])
+    theirs = halved_transformers(reference, torch.bfloat16, sequences)
+    ours = torch.cat(PagedRun(load(reference, torch.bfloat16, kernels=kernels), seed=1).logits(sequences))
+    assert root_mean_square(ours - expected) < root_mean_square(theirs - expected)
 
 
 def test_a_copied_page_serves_another_row(saved: Callable[[str], Saved]) -> None:
@@ -78,15 +121,16 @@ def test_a_large_tied_head_stays_one_copy(saved: Callable[[str], Saved], monkeyp
     model = load(reference, torch.bfloat16)
     assert model.implementations()["logits"] == "torch"
     monkeypatch.undo()
-    assert "onednn" in load(reference, torch.bfloat16).implementations()["logits"]
+    assert "native" in load(reference, torch.bfloat16).implementations()["logits"]
+    assert "onednn" in load(reference, torch.bfloat16, kernels=OFF).implementations()["logits"]
     tokens = torch.randint(99, (20,)).tolist()
     (found,) = PagedRun(model, seed=1).logits([tokens])
     torch.testing.assert_close(found, reference.logits(tokens), atol=0.5, rtol=0.1)
 
 
-def test_pages_cost_what_the_model_says(saved: Callable[[str], Saved]) -> None:
-    model = load(saved("llama"))
+@pytest.mark.parametrize("kernels", [BEST, OFF])
+def test_pages_cost_what_the_model_says(kernels: str, saved: Callable[[str], Saved]) -> None:
+    model = load(saved("llama"), kernels=kernels)
     model.allocate_kv(10)
-    assert isinstance(model.backend, TorchBackend)
-    assert model.backend.pool.values.nbytes == 10 * model.page_bytes()
+    assert pool(model).values.nbytes == 10 * model.page_bytes()
     assert model.page_bytes() == 3 * 16 * 2 * 2 * 16 * 4  # layers, tokens, K and V, heads, head size, bytes

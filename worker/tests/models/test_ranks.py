@@ -39,6 +39,9 @@ CASES = [
 ]
 
 
+KERNELS = ("", "off")  # the best of this CPU; none
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -48,8 +51,8 @@ def free_port() -> int:
 def test_two_ranks_equal_one(saved: Callable[[str], Saved], sequences: list[list[int]], tmp_path: Path) -> None:
     references = [saved(case) for case in CASES]
     job = tmp_path / "job.json"
-    models = [(str(reference.folder), "float32") for reference in references]
-    models += [(models[0][0], "bfloat16"), (models[0][0], "float16")]
+    models = [(str(reference.folder), "float32", kernels) for kernels in KERNELS for reference in references]
+    models += [(models[0][0], dtype, kernels) for dtype in ("bfloat16", "float16") for kernels in KERNELS]
     job.write_text(json.dumps({"models": models, "sequences": sequences, "seed": 5}))
     common = os.environ | {
         "WORLD_SIZE": "2",
@@ -65,12 +68,13 @@ def test_two_ranks_equal_one(saved: Callable[[str], Saved], sequences: list[list
         for rank in ranks:
             rank.kill()
             rank.wait()
-    *full, bfloat16, float16 = torch.load(job.with_suffix(".pt"))
-    for halved in (bfloat16, float16):
-        for logits, exact in zip(halved, full[0], strict=True):
+    found = torch.load(job.with_suffix(".pt"))
+    full, halved = found[: -2 * len(KERNELS)], found[-2 * len(KERNELS) :]
+    for each in halved:
+        for logits, exact in zip(each, full[0], strict=True):
             torch.testing.assert_close(logits, exact, atol=0.5, rtol=0.0)
-    for case, reference, found in zip(CASES, references, full, strict=True):
-        for tokens, logits in zip(sequences, found, strict=True):
+    for case, reference, ours in zip(CASES * len(KERNELS), references * len(KERNELS), full, strict=True):
+        for tokens, logits in zip(sequences, ours, strict=True):
             expected = reference.logits(tokens)
             torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-5, msg=lambda m, case=case: f"{case}: {m}")
 
