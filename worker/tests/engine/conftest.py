@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from millrace_worker.attention.torch_backend import TorchBackend
+from millrace_worker import cpu_kernels
 from millrace_worker.distributed import Group
 from millrace_worker.engine import Engine, EngineParts
+from millrace_worker.kv_pool import KvPool
 from millrace_worker.models.load import load_model
 from millrace_worker.rows import RowsShape
 from millrace_worker.sampling import Watermark
@@ -70,10 +71,11 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     return Reference(path, model)
 
 
-@pytest.fixture(scope="session")
-def parts(reference: Reference) -> EngineParts:
+@pytest.fixture(scope="session", params=["", cpu_kernels.OFF], ids=["native", "torch"])
+def parts(reference: Reference, request: pytest.FixtureRequest) -> EngineParts:
     device, group = torch.device("cpu"), Group()
-    model = load_model(reference.path, dtype=torch.float32, device=device, group=group)
+    kernels = cpu_kernels.find(request.param, 1)
+    model = load_model(reference.path, dtype=torch.float32, device=device, group=group, kernels=kernels)
     return EngineParts(model=model, group=group, device=device, watermark=Watermark())
 
 
@@ -88,9 +90,9 @@ class Bench:
     @property
     def pool(self) -> torch.Tensor:
         """All that the KV pool holds."""
-        backend = self.parts.model.backend
-        assert isinstance(backend, TorchBackend)
-        return backend.pool.values
+        pool = getattr(self.parts.model.backend, "pool", None)
+        assert isinstance(pool, KvPool)
+        return pool.values
 
 
 @pytest.fixture
