@@ -12,7 +12,7 @@ from millrace_worker import logs
 from millrace_worker.answer import NO_TOKEN, Stopwatch, add_failure, add_prompt_logprobs, add_tokens
 from millrace_worker.inputs import InputBuilder
 from millrace_worker.proto import worker_pb2
-from millrace_worker.rows import PlanError, Rows, RowsShape, column, read_work
+from millrace_worker.rows import ParsedPlan, PlanError, Rows, RowsShape, column
 from millrace_worker.runner import Runner
 from millrace_worker.sampling import SamplingRows, Watermark
 
@@ -53,15 +53,24 @@ class Engine:
         """A new stream begins: no row is held."""
         self._rows.reset()
 
-    @torch.inference_mode()
+    def parse(self, plan: worker_pb2.StepPlan) -> ParsedPlan:
+        """The part of a step that needs nothing of the rows: any thread may do it while another step runs."""
+        return ParsedPlan.of(plan)
+
     def compute(self, plan: worker_pb2.StepPlan) -> worker_pb2.StepResult:
+        """`compute_parsed` of a plan that nobody has parsed yet."""
+        return self.compute_parsed(self.parse(plan))
+
+    @torch.inference_mode()
+    def compute_parsed(self, parsed: ParsedPlan) -> worker_pb2.StepResult:
         """One forward pass. A fault fails the sequences of this plan, by id, and the stream lives on.
 
         Raises RankLostError when that is not possible: with several ranks (the others may wait in a collective), or
         when the device itself is gone.
         """
+        plan = parsed.plan
         try:
-            result = self.step(plan)
+            result = self.step(parsed)
         except Exception as error:
             logs.error("a step failed", step=plan.step, error=f"{type(error).__name__}: {error}")
             if self._group.size > 1 or _device_is_gone(error):
@@ -71,11 +80,13 @@ class Engine:
         result.progress = self._progress
         return result
 
-    def step(self, plan: worker_pb2.StepPlan) -> worker_pb2.StepResult:
-        """As `compute`, but a fault of the step raises."""
+    def step(self, parsed: ParsedPlan) -> worker_pb2.StepResult:
+        """As `compute_parsed`, but a fault of the step raises."""
         watch = Stopwatch()
+        plan, work = parsed.plan, parsed.work
+        if isinstance(work, PlanError):
+            raise work
         result = worker_pb2.StepResult(step=plan.step)
-        work = read_work(plan)
         living = self._admit(plan, work)
         running = work if living is None else work.select(living)
         if len(running.rows):
@@ -100,7 +111,7 @@ class Engine:
     @torch.inference_mode()
     def trial(self, plan: worker_pb2.StepPlan) -> None:
         """Computes a plan to see what it takes: nothing is answered, every fault raises."""
-        self.step(plan)
+        self.step(self.parse(plan))
         if self._rows.failures:
             raise PlanError(next(iter(self._rows.failures.values())))
 

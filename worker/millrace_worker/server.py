@@ -1,9 +1,7 @@
-"""The gRPC face of one rank: a synchronous server on a unix socket that computes inside the `Run` handler.
+"""The gRPC face of one rank: a synchronous server on a unix socket, and the one thread that computes.
 
-The handler's thread computes (`for plan in plans: yield compute(plan)`): while a step is Python and small operators,
-handing it to another thread costs more than it hides, because the threads fight for the interpreter's lock. Describe
-and health are answered by other threads of the pool during a step. This module imports no torch: it listens before
-that is done.
+Whatever calls operators does so on the compute thread: `Prepare` and the steps of `Run` (`pipeline.py`). Describe and
+health are answered by the server's threads during a step. This module imports no torch: it listens before that is done.
 """
 
 from __future__ import annotations
@@ -19,13 +17,13 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from millrace_worker import logs
+from millrace_worker.pipeline import StepPipeline
 from millrace_worker.proto import worker_pb2, worker_pb2_grpc
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from millrace_worker.engine import Engine
     from millrace_worker.rank import Rank
 
 SERVER_OPTIONS = (
@@ -34,7 +32,7 @@ SERVER_OPTIONS = (
     ("grpc.so_reuseport", 0),
 )
 
-# One thread computes; the rest wait for a load, answer health, or leave at once.
+# One answers a stream; the rest wait for a load, answer health, or leave at once.
 SERVER_THREADS = 16
 
 # How often a call that waits for the load looks whether its caller is still there.
@@ -64,25 +62,19 @@ class StreamSlot:
                 if self._holder is context:
                     self._holder = None
 
-    def end(self) -> None:
-        """Ends the holder's call, if there is one."""
-        with self._guard:
-            holder = self._holder
-        if holder is not None:
-            holder.cancel()
-
 
 class WorkerService(worker_pb2_grpc.WorkerServicer):
     """The rpcs of `Worker`. `loading` resolves to the rank; `die` ends the process after a fault of the rank."""
 
     def __init__(self, loading: Future[Rank], threads: int, die: Callable[[str], None]) -> None:
         self._loading = loading
-        self._threads = threads
         self._die = die
         self._slot = StreamSlot()
         self._stopping = threading.Event()
-        self._idle = threading.Event()  # no step is being computed
-        self._idle.set()
+        self._pipeline: StepPipeline | None = None
+        # One thread for the life of the process: a second one would bring its own pool of OpenMP threads, and the two
+        # pools would share the cores.
+        self._compute_thread = ThreadPoolExecutor(1, "compute", initializer=_use_threads, initargs=(threads,))
 
     def Describe(  # noqa: N802 - the service's name
         self,
@@ -96,9 +88,8 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
     ) -> worker_pb2.Prepared:
         rank = self._rank(context)
         with self._slot.taken_by(context):
-            self._use_threads()
             try:
-                return rank.prepare(request)
+                return self._compute_thread.submit(rank.prepare, request).result()
             except ValueError as error:
                 context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
             except (RuntimeError, MemoryError) as error:
@@ -112,33 +103,28 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         context.send_initial_metadata(())
         rank = self._rank(context)
         with self._slot.taken_by(context):
-            self._use_threads()
             try:
                 engine = rank.engine
             except RuntimeError as error:
                 context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
-            engine.reset()
-            for plan in request_iterator:
-                self._idle.clear()
-                try:
-                    yield self._compute(engine, plan)
-                finally:
-                    self._idle.set()
+            pipeline = self._pipeline = StepPipeline(engine, self._die)
+            # Ends with the call, whose end ends the iterator.
+            threading.Thread(target=pipeline.read, args=(request_iterator,), name="plans", daemon=True).start()
+            computing = self._compute_thread.submit(pipeline.compute)
+            try:
                 if self._stopping.is_set():
-                    return
-
-    def _compute(self, engine: Engine, plan: worker_pb2.StepPlan) -> worker_pb2.StepResult:
-        try:
-            return engine.compute(plan)
-        except Exception as error:
-            self._die(f"this rank cannot go on: {error}")
-            raise
+                    pipeline.end()
+                yield from pipeline.results()
+            finally:
+                pipeline.end()
+                computing.result()
 
     def stop(self) -> None:
         """No new stream; the step that runs is finished and answered."""
         self._stopping.set()
-        if self._idle.is_set():
-            self._slot.end()
+        pipeline = self._pipeline
+        if pipeline is not None:
+            pipeline.end()
 
     def _rank(self, context: grpc.ServicerContext) -> Rank:
         """Waits for the load as long as the caller waits."""
@@ -152,11 +138,12 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         context.abort(grpc.StatusCode.UNAVAILABLE, "this worker is stopping")
         raise AssertionError("abort raises")
 
-    def _use_threads(self) -> None:
-        """The number of an operator's threads is a property of the thread that calls it."""
-        import torch
 
-        torch.set_num_threads(self._threads)
+def _use_threads(count: int) -> None:
+    """The number of an operator's threads is a property of the thread that calls it."""
+    import torch
+
+    torch.set_num_threads(count)
 
 
 class WorkerServer:

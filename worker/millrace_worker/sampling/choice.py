@@ -1,7 +1,8 @@
-"""From processed scores to tokens: the best one or a drawn one per row, and the top tokens that a client asked for."""
+"""From weights and gaps to tokens: the best one or a drawn one per row, and the top tokens that a client asked for."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,11 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from millrace_worker.sampling.noise import exponentials
-
-# Tokens of all rows that race at once: on a CPU what stays in its cache, elsewhere what bounds the memory (64 MiB each
-# of noise and probabilities).
-RACE_ELEMENTS = 1 << 17
-RACE_ELEMENTS_DEVICE = 1 << 24
+from millrace_worker.sampling.operators import argmax
+from millrace_worker.sampling.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,8 @@ class TopTokens:
 class Sampled:
     """`token_ids` int64 [R], `logprobs` float32 [R] (log-softmax of the processed scores at the choice), on the device.
 
-    A row whose scores held NaN, or nothing but -inf, has an id in range and the logprob NaN.
+    A row whose scores held NaN, or nothing but -inf, has an id in range and the logprob NaN. The tensors are valid
+    until the next step.
     """
 
     token_ids: Tensor
@@ -42,40 +41,64 @@ class Sampled:
     top_tokens: TopTokens | None
 
 
-def argmax(scores_RV: Tensor) -> Tensor:
-    """The best token of each row, the first of equals: int64 [R]."""
-    if scores_RV.device.type == "cpu":  # numpy's is vectorised, torch's is 13 times slower
-        return torch.from_numpy(scores_RV.numpy().argmax(axis=1))
-    return scores_RV.argmax(dim=1)
+def draw(weights_SV: Tensor, keys_S2: Tensor, words_V: Tensor, workspace: Workspace) -> Tensor:
+    """A token of each row, drawn with a probability proportional to its weight: int64 [S]. Uses up the weights.
 
+    A race of exponentials: tokens arrive at E / weight, where E is exponential noise, and the first one wins (the same
+    as the largest score + Gumbel noise, -log E: Gumbel 1954, Maddison et al. 2014). `keys_S2` and `words_V` (a word per
+    token, [V] or [S, V]) name the noise (`noise.exponentials`). A token's arrival depends on its own score alone, up to
+    a factor that all share: errors of 1e-6 in the scores, as other neighbours in a batch bring about, change one winner
+    in a million. Inverting the cumulative distribution instead would move every boundary between tokens.
 
-def draw(scores_SV: Tensor, keys_S2: Tensor, words_V: Tensor) -> Tensor:
-    """A token of each row, drawn with the probability that softmax gives it: int64 [S].
-
-    A race of exponentials: tokens arrive at E / p, where E is exponential noise, and the first one wins (the same as
-    the largest score + Gumbel noise, -log E: Gumbel 1954, Maddison et al. 2014). `keys_S2` and `words_V` name the
-    noise (`noise.exponentials`). A token's arrival depends on its own score alone, up to a factor that all share:
-    errors of 1e-6 in the scores, as other neighbours in a batch bring about, change one winner in a million. Inverting
-    the cumulative distribution instead would move every boundary between tokens.
-
-    A token of probability 0 has the speed 0, and the likeliest a speed above 0: it cannot win.
+    A token of weight 0 has the speed 0, and the likeliest a speed above 0: it cannot win.
     """
-    elements = RACE_ELEMENTS if scores_SV.device.type == "cpu" else RACE_ELEMENTS_DEVICE
-    rows = max(1, elements // scores_SV.shape[1])
-    races = zip(scores_SV.split(rows), keys_S2.split(rows), strict=True)
-    return torch.cat([argmax(scores.softmax(dim=1).div_(exponentials(keys, words_V))) for scores, keys in races])
+    speeds_SV = weights_SV.div_(exponentials(keys_S2, words_V, workspace))
+    return argmax(speeds_SV, workspace.take("drawn", (len(weights_SV),), torch.int64))
 
 
-def top_tokens(logprobs_SV: Tensor, wanted_S: NDArray[np.int64]) -> TopTokens:
-    """Every token of a row whose logprob is at least that of its `wanted`-th best; removed tokens are never among them.
+def least_of_top(gaps_SV: Tensor, wanted_S: NDArray[np.int64]) -> Tensor:
+    """The gap of each row's `wanted`-th best token: [S, 1]."""
+    most = min(int(wanted_S.max()), gaps_SV.shape[1])
+    wanted = torch.from_numpy(wanted_S.clip(max=most)).to(gaps_SV.device)
+    return gaps_SV.topk(most, dim=1, largest=False).values.gather(1, wanted[:, None] - 1)
 
-    Asks the device, and waits: the number of ties is not known before.
-    """
-    most = min(int(wanted_S.max()), logprobs_SV.shape[1])
-    wanted = torch.from_numpy(wanted_S.clip(max=most)).to(logprobs_SV.device)
-    least_S1 = logprobs_SV.topk(most, dim=1).values.gather(1, wanted[:, None] - 1)
-    chosen = ((logprobs_SV >= least_S1) & (logprobs_SV > -torch.inf)).nonzero()
-    values = logprobs_SV[chosen[:, 0], chosen[:, 1]].cpu().numpy()
-    rows, ids = chosen.cpu().numpy().T
-    order = np.lexsort((ids, -values, rows))
-    return TopTokens(np.bincount(rows, minlength=len(wanted_S)), ids[order], values[order])
+
+@dataclass(frozen=True)
+class Found:
+    """Top tokens in any order: their rows int64, ids int64 and logprobs float32, on the host."""
+
+    rows: NDArray[np.int64]
+    ids: NDArray[np.int64]
+    logprobs: NDArray[np.float32]
+
+    def without(self, rows: NDArray[np.int64]) -> Found:
+        kept = ~np.isin(self.rows, rows)
+        return Found(self.rows[kept], self.ids[kept], self.logprobs[kept])
+
+
+def within(gaps_SV: Tensor, near_S1: Tensor, far_S1: Tensor, log_mass_S1: Tensor) -> Found:
+    """All finite gaps from `near` to `far`; `ids` are their columns. Asks the device, and waits."""
+    chosen = (gaps_SV >= near_S1) & (gaps_SV <= far_S1) & (gaps_SV < torch.inf)
+    if chosen.device.type == "cpu":  # numpy's is 7 times faster
+        rows, columns = np.divmod(np.flatnonzero(chosen.numpy()), gaps_SV.shape[1])
+        places = torch.from_numpy(rows), torch.from_numpy(columns)
+    else:
+        places = chosen.nonzero(as_tuple=True)
+        rows, columns = (part.cpu().numpy() for part in places)
+    logprobs = (-gaps_SV[places] - log_mass_S1[places[0], 0]).float().cpu().numpy()
+    return Found(rows, columns, logprobs)
+
+
+def joined(found: Sequence[Found]) -> Found:
+    return Found(
+        np.concatenate([each.rows for each in found]),
+        np.concatenate([each.ids for each in found]),
+        np.concatenate([each.logprobs for each in found]),
+    )
+
+
+def top_tokens(found: Sequence[Found], num_rows: int) -> TopTokens:
+    """Of all rows, in their order."""
+    whole = joined(found)
+    order = np.lexsort((whole.ids, -whole.logprobs, whole.rows))
+    return TopTokens(np.bincount(whole.rows, minlength=num_rows), whole.ids[order], whole.logprobs[order])

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from millrace_worker.sampling import hashing
+from millrace_worker.sampling.workspace import Workspace
 
 ROUNDS = 10
 # Multipliers of counter words 0 and 2; increments of the two key words per round (golden ratio, sqrt(3) - 1).
@@ -49,15 +50,17 @@ def token_words(vocab_size: int, device: torch.device) -> Tensor:
     return hashing.mix(torch.arange(vocab_size, dtype=torch.int32, device=device))
 
 
-def exponentials(keys_S2: Tensor, words_V: Tensor) -> Tensor:
-    """Draws from the exponential distribution of mean 1, above 0 and finite: float32 [S, V].
+def exponentials(keys_S2: Tensor, words_V: Tensor, workspace: Workspace | None = None) -> Tensor:
+    """Draws from the exponential distribution of mean 1, above 0 and finite: float32 [S, V], the workspace's "noise".
 
-    `keys_S2` int32, `words_V` int32 of `token_words`. -log(1 - v) of v = (x + 1/2) / 2**31, where x has 31 bits: small
-    draws, among which a race is decided, keep all of them. A float32 has 24, so that v would round to 1 for the
-    largest x: the factor is one step less than 2**-31.
+    `keys_S2` int32, `words_V` int32 of `token_words`, [V] or [S, V]. -log(1 - v) of v = (x + 1/2) / 2**31, where x has
+    31 bits: small draws, among which a race is decided, keep all of them. A float32 has 24, so that v would round to 1
+    for the largest x: the factor is one step less than 2**-31.
     """
-    x_SV = hashing.keyed(words_V, keys_S2).bitwise_and_(2**31 - 1).float()
-    return x_SV.mul_(-(2.0**-31) * (1 - 2.0**-24)).sub_(2.0**-32).log1p_().neg_()
+    workspace = workspace or Workspace(words_V.device)
+    x_SV = hashing.keyed(words_V, keys_S2, workspace).bitwise_and_(2**31 - 1)
+    noise_SV = workspace.take("noise", x_SV.shape).copy_(x_SV)
+    return noise_SV.mul_(-(2.0**-31) * (1 - 2.0**-24)).sub_(2.0**-32).log1p_().neg_()
 
 
 class Noise:

@@ -1,40 +1,35 @@
-"""Penalties on tokens that a row has seen, computed from its tokens anew in every step: nothing is kept in between."""
+"""Penalties on tokens that a row has seen, in place, in their order; `counts_SV` float32 says how often it has."""
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from millrace_worker.sampling.context import SampleContext
+from millrace_worker.sampling.workspace import Workspace
 
 
-def token_counts(context: SampleContext, vocab_size: int, first: NDArray[np.int64] | None = None) -> Tensor:
-    """How often each token stands at positions `first` .. `positions` of each row: float32 [R, V], exact to 2**24."""
-    ids_RL, counted_RL = context.history(first)
-    counts_RV = torch.zeros(len(context.rows), vocab_size, device=ids_RL.device)
-    return counts_RV.scatter_add_(1, ids_RL, counted_RL.float())
+def repetition_penalty(scores_SV: Tensor, counts_SV: Tensor, penalty_S1: Tensor, workspace: Workspace) -> Tensor:
+    """Keskar et al. 2019: scores of tokens of prompt or output are divided by the penalty, multiplied if negative.
+
+    Without a branch: the factor is the penalty where a token was seen and 1 elsewhere, and a score is the sum of its
+    positive and its negative part, one of which is 0.
+    """
+    seen_SV = torch.clamp(counts_SV, max=1, out=workspace.take("seen", scores_SV.shape))
+    factor_SV = torch.neg(seen_SV, out=workspace.take("factor", scores_SV.shape)).add_(1)
+    factor_SV.addcmul_(seen_SV, penalty_S1)
+    negative_SV = torch.clamp(scores_SV, max=0, out=seen_SV).mul_(factor_SV)
+    return scores_SV.clamp_(min=0).div_(factor_SV).add_(negative_SV)
 
 
-def repetition_penalty(scores_SV: Tensor, context: SampleContext, penalty_S1: Tensor) -> Tensor:
-    """Keskar et al. 2019: scores of tokens of prompt or output are divided by the penalty, multiplied if negative."""
-    ids_SL, _ = context.history()
-    seen_SL = scores_SV.gather(1, ids_SL)
-    # A token that occurs twice is written twice with the same value.
-    return scores_SV.scatter(1, ids_SL, torch.where(seen_SL < 0, seen_SL * penalty_S1, seen_SL / penalty_S1))
-
-
-def frequency_penalty(scores_SV: Tensor, context: SampleContext, penalty_S1: Tensor) -> Tensor:
+def frequency_penalty(scores_SV: Tensor, counts_SV: Tensor, penalty_S1: Tensor, lengths_S1: Tensor) -> Tensor:
     """Text Generation Inference's: minus penalty * count / length, over prompt and output."""
-    lengths_S1 = context.upload(context.positions)[:, None]
-    return scores_SV - token_counts(context, scores_SV.shape[1]) / lengths_S1 * penalty_S1
+    return scores_SV.addcmul_(counts_SV, penalty_S1 / lengths_S1, value=-1)
 
 
 def output_penalties(
-    scores_SV: Tensor, context: SampleContext, num_prompt_tokens: NDArray[np.int64], penalties: tuple[Tensor, Tensor]
+    scores_SV: Tensor, counts_SV: Tensor, penalties_S1: tuple[Tensor, Tensor], workspace: Workspace
 ) -> Tensor:
     """OpenAI's: minus presence for each token of the output, and minus count for each time it occurs there."""
-    presence_S1, count_S1 = penalties
-    counts_SV = token_counts(context, scores_SV.shape[1], num_prompt_tokens)
-    return scores_SV - (counts_SV > 0) * presence_S1 - counts_SV * count_S1
+    presence_S1, count_S1 = penalties_S1
+    seen_SV = torch.clamp(counts_SV, max=1, out=workspace.take("seen", scores_SV.shape))
+    return scores_SV.addcmul_(seen_SV, presence_S1, value=-1).addcmul_(counts_SV, count_S1, value=-1)

@@ -3,36 +3,22 @@
 from __future__ import annotations
 
 import math
-from enum import IntFlag
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from millrace_worker.sampling.blocks import Blocks, Feature, make_blocks
+from millrace_worker.sampling.counts import TokenCounts
 from millrace_worker.sampling.noise import Noise
 from millrace_worker.sampling.watermark import Watermark
+from millrace_worker.sampling.workspace import Workspace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from millrace_worker.proto import worker_pb2
-
-
-class Feature(IntFlag):
-    """What a row asks for beyond the argmax of its raw scores."""
-
-    WATERMARK = 1
-    REPETITION = 2
-    FREQUENCY = 4
-    OUTPUT_COUNTS = 8  # presence or count penalty
-    TEMPERATURE = 16
-    TOP_K = 32
-    TOP_P = 64
-    TYPICAL_P = 128
-    MIN_P = 256
-    SAMPLE = 512
-    TOP_TOKENS = 1024
 
 
 # Parameters that are numbers: name, what is allowed, its test, and the feature that a value other than `off` turns on.
@@ -52,17 +38,24 @@ _NUMBERS: dict[str, tuple[tuple[str, Callable[[float], bool]], float, Feature]] 
 
 
 class SamplingRows:
-    """Parameters per row [max_rows]. `features` is 0 for a row that takes the argmax of its raw scores."""
+    """Parameters per row [max_rows]. `features` is 0 for a row that takes the argmax of its raw scores.
+
+    `numbers`: the parameters that are numbers, float32 by name. `version` changes with any parameter.
+    """
 
     def __init__(self, max_rows: int, device: torch.device | str, watermark: Watermark | None = None) -> None:
         self.device = torch.device(device)
         self.watermark = watermark or Watermark()
-        self.features = np.zeros(max_rows, dtype=np.int64)
+        self.workspace = Workspace(self.device)
         self.noise = Noise(max_rows, self.device)
+        self.counts = TokenCounts(max_rows, self.device)
+        self.features = np.zeros(max_rows, dtype=np.int64)
         self.top_k = np.zeros(max_rows, dtype=np.int64)
         self.top_n_tokens = np.zeros(max_rows, dtype=np.int64)
         self.num_prompt_tokens = np.zeros(max_rows, dtype=np.int64)
-        self._numbers = {name: np.full(max_rows, off, dtype=np.float32) for name, (_, off, _) in _NUMBERS.items()}
+        self.numbers = {name: np.full(max_rows, off, dtype=np.float32) for name, (_, off, _) in _NUMBERS.items()}
+        self.version = 0
+        self._blocks: Blocks | None = None
 
     def set(self, row: int, params: worker_pb2.Sampling, num_prompt_tokens: int) -> None:
         """Give `row` its parameters. Raises ValueError, naming the field, and leaves the row as it was."""
@@ -81,18 +74,32 @@ class SamplingRows:
         )
         for is_on, feature in switches:
             features |= feature if is_on else Feature(0)
-        for name, column in self._numbers.items():
+        for name, column in self.numbers.items():
             column[row] = getattr(params, name)
         self.top_k[row] = params.top_k
         self.top_n_tokens[row] = params.top_n_tokens
         self.num_prompt_tokens[row] = num_prompt_tokens
         self.noise.seed(row, params.seed)
+        self.counts.forget(row)
         self.features[row] = features
+        self.version += 1
 
     def clear(self, rows: Sequence[int] | NDArray[np.int64]) -> None:
         """These rows use no feature any more."""
         self.features[rows] = 0
+        self.version += 1
 
-    def column(self, name: str, rows: NDArray[np.int64]) -> torch.Tensor:
-        """The named number of the rows [S] as float32 [S, 1] on the device."""
-        return torch.from_numpy(self._numbers[name][rows]).to(self.device, non_blocking=True)[:, None]
+    def blocks(self, rows: NDArray[np.int64], vocab_size: int) -> Blocks:
+        """How these rows [R] are sampled; the same object as long as neither they nor their parameters change."""
+        known = self._blocks
+        if (
+            known is None
+            or known.version != self.version
+            or known.vocab_size != vocab_size
+            or not np.array_equal(known.rows, rows)
+        ):
+            known = self._blocks = make_blocks(self, rows, vocab_size)
+        return known
+
+    def upload(self, values: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(values).to(self.device, non_blocking=True)

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from millrace_worker.sampling.hashing import mix
+from millrace_worker.sampling.hashing import mix, mix_rows
+from millrace_worker.sampling.workspace import Workspace
 
 HASH_KEY = 15485863
 SIGN = -(2**31)
@@ -32,21 +33,28 @@ class Watermark:
         if not 2**-32 <= self.gamma <= 1 - 2**-32:
             raise ValueError(f"watermark gamma is {self.gamma:g}, but must lie between 0 and 1")
 
-    def add(self, scores_SV: Tensor, previous_S: Tensor) -> Tensor:
-        """Scores with `delta` added to the green tokens; `previous_S` are the ids of the tokens before."""
-        green_SV = _green(previous_S, scores_SV.shape[1], self.gamma)
-        return scores_SV + green_SV * self.delta
+    def add(self, scores_SV: Tensor, previous_S: Tensor, workspace: Workspace) -> Tensor:
+        """Adds `delta` to the scores of the green tokens, in place; `previous_S` are the ids of the tokens before."""
+        words_SV = _flipped_words(previous_S, scores_SV.shape[1], workspace)
+        green_SV = torch.le(words_SV, _largest_green(self.gamma), out=workspace.take("green", scores_SV.shape))
+        return scores_SV.add_(green_SV, alpha=self.delta)
 
 
 def green_list(previous_token: int, vocab_size: int, gamma: float) -> Tensor:
     """Which tokens are green after `previous_token`: bool [vocab_size]."""
-    return _green(torch.tensor([previous_token]), vocab_size, gamma)[0]
+    words_1V = _flipped_words(torch.tensor([previous_token]), vocab_size, Workspace("cpu"))
+    return words_1V[0] <= _largest_green(gamma)
 
 
-def _green(previous_S: Tensor, vocab_size: int, gamma: float) -> Tensor:
-    """bool [S, V]. int32 arithmetic wraps modulo 2**32, and flipping the sign bit orders words as unsigned."""
-    tokens_V = torch.arange(vocab_size, dtype=torch.int32, device=previous_S.device)
+def _flipped_words(previous_S: Tensor, vocab_size: int, workspace: Workspace) -> Tensor:
+    """int32 [S, V]: words modulo 2**32, whose flipped sign bit orders them as unsigned ones."""
+    device = workspace.device
+    tokens_V = torch.arange(vocab_size, device=device, out=workspace.take("tokens", (vocab_size,), torch.int32))
     keys_S = mix(previous_S.to(torch.int32) * HASH_KEY)
-    words_SV = mix(mix(tokens_V)[None] ^ keys_S[:, None])
-    largest_green = int(gamma * 2**32) - 1
-    return (words_SV ^ SIGN) <= largest_green + SIGN
+    words_SV = workspace.take("words", (len(previous_S), vocab_size), torch.int32)
+    torch.bitwise_xor(mix_rows(tokens_V, workspace), keys_S[:, None], out=words_SV)
+    return mix_rows(words_SV, workspace).bitwise_xor_(SIGN)
+
+
+def _largest_green(gamma: float) -> int:
+    return int(gamma * 2**32) - 1 + SIGN

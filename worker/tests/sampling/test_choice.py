@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from millrace_worker.sampling import choice
+from millrace_worker.sampling import choice, operators
 from millrace_worker.sampling.hashing import keyed
 from millrace_worker.sampling.noise import token_words
+from millrace_worker.sampling.workspace import Workspace
 
 from .reference import assert_drawn_from
 
@@ -16,8 +17,20 @@ def random_keys(rows):
     return torch.randint(-(2**31), 2**31, (rows, 2), dtype=torch.int32)
 
 
+def race(scores, keys):
+    """As many rows at once as the sampler takes."""
+    workspace, words = Workspace("cpu"), token_words(scores.shape[1], CPU)
+    size = workspace.rows_at_once(scores.shape[1])
+    parts = zip(scores.split(size), keys.split(size), strict=True)
+    return torch.cat([choice.draw(weights(part), part_keys, words, workspace).clone() for part, part_keys in parts])
+
+
+def weights(scores):
+    return (scores - scores.amax(1, keepdim=True)).exp()
+
+
 def draw(scores):
-    return choice.draw(scores, random_keys(len(scores)), token_words(scores.shape[1], CPU))
+    return race(scores, random_keys(len(scores)))
 
 
 def draw_many(scores, count):
@@ -40,7 +53,7 @@ def test_the_first_of_a_race_wins(vocab, seed):
     keys, words = random_keys(200), token_words(vocab, CPU)
     x = (keyed(words, keys).numpy() & 0x7FFFFFFF).astype(np.float64)
     arrivals = np.log(-np.log1p(-(x + 0.5) / 2**31)) - scores.double().numpy()
-    chosen = choice.draw(scores, keys, words)
+    chosen = race(scores, keys)
     at_choice = arrivals[np.arange(200), chosen.numpy()]
     np.testing.assert_allclose(at_choice, arrivals.min(axis=1), atol=1e-5)
     assert not removed[torch.arange(200), chosen].any()
@@ -78,18 +91,6 @@ def test_draw_follows_the_distribution_of_a_large_vocabulary(spread, seed):
     assert_drawn_from(high[ids], np.bincount(high, weights=probs))
 
 
-def test_the_number_of_rows_that_race_at_once_changes_nothing(seed, monkeypatch):
-    scores, keys, words = torch.randn(37, 500), random_keys(37), token_words(500, CPU)
-    together = choice.draw(scores, keys, words)
-    for rows in (1, 5, 36):
-        monkeypatch.setattr(choice, "RACE_ELEMENTS", rows * 500)
-        assert torch.equal(choice.draw(scores, keys, words), together)
-
-
-def race(scores, numbers):
-    return choice.draw(scores, numbers, token_words(scores.shape[1], CPU))
-
-
 def inversion(scores, numbers):
     """What sampling from a cumulative distribution does, one number per row."""
     until = scores.softmax(1).double().cumsum(1)
@@ -124,14 +125,24 @@ def test_scores_that_are_no_distribution_still_give_an_id_in_range(broken):
     assert ((chosen >= 0) & (chosen < 130)).all()
 
 
-def test_argmax_takes_the_first_of_equals():
-    assert choice.argmax(torch.tensor([[1.0, 5.0, 5.0], [2.0, 2.0, 2.0]])).tolist() == [1, 0]
+def test_argmax_and_argmin_take_the_first_of_equals():
+    out = torch.empty(2, dtype=torch.int64)
+    assert operators.argmax(torch.tensor([[1.0, 5.0, 5.0], [2.0, 2.0, 2.0]]), out).tolist() == [1, 0]
+    assert operators.argmin(torch.tensor([[1.0, 0.0, 0.0], [2.0, 2.0, 2.0]]), out).tolist() == [1, 0]
+
+
+def top_tokens(logprobs, wanted):
+    """Of rows that nothing narrows: the gaps are the negative logprobs."""
+    gaps = -logprobs
+    least = choice.least_of_top(gaps, wanted)
+    nothing = torch.zeros(len(gaps), 1)
+    return choice.top_tokens([choice.within(gaps, nothing - torch.inf, least, nothing)], len(gaps))
 
 
 def test_top_tokens_are_the_best_with_all_ties_in_order(seed):
     logprobs = torch.randint(0, 12, (40, 60)).float().log_softmax(1)  # few values: many ties
     wanted = np.random.default_rng(seed).integers(1, 7, 40)
-    top = choice.top_tokens(logprobs, wanted)
+    top = top_tokens(logprobs, wanted)
     ends = top.counts.cumsum()
     for row, end in enumerate(ends):
         values = logprobs[row].numpy()
@@ -145,12 +156,12 @@ def test_top_tokens_are_the_best_with_all_ties_in_order(seed):
 
 def test_top_tokens_never_name_a_removed_token_and_may_ask_for_more_than_there_are():
     logprobs = torch.tensor([[0.0, 1.0, -torch.inf, -torch.inf], [0.0, 1.0, 2.0, 3.0]]).log_softmax(1)
-    top = choice.top_tokens(logprobs, np.array([3, 9]))
+    top = top_tokens(logprobs, np.array([3, 9]))
     assert top.counts.tolist() == [2, 4]
     assert top.ids.tolist() == [1, 0, 3, 2, 1, 0]
 
 
 def test_top_tokens_of_scores_that_are_no_numbers_are_none():
-    top = choice.top_tokens(torch.full((1, 5), torch.nan), np.array([2]))
+    top = top_tokens(torch.full((1, 5), torch.nan), np.array([2]))
     assert top.counts.tolist() == [0]
     assert len(top.ids) == len(top.logprobs) == 0

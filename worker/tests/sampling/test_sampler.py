@@ -157,7 +157,7 @@ def test_tokens_are_drawn_from_the_processed_distribution(given, seed):
     ids = []
     for position in range(60, 160):
         context = SampleContext(np.arange(rows), np.full(rows, position), token_ids)
-        ids.append(sample(logits.repeat(rows, 1), context, state).token_ids)
+        ids.append(sample(logits.repeat(rows, 1), context, state).token_ids.clone())
     scores = logits[None].clone()
     warpers = []
     if "top_k" in given:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from millrace_worker.proto import worker_pb2
 from millrace_worker.sampling import SampleContext, SamplingRows, Watermark, green_list, sample
+from millrace_worker.sampling.workspace import Workspace
 
 VOCAB = 500
 
@@ -43,7 +44,7 @@ def test_watermark_raises_the_green_tokens_after_the_last_known_one(seed):
     token_ids = torch.randint(0, VOCAB, (3, 20))
     context = SampleContext(np.array([2, 0]), np.array([7, 20]), token_ids)
     scores = torch.randn(2, VOCAB)
-    ours = Watermark(gamma=0.3, delta=1.5).add(scores, context.previous_tokens())
+    ours = Watermark(gamma=0.3, delta=1.5).add(scores.clone(), context.previous_tokens(), Workspace("cpu"))
     for index, previous in enumerate((token_ids[2, 6], token_ids[0, 19])):
         expected = scores[index] + 1.5 * green_list(int(previous), VOCAB, 0.3)
         assert torch.equal(ours[index], expected)
