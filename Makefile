@@ -19,7 +19,7 @@ KERNELS := $(shell find worker/kernels -name '*.rs' -o -name '*.toml' -o -name '
 # One torch thread in tests: on few cores two threads per process run far slower than one.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false MILLRACE_ROUTER=$(CURDIR)/target/debug/millrace-router
 
-.PHONY: help setup serve test test-rust test-python check fmt bench bench-worker bench-router soak proto lock clean
+.PHONY: help setup serve test test-rust test-python check fmt bench bench-worker bench-router bench-peers soak proto lock lock-peers clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -81,6 +81,40 @@ bench: setup ## speed through HTTP against the in-process floor and `transformer
 	$(UV) pip install --quiet -c constraints.txt accelerate fastapi uvicorn
 	$(BIN)/python -m benchmarks.serving $(ARGS)
 
+# Peers live under target/peers, each in an environment of its own; `make bench-peers PEERS="openvino llama"` takes some.
+PEERS ?= openvino vllm llama
+PEERS_AT := target/peers
+PEER = $(PEERS_AT)/$*
+
+bench-peers: setup ## speed through HTTP against PEERS (openvino vllm llama), which it installs, into benchmarks/results/
+	@for peer in $(sort $(patsubst openvino%,openvino,$(PEERS))); do \
+		$(MAKE) --no-print-directory $(PEERS_AT)/$$peer/.installed || echo "$$peer is skipped: it could not be installed"; done
+	$(BIN)/python -m benchmarks.peers $(ARGS) --peers $(PEERS)
+
+$(PEERS_AT)/%/.environment: benchmarks/peers/%.txt | $(BIN)/uv
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(PEER)
+	$(BIN)/uv pip install --quiet --python $(PEER)/bin/python --no-deps -r $<
+	@touch $@
+
+$(PEERS_AT)/openvino/.installed: $(PEERS_AT)/openvino/.environment
+	@touch $@
+
+# The CPU build goes by another name than the one under which vLLM asks for its own version.
+$(PEERS_AT)/vllm/.installed: $(PEERS_AT)/vllm/.environment
+	$(@D)/bin/python benchmarks/peers/name_vllm.py
+	@touch $@
+
+# The source distribution of its Python bindings brings llama.cpp with its server, which is built for this machine.
+$(PEERS_AT)/llama/.installed: $(PEERS_AT)/llama/.environment benchmarks/peers/llama-source.txt
+	rm -rf $(@D)/download $(@D)/source && mkdir $(@D)/source
+	$(@D)/bin/python -m pip download --quiet --no-deps --no-binary :all: -r benchmarks/peers/llama-source.txt -d $(@D)/download
+	tar -xzf $(@D)/download/llama_cpp_python-*.tar.gz -C $(@D)/source --strip-components=3 --wildcards '*/vendor/llama.cpp'
+	PATH=$(CURDIR)/$(@D)/bin:$$PATH $(@D)/bin/cmake -S $(@D)/source -B $(@D)/build -G Ninja -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF \
+		-DGGML_NATIVE=ON -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF >$(@D)/build.log 2>&1
+	PATH=$(CURDIR)/$(@D)/bin:$$PATH $(@D)/bin/cmake --build $(@D)/build --target llama-server --parallel >>$(@D)/build.log 2>&1
+	cp $(@D)/build/bin/llama-server $(@D)/bin/
+	@touch $@
+
 bench-worker: setup ## the worker's own work per step, and the seconds until the demo is ready
 	$(BIN)/python -m benchmarks.worker_host_work
 	$(BIN)/python -m benchmarks.startup
@@ -101,6 +135,10 @@ lock: $(BIN)/uv ## resolve constraints.txt and Cargo.lock anew
 	$(UV) pip compile --quiet --universal --python-version 3.11 --all-extras --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
 		--no-emit-package millrace-router --no-emit-package millrace-kernels -c constraints.in pyproject.toml -o constraints.txt
 	cargo update
+
+lock-peers: $(BIN)/uv ## resolve benchmarks/peers/*.txt anew
+	for peer in openvino vllm llama; do $(BIN)/uv pip compile --quiet --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
+		--no-emit-find-links --overrides benchmarks/peers/overrides.txt benchmarks/peers/$$peer.in -o benchmarks/peers/$$peer.txt; done
 
 clean: ## remove what was built
 	rm -rf target $(VENV)

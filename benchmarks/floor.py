@@ -1,6 +1,6 @@
 """The floor: paged attention hooked into transformers, in process, without a server.
 
-`python -m benchmarks.floor MODEL` reads lines `STREAMS PROMPT_TOKENS NEW_TOKENS SEED` and answers with seconds.
+`python -m benchmarks.floor MODEL` is asked as `benchmarks/lines.py` says; the prompts of a batch have one length.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import AttentionInterface, AutoModelForCausalLM
 from transformers.masking_utils import AttentionMaskInterface
 
-from benchmarks import models
+from benchmarks import lines
 
 PAGE = 16
 
@@ -48,10 +47,12 @@ def paged(module: Any, q: Tensor, k: Tensor, v: Tensor, _mask: Any, **step: Any)
     return out.transpose(1, 2).flatten(0, 1)[None], None
 
 
-def run(model: Any, prompts: Tensor, new_tokens: int) -> float:
-    """Seconds for a greedy batch; prompts [streams, length], all computed at once, then token by token."""
+def run(model: Any, prompts: Tensor, new_tokens: int) -> lines.Ran:
+    """A greedy batch; prompts [streams, length], all computed at once, then token by token."""
     streams, length = prompts.shape
     pool = Pool(model.config, streams, length + new_tokens, model.dtype)
+    generated: list[Tensor] = []
+    first = 0.0
     started = time.perf_counter()
     with torch.no_grad():
         ids, start = prompts, 0
@@ -66,20 +67,17 @@ def run(model: Any, prompts: Tensor, new_tokens: int) -> float:
                 start=start,
             ).logits[0]
             ids, start = logits.argmax(-1)[:, None], start + count
-    return time.perf_counter() - started
+            generated.append(ids)
+            first = first or time.perf_counter() - started
+    seconds = time.perf_counter() - started
+    return lines.Ran(seconds, [first] * streams, torch.cat(generated, 1).tolist())
 
 
 def main(folder: Path) -> None:
     AttentionInterface.register("floor", paged)
     AttentionMaskInterface.register("floor", lambda *_, **__: None)
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="floor", dtype="auto").eval()
-    encoder = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    print("ready", flush=True)
-    for line in sys.stdin:
-        streams, length, new_tokens, seed = map(int, line.split())
-        texts = models.prompts(folder, streams, length, seed)
-        ids = [encoder.encode(text, add_special_tokens=False).ids for text in texts]
-        print(run(model, torch.tensor(ids), new_tokens), flush=True)
+    lines.answer(lambda prompts, new_tokens: run(model, torch.tensor(prompts), new_tokens))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 import select
 import socket
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,10 +15,11 @@ TIMEOUT_SECONDS = 600.0
 
 @dataclass(frozen=True)
 class Measured:
-    """What a batch of streams took."""
+    """What a batch of streams took, and the bytes that came back."""
 
     seconds: float
     first_token_seconds: list[float]
+    answers: list[bytes]
 
 
 @dataclass
@@ -61,9 +63,41 @@ def measure(port: int, path: str, bodies: list[dict[str, Any]]) -> Measured:
         stream.connection.close()
         if b" 200 " not in stream.received[:32] or b'"error":' in stream.received:
             raise RuntimeError(stream.received[:400].decode(errors="replace"))
-    return Measured(seconds, [stream.first for stream in streams])
+    return Measured(seconds, [stream.first for stream in streams], [bytes(stream.received) for stream in streams])
 
 
 def completion(prompt: str, model: str, new_tokens: int) -> dict[str, Any]:
     """The body of a streamed greedy /v1/completions."""
     return {"model": model, "prompt": prompt, "max_tokens": new_tokens, "temperature": 0, "stream": True}
+
+
+def completion_text(answer: bytes) -> str:
+    """The text of a streamed /v1/completions."""
+    return "".join(choice.get("text") or "" for event in _events(answer) for choice in event.get("choices", []))
+
+
+def completion_tokens(answer: bytes) -> int | None:
+    """How many tokens the server says it generated; none when it does not say."""
+    usages = [event["usage"] for event in _events(answer) if event.get("usage")]
+    return usages[-1]["completion_tokens"] if usages else None
+
+
+def _events(answer: bytes) -> Iterator[dict[str, Any]]:
+    """The JSON events of a stream."""
+    for line in _body(answer).split(b"\n"):
+        if line.startswith(b"data: {"):
+            yield json.loads(line[len(b"data: ") :])
+
+
+def _body(answer: bytes) -> bytes:
+    """An answer without its head and without the sizes of a chunked transfer."""
+    head, _, rest = answer.partition(b"\r\n\r\n")
+    if b"transfer-encoding: chunked" not in head.lower():
+        return rest
+    body = bytearray()
+    while rest:
+        size, _, rest = rest.partition(b"\r\n")
+        length = int(size.partition(b";")[0], 16)
+        body += rest[:length]
+        rest = rest[length + 2 :]
+    return bytes(body)

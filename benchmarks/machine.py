@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from pathlib import Path
 
+import torch
+
 FLAGS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")
+GIBIBYTE = 2**30
 
 
 def describe() -> str:
@@ -14,5 +18,19 @@ def describe() -> str:
     text = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
     name = next((line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line), "")
     flag = next((flag for flag in FLAGS if f" {flag} " in text.replace("\n", " ")), "no vector extension named")
-    load = " ".join(f"{value:.2f}" for value in os.getloadavg())
-    return f"{name or platform.machine()}, {os.cpu_count()} cores, {flag}; load before {load}"
+    return f"{name or platform.machine()}, {os.cpu_count()} cores, {flag}; load before {load()}"
+
+
+def load() -> str:
+    return " ".join(f"{value:.2f}" for value in os.getloadavg())
+
+
+def read_bandwidth() -> float:
+    """Bytes per second that all cores together read from memory: the best of eight sums over 1 GiB."""
+    numbers = torch.ones(GIBIBYTE // 4)
+    seconds = []
+    for _ in range(8):
+        started = time.perf_counter()
+        numbers.sum()
+        seconds.append(time.perf_counter() - started)
+    return GIBIBYTE / min(seconds)

@@ -1,12 +1,15 @@
-"""Random Llama checkpoints of two sizes for the benchmarks, made on the spot and kept under `target/benchmarks`.
+"""Random Llama checkpoints of three sizes for the benchmarks, made on the spot and kept under `target/benchmarks`.
 
 `tiny` (7 M, float32) costs nearly nothing, so it shows a server's own overhead; `mid` (152 M, bfloat16) is bound by
-memory bandwidth as real models are. Neither has an end-of-sequence token: every stream runs to its length.
+memory bandwidth as real models are; `1b` (1.0 G, bfloat16) has the layers of a real model of that size. None has an
+end-of-sequence token: every stream runs to its length.
 """
 
 from __future__ import annotations
 
+import json
 import random
+import shutil
 import sysconfig
 from pathlib import Path
 
@@ -20,6 +23,7 @@ VOCABULARY = 8192
 SHAPES = {
     "tiny": (256, 4, 688, 4, 2, torch.float32),
     "mid": (1024, 12, 2816, 16, 4, torch.bfloat16),
+    "1b": (2048, 16, 8192, 32, 8, torch.bfloat16),
 }
 
 
@@ -27,7 +31,11 @@ def path(shape: str) -> Path:
     """The checkpoint's folder; made when absent."""
     folder = FOLDER / shape
     if not (folder / "model.safetensors").exists():
-        make(folder, shape)
+        unfinished = FOLDER / f"{shape}.unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        make(unfinished, shape)
+        shutil.rmtree(folder, ignore_errors=True)
+        unfinished.rename(folder)
     return folder
 
 
@@ -46,12 +54,27 @@ def make(folder: Path, shape: str) -> None:
         eos_token_id=None,
         tie_word_embeddings=False,
     )
-    model = LlamaForCausalLM(config)
-    model.to(dtype=dtype)  # pyright: ignore[reportCallIssue]
+    torch.set_default_dtype(dtype)  # a float32 copy of the largest would need twice its memory
+    try:
+        model = LlamaForCausalLM(config)
+    finally:
+        torch.set_default_dtype(torch.float32)
     tokenizer().save_pretrained(folder)
     model.save_pretrained(folder)
     # What transformers' server needs to find no end-of-sequence either.
     model.generation_config.save_pretrained(folder)
+
+
+def dtype_of(folder: Path) -> str:
+    """The number format of a checkpoint's weights, as flags name it: `float32` or `bfloat16`."""
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))["dtype"]
+
+
+def cache_bytes_per_token(folder: Path) -> int:
+    """Bytes of K and V that one token of a sequence takes, in the number format of the weights."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    width = config["num_key_value_heads"] * config["head_dim"]
+    return 2 * config["num_hidden_layers"] * width * (4 if config["dtype"] == "float32" else 2)
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -85,3 +108,12 @@ def prompts(folder: Path, count: int, tokens: int, seed: int) -> list[str]:
         if len(encoder.encode(text, add_special_tokens=False).ids) == tokens:
             made.append(text)
     return made
+
+
+def encode(folder: Path, texts: list[str]) -> list[list[int]]:
+    encoder = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return [encoding.ids for encoding in encoder.encode_batch(texts, add_special_tokens=False)]
+
+
+def decode(folder: Path, ids: list[list[int]]) -> list[str]:
+    return Tokenizer.from_file(str(folder / "tokenizer.json")).decode_batch(ids, skip_special_tokens=True)

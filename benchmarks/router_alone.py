@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks import load, machine, models, serving
+from benchmarks import load, machine, models, processes, serving
 
 ROOT = Path(__file__).resolve().parent.parent
 PORT = 8103
@@ -46,7 +46,7 @@ def router(prefix: str, log: Path) -> Iterator[subprocess.Popen[str]]:
     with log.open("wb") as sink:
         process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, text=True)
     try:
-        serving.wait_healthy(PORT, process)
+        processes.wait_healthy(PORT, process)
         yield process
     finally:
         for one in (process, worker):

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks import machine, serving
+from benchmarks import machine, processes
 
 PORT = 8104
 
@@ -27,7 +27,7 @@ def start_once(model: str) -> float:
         text=True,
     )
     try:
-        serving.wait_healthy(PORT, process)
+        processes.wait_healthy(PORT, process)
         return time.perf_counter() - started
     finally:
         process.terminate()

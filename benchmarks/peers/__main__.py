@@ -1,0 +1,131 @@
+"""Ours against OpenVINO GenAI (in process), vLLM and llama-server (HTTP), alternating in one run on one machine.
+
+`make bench-peers` installs the peers and runs this; `ARGS="--help"` lists the options. Greedy, no end-of-sequence;
+every side must generate every token it is asked for. While one side is measured the others are stopped (SIGSTOP).
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import sys
+from pathlib import Path
+
+from benchmarks import machine, models, report, serving
+from benchmarks.contest import Limits, Outcome, Point, contest
+from benchmarks.peers import sides
+
+POINTS = [Point(128, 128, 1), Point(128, 128, 16), Point(128, 128, 64), Point(1024, 128, 1), Point(1024, 128, 16)]
+PEERS = ["openvino", "vllm", "llama", "openvino-defaults"]
+
+
+def main() -> None:
+    options = parsed()
+    names = ["millrace", *options.peers]
+    points = chosen_points(options)
+    limits = Limits(options.rounds, options.point_seconds)
+    description, bandwidth = machine.describe(), machine.read_bandwidth()
+    outcomes: list[Outcome] = []
+    for model in options.models:
+        outcomes.append(contest(model, sides.starters(names, points), points, limits))
+        print(*report.speed(outcomes[-1:], names, sides.TARGETS), *report.failures(outcomes[-1:]), sep="\n", flush=True)
+    lines = [
+        f"# Ours and the peers, {datetime.date.today().isoformat()}\n",
+        f'`make bench-peers PEERS="{" ".join(options.peers)}" ARGS="{" ".join(options.given)}"`\n',
+        f"Machine: {description}; after {machine.load()}; reads memory at {bandwidth / 1e9:.1f} GB/s (all cores)\n",
+        *whole_report(outcomes, names, bandwidth),
+    ]
+    serving.keep("peers", lines)
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=list(models.SHAPES), choices=list(models.SHAPES))
+    parser.add_argument("--streams", nargs="+", type=int, default=[1, 16, 64], help="points with these only")
+    parser.add_argument("--prompt-tokens", nargs="+", type=int, default=[128, 1024], help="points with these only")
+    parser.add_argument("--new-tokens", type=int, default=128, help="of every stream (128)")
+    parser.add_argument("--rounds", type=int, default=3, help="at each point, if --point-seconds allows (3)")
+    parser.add_argument("--point-seconds", type=float, default=300.0, help="no round begins that would pass it (300)")
+    parser.add_argument("--peers", nargs="+", default=PEERS[:3], choices=PEERS)
+    options = parser.parse_args()
+    options.given = without_peers(sys.argv[1:])
+    return options
+
+
+def without_peers(arguments: list[str]) -> list[str]:
+    """The arguments as `ARGS` had them: the peers have their own variable."""
+    kept, inside = [], False
+    for argument in arguments:
+        inside = argument == "--peers" or (inside and not argument.startswith("--"))
+        if not inside:
+            kept.append(argument)
+    return kept
+
+
+def chosen_points(options: argparse.Namespace) -> list[Point]:
+    chosen = [
+        Point(point.prompt_tokens, options.new_tokens, point.streams)
+        for point in POINTS
+        if point.streams in options.streams and point.prompt_tokens in options.prompt_tokens
+    ]
+    if not chosen:
+        listed = ", ".join(f"{p.prompt_tokens} tokens x {p.streams}" for p in POINTS)
+        raise SystemExit(f"--streams and --prompt-tokens leave no point; there are: {listed}")
+    return chosen
+
+
+def whole_report(outcomes: list[Outcome], names: list[str], bandwidth: float) -> list[str]:
+    abouts = [
+        f"- {outcome.model}, {side.name}: {side.about}" for outcome in outcomes for side in outcome.sides if side.about
+    ]
+    return [
+        "Generated tokens per second through the whole request; ratio: theirs over ours in seconds, round by round, "
+        "median (least to most); above 1, ours is faster. Targets: "
+        + ", ".join(f"{name} {target}" for name, target in sides.TARGETS.items() if name in names)
+        + ".\n",
+        *report.speed(outcomes, names, sides.TARGETS),
+        "\nMilliseconds to the median stream's first token; ratio as above.\n",
+        *report.first_token(outcomes, names),
+        "\nResident memory (VmRSS of the process and all it started), MiB, the most seen after a batch.\n",
+        *report.memory(outcomes, names),
+        "\nText in common with ours before the first difference, greedy, 16 tokens (random weights: rounding alone "
+        "parts bfloat16 sides soon).\n",
+        *report.agreement(outcomes, names),
+        "\nDecode at one stream against the machine's limit: bytes of weights that a token must read, times tokens "
+        "per second after the first, over the bandwidth above.\n",
+        *roofline(outcomes, names, bandwidth),
+        "\nSides:\n",
+        *abouts,
+        *(f"- not measured: {failure}" for failure in report.failures(outcomes)),
+    ]
+
+
+def roofline(outcomes: list[Outcome], names: list[str], bandwidth: float) -> list[str]:
+    rows = [["model", *names]]
+    for outcome in outcomes:
+        single = next((point for point in outcome.points if point.streams == 1), None)
+        if single is None:
+            continue
+        weights = bytes_read_per_token(models.path(outcome.model))
+        cells = []
+        for side in report.in_order(outcome, names):
+            if side is None or single not in side.answers:
+                cells.append("–")
+                continue
+            answer = min(side.answers[single], key=lambda a: a.seconds - a.first_token_seconds)
+            rate = (single.new_tokens - 1) / (answer.seconds - answer.first_token_seconds)
+            cells.append(f"{rate * weights / bandwidth:.0%}")
+        rows.append([outcome.model, *cells])
+    return report.table(rows)
+
+
+def bytes_read_per_token(folder: Path) -> int:
+    """Every weight but the input embedding."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    width = 4 if config["dtype"] == "float32" else 2
+    return (folder / "model.safetensors").stat().st_size - config["vocab_size"] * config["hidden_size"] * width
+
+
+if __name__ == "__main__":
+    main()
