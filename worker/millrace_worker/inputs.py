@@ -41,6 +41,7 @@ class StepInputs:
     `token_ids`, `positions` [T].
     `sampled_rows`, `sampled_positions` [R] on the host: whose token is chosen and the position it will have.
     `logits_index` [R]: places of the last tokens of the sampled entries among the T tokens; None when R = 0.
+    `samples_all`: the sampled entries' last tokens are all tokens, in their order.
     `store_index` [R]: where in the flat token table the chosen ids go.
     """
 
@@ -50,6 +51,7 @@ class StepInputs:
     sampled_rows: Column
     sampled_positions: Column
     logits_index: torch.Tensor | None
+    samples_all: bool
     store_index: torch.Tensor | None
     prompt: PromptInputs | None
 
@@ -103,6 +105,7 @@ class InputBuilder:
             sampled_rows=sampled_rows,
             sampled_positions=sampled_positions,
             logits_index=logits_R if len(logits_index) else None,
+            samples_all=len(logits_index) == len(flat),
             store_index=store_R if len(store) else None,
             prompt=prompt,
         )

@@ -46,7 +46,8 @@ class Runner:
         hidden_TD = model.hidden(inputs.token_ids, inputs.positions, step)
         logits_RV = None
         if inputs.logits_index is not None:
-            logits_RV = model.logits(hidden_TD.index_select(0, inputs.logits_index))
+            read_RD = hidden_TD if inputs.samples_all else hidden_TD.index_select(0, inputs.logits_index)
+            logits_RV = model.logits(read_RD)
         prompt = self._prompt_logprobs(hidden_TD, inputs.prompt) if inputs.prompt else None
         return Forwarded(logits_RV, prompt)
 

@@ -44,7 +44,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Sorted:
-    """`gaps` float32 [S, K] ascending, of a vocabulary of V; `weights` float32 [S, K] = exp(-gaps).
+    """`gaps` float32 [S, K] ascending, of a vocabulary of V; `weights` float32 [S, K], proportional to exp(-gaps).
 
     `sums` float64 [S, K + 1]: of the first 0 .. K weights. `total` [S, 1]: of all V, read for rows without top-k only.
     """
@@ -75,7 +75,7 @@ class Kept:
 def narrow(given: Sorted, limits: Limits, workspace: Workspace) -> Kept:
     """Top-k, top-p, typical-p and min-p, each on what the one before left. Rows of NaN keep something in range."""
     gaps_SK, width = given.gaps, given.gaps.shape[1]
-    end, certain = _top(given, limits)
+    end, certain, at_least = _top(given, limits)
     first = torch.zeros_like(end)
     is_typical = limits.typical_p < 1
     if limits.any_typical:
@@ -83,18 +83,18 @@ def narrow(given: Sorted, limits: Limits, workspace: Workspace) -> Kept:
         first, end = torch.where(is_typical, ball_first, first), torch.where(is_typical, ball_end, end)
     near = gaps_SK.gather(1, first)
     end_spread = torch.searchsorted(gaps_SK, near + limits.spread, right=True)
-    # A cut within the given gaps is certain wherever top-k and top-p end; but typical-p must know what they left.
-    certain = certain | (end_spread < width) & ~is_typical
+    # A cut within the given gaps is certain when top-k and top-p end later; typical-p must know where.
+    certain = certain | at_least & (end_spread < width) & ~is_typical
     end = torch.minimum(end, end_spread).clamp_(min=1)
     far = gaps_SK.gather(1, end - 1)
     return Kept(first, end, near, far, given.sums.gather(1, end) - given.sums.gather(1, first), certain)
 
 
-def _top(given: Sorted, limits: Limits) -> tuple[Tensor, Tensor]:
-    """How many tokens top-k (Fan et al. 2018) and then top-p (Holtzman et al. 2020) keep, and whether that is certain.
+def _top(given: Sorted, limits: Limits) -> tuple[Tensor, Tensor, Tensor]:
+    """How many tokens top-k (Fan et al. 2018) and then top-p (Holtzman et al. 2020) keep.
 
     Top-k keeps the k best and those equal to the k-th; top-p the fewest best whose share of what is left reaches p,
-    and those equal to the last of them. Where it is not certain, it is not less.
+    and those equal to the last of them. Also whether that is certain, and whether it is certain that they keep no less.
     """
     gaps_SK, width = given.gaps, given.gaps.shape[1]
     has_k = limits.top_k > 0
@@ -104,9 +104,11 @@ def _top(given: Sorted, limits: Limits) -> tuple[Tensor, Tensor]:
     total = torch.where(has_k, given.sums.gather(1, end_k), given.total)
     reaching = torch.minimum(torch.searchsorted(given.sums, total * limits.top_p), end_k).clamp_(min=1)
     end_p = torch.searchsorted(gaps_SK, gaps_SK.gather(1, reaching - 1), right=True).clamp_(min=1)
-    has_p = (limits.top_p < 1) & (certain_k | ~has_k)
-    end = torch.where(has_p, torch.minimum(end_p, end_k), end_k)
-    return end, certain_k | has_p & (end_p < width)
+    uses_p = limits.top_p < 1
+    known_total = certain_k | ~has_k
+    end = torch.where(uses_p & known_total, torch.minimum(end_p, end_k), end_k)
+    certain = torch.where(uses_p, known_total & (certain_k | (end_p < width)), certain_k)
+    return end, certain, known_total | ~uses_p
 
 
 def _typical(given: Sorted, end: Tensor, mass_S1: Tensor, workspace: Workspace) -> tuple[Tensor, Tensor]:

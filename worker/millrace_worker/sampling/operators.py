@@ -26,13 +26,10 @@ def argmin(values_SV: Tensor, out_S: Tensor) -> Tensor:
     return torch.argmin(values_SV, dim=1, out=out_S)
 
 
-def exp_of_negative(values_SV: Tensor, out_SV: Tensor) -> Tensor:
-    """exp(-values) elementwise."""
-    torch.neg(values_SV, out=out_SV)
-    if out_SV.device.type == "cpu":
-        np.exp(out_SV.numpy(), out=out_SV.numpy())
-        return out_SV
-    return out_SV.exp_()
+def shares(gaps_SV: Tensor, out_SV: Tensor) -> Tensor:
+    """exp(-gaps), divided by the row's sum: the softmax, which costs less than an exponential alone."""
+    torch.neg(gaps_SV, out=out_SV)
+    return torch.softmax(out_SV, dim=1, out=out_SV)
 
 
 def row_sums(values_SV: Tensor) -> Tensor:
@@ -54,8 +51,6 @@ def sort(values_SV: Tensor, out_SV: Tensor) -> Tensor:
 def prefix_sums(values_SK: Tensor, out_SK1: Tensor) -> Tensor:
     """float64 [S, K + 1]: column i is the sum of the first i values. float32 is too short for it."""
     out_SK1[:, 0] = 0
-    if values_SK.device.type == "cpu":
-        np.cumsum(values_SK.numpy(), axis=1, dtype=np.float64, out=out_SK1.numpy()[:, 1:])
-        return out_SK1
-    out_SK1[:, 1:] = values_SK.cumsum(dim=1, dtype=torch.float64)
+    sums_SK = out_SK1[:, 1:].copy_(values_SK)
+    torch.cumsum(sums_SK, dim=1, out=sums_SK)
     return out_SK1

@@ -50,8 +50,8 @@ class Chooser:
 
     def open(self, gaps_SV: Tensor, asked: Asked) -> Chosen:
         """From the whole vocabulary: nothing narrows these rows."""
-        weights_SV = operators.exp_of_negative(gaps_SV, self.workspace.take("weights", gaps_SV.shape))
-        log_mass_S1 = operators.row_sums(weights_SV).log()
+        weights_SV = operators.shares(gaps_SV, self.workspace.take("weights", gaps_SV.shape))
+        log_mass_S1 = -weights_SV.amax(dim=1, keepdim=True).log()  # the best gap is 0
         if asked.keys is None:
             ids_S = operators.argmin(gaps_SV, self._ids(gaps_SV))
         else:
@@ -65,12 +65,12 @@ class Chooser:
     def head(self, gaps_SV: Tensor, asked: Asked, *, needs_total: bool) -> Chosen:
         """From the best `HEAD` tokens where those are enough; the other rows are sorted as a whole. On CPUs."""
         gaps_SK, ids_SK = gaps_SV.topk(HEAD, dim=1, largest=False)
-        weights_SK = operators.exp_of_negative(gaps_SK, self.workspace.take("head_weights", gaps_SK.shape))
+        weights_SK = torch.neg(gaps_SK, out=self.workspace.take("head_weights", gaps_SK.shape)).exp_()
         sums = self._sums("head_sums", weights_SK)
         total_S1 = sums[:, :1]
         if needs_total:
-            weights_SV = operators.exp_of_negative(gaps_SV, self.workspace.take("weights", gaps_SV.shape))
-            total_S1 = operators.row_sums(weights_SV)
+            shares_SV = operators.shares(gaps_SV, self.workspace.take("weights", gaps_SV.shape))
+            total_S1 = shares_SV.amax(dim=1, keepdim=True).reciprocal()  # the best weight is 1
         given = Sorted(gaps_SK, weights_SK, sums, total_S1, whole=False)
         kept = narrow(given, asked.limits, self.workspace)
         chosen = self._choose_among(given, ids_SK, kept, asked)
@@ -109,7 +109,8 @@ class Chooser:
         """From the whole vocabulary, sorted."""
         workspace, shape = self.workspace, gaps_SV.shape
         sorted_SV = operators.sort(gaps_SV, workspace.take("sorted", shape))
-        weights_SV = operators.exp_of_negative(sorted_SV, workspace.take("weights", shape))
+        weights_SV = operators.shares(sorted_SV, workspace.take("weights", shape))
+        log_share_S1 = weights_SV[:, :1].double().log()  # of a weight of 1
         sums = self._sums("sums", weights_SV)
         kept = narrow(Sorted(sorted_SV, weights_SV, sums, sums[:, -1:], whole=True), asked.limits, workspace)
         mask_SV = workspace.take("mask", shape)
@@ -117,11 +118,11 @@ class Chooser:
             torch.eq(gaps_SV, kept.near, out=mask_SV)
             ids_S = operators.argmax(mask_SV, self._ids(gaps_SV))
         else:
-            weights_SV = operators.exp_of_negative(gaps_SV, weights_SV).mul_(torch.le(gaps_SV, kept.far, out=mask_SV))
+            weights_SV = operators.shares(gaps_SV, weights_SV).mul_(torch.le(gaps_SV, kept.far, out=mask_SV))
             if asked.limits.any_typical:
                 weights_SV.mul_(torch.ge(gaps_SV, kept.near, out=mask_SV))
             ids_S = choice.draw(weights_SV, asked.keys, self.words, workspace)
-        log_mass_S1 = kept.mass.log()
+        log_mass_S1 = kept.mass.log() - log_share_S1
         logprobs_S = _logprobs(gaps_SV.gather(1, ids_S[:, None]), log_mass_S1)
         if asked.wanted is None:
             return Chosen(ids_S, logprobs_S)

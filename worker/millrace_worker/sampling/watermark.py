@@ -36,7 +36,7 @@ class Watermark:
     def add(self, scores_SV: Tensor, previous_S: Tensor, workspace: Workspace) -> Tensor:
         """Adds `delta` to the scores of the green tokens, in place; `previous_S` are the ids of the tokens before."""
         words_SV = _flipped_words(previous_S, scores_SV.shape[1], workspace)
-        green_SV = torch.le(words_SV, _largest_green(self.gamma), out=workspace.take("green", scores_SV.shape))
+        green_SV = workspace.take("green", scores_SV.shape).copy_(words_SV.le_(_largest_green(self.gamma)))
         return scores_SV.add_(green_SV, alpha=self.delta)
 
 
