@@ -2,6 +2,9 @@
 
 from typing import Literal, final
 
+import numpy as np
+from numpy.typing import NDArray
+
 Dtype = Literal["float32", "bfloat16"]
 
 @final
@@ -60,3 +63,51 @@ class Norm:
         """`weight`, `bias`: a multiple of 16 values. `dtypes`: of the delta and of the output."""
     def add_norm(self, residual: int, delta: int, out: int, rows: int) -> None:
         """residual += delta (0: nothing to add); out = norm(residual)."""
+
+@final
+class Step:
+    """The sequences that compute in a step, with their pages."""
+
+    def __new__(
+        cls,
+        rows: NDArray[np.int64],
+        starts: NDArray[np.int64],
+        counts: NDArray[np.int64],
+        page_table: NDArray[np.int32],
+        num_pages: int,
+    ) -> Step:
+        """Entry i computes the positions `starts[i] .. starts[i] + counts[i]` of row `rows[i]` of the page table [rows,
+        pages of a row]; all contiguous. Raises ValueError for a place that the table does not have, or a page that the
+        pool of `num_pages` does not have."""
+    @property
+    def num_tokens(self) -> int: ...
+
+@final
+class Plan:
+    """A step's tasks, for every layer with the same heads and window."""
+
+    @property
+    def num_tokens(self) -> int: ...
+
+@final
+class Attention:
+    """One layer's attention over pages: norm and rotation of q and k, writing of k and v, attention, in one call."""
+
+    def __new__(
+        cls,
+        machine: Machine,
+        heads: tuple[int, int, int],
+        rule: tuple[float, int | None, float | None, list[float] | None, list[float] | None],
+        pairs: str,
+        norm: tuple[float, list[float]] | None,
+        dtypes: tuple[str, str],
+    ) -> Attention:
+        """`heads`: query heads, KV heads, dimensions of a head. `rule`: the scores' scale, window, softcap, ALiBi's
+        slopes and sinks of the query heads. `pairs`: "halves" or "neighbours" are rotated together. `norm`: epsilon and
+        weights [query heads + KV heads, dimensions] of an RMSNorm before the rotation. `dtypes`: of q, k, v as they
+        come, and of pages and result. Raises ValueError for a layer that there is no kernel for."""
+    def plan(self, step: Step) -> Plan: ...
+    def attend(self, plan: Plan, kv: int, qkv: int, turns: tuple[int, int], out: int) -> None:
+        """`kv`: the layer's pages, of the pool that the step was made for. `qkv` [T, (heads + 2 KV heads) *
+        dimensions]. `turns`: float32 [T, 2 R], the cosines of R / 2 pairs twice, negative sines, sines; and R. Both 0: no rotation.
+        `out` [T, heads * dimensions]."""

@@ -1,6 +1,7 @@
 //! The Python module `millrace_kernels`. It takes addresses of tensors as integers: torch owns them, and the caller in
 //! `millrace_worker` has checked dtype, shape and contiguity. Every call releases the interpreter while it computes.
 
+mod attention;
 mod linear;
 mod machine;
 mod norm;
@@ -10,6 +11,9 @@ use pyo3::prelude::*;
 #[pymodule]
 fn millrace_kernels(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<machine::Machine>()?;
+    module.add_class::<attention::Attention>()?;
+    module.add_class::<attention::Plan>()?;
+    module.add_class::<attention::Step>()?;
     module.add_class::<linear::Linear>()?;
     module.add_class::<norm::Norm>()
 }

@@ -6,7 +6,6 @@ Letters: T tokens of the step, N query heads, K KV heads, H head_dim.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,6 +24,15 @@ class ScoreRule:
     alibi: tuple[float, ...] | None = None  # per query head: minus this times the distance is added
 
 
+class HeadNorm(Protocol):
+    """An RMSNorm over [T, N + K, H]: q heads, then k heads, each with a weight of its own."""
+
+    weight: Tensor  # [N + K, H]
+    eps: float
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Heads:
     """The attention of one layer on this rank."""
@@ -35,7 +43,7 @@ class Heads:
     head_dim: int
     scale: float
     rule: ScoreRule
-    qk_norm: Callable[[Tensor], Tensor] | None = None  # over [T, N + K, H]: q heads, then k heads
+    qk_norm: HeadNorm | None = None
 
     @property
     def width(self) -> int:

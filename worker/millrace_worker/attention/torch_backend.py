@@ -15,11 +15,9 @@ from torch import Tensor
 from millrace_worker.attention import plan as planning
 from millrace_worker.attention.bias import decode_bias, tail_bias
 from millrace_worker.attention.interface import Heads, ScoreRule
+from millrace_worker.attention.pooled import PAGE_SIZE, Pooled
 from millrace_worker.attention.rotary import Rotation, rotate_
-from millrace_worker.kv_pool import KvGeometry, KvPool
 from millrace_worker.step import Batch
-
-PAGE_SIZE = 16
 
 # K and V that one gather may hold (on CPUs: what the caches hold until it is read), and what a further operator call
 # costs, as bytes gathered in the same time.
@@ -66,20 +64,14 @@ class TorchStep:
     plans: dict[ScoreRule, RulePlan]
 
 
-class TorchBackend:
+class TorchBackend(Pooled):
     """The KV pool of one rank and attention over it."""
 
     name = "torch (gathered pages)"
-    page_size = PAGE_SIZE
 
     def __init__(self, layers: list[Heads], dtype: torch.dtype, device: torch.device) -> None:
         """Raises ValueError when layers keep K and V of different sizes."""
-        widths = {heads.width for heads in layers}
-        if len(widths) != 1:
-            raise ValueError(f"layers keep {sorted(widths)} values per token; one size for all is implemented")
-        self.geometry = KvGeometry(
-            num_layers=len(layers), width=widths.pop(), page_size=PAGE_SIZE, dtype=dtype, device=device
-        )
+        super().__init__(layers, dtype, device)
         self._rules = list(dict.fromkeys(heads.rule for heads in layers))
         self._num_heads = layers[0].num_heads
         page_bytes = self.geometry.layer_page_bytes
@@ -87,24 +79,7 @@ class TorchBackend:
         self._limits = planning.Limits(max(1, GATHER_BYTES[kind] // page_bytes), CALL_BYTES[kind] // page_bytes)
         # Kernels on CPUs take a float32 bias at any dtype; those on GPUs want the queries' own.
         self._bias_dtype = torch.float32 if device.type == "cpu" else dtype
-        self._pool: KvPool | None = None
         self._workspace = torch.empty(0, dtype=dtype, device=device)
-
-    @property
-    def pool(self) -> KvPool:
-        if self._pool is None:
-            raise RuntimeError("allocate_kv must come before the first step")
-        return self._pool
-
-    def allocate(self, num_pages: int) -> None:
-        self._pool = None
-        self._pool = KvPool(self.geometry, num_pages)
-
-    def page_bytes(self) -> int:
-        return self.geometry.page_bytes
-
-    def copy_pages(self, sources: Tensor, targets: Tensor) -> None:
-        self.pool.copy(sources, targets)
 
     def plan(self, batch: Batch) -> TorchStep:
         slots = planning.token_slots(batch, planning.token_positions(batch), PAGE_SIZE)

@@ -90,7 +90,8 @@ pub trait Kernel {
 #[inline(always)]
 pub fn exp<V: Vector>(x: V) -> V {
     const COEFFICIENTS: [f32; 6] = [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
-    let x = x.max(V::splat(-87.0)).min(V::splat(88.0));
+    // The bounds stand first: then what is not a number stays so on every level.
+    let x = V::splat(88.0).min(V::splat(-87.0).max(x));
     let n = x.mul(V::splat(std::f32::consts::LOG2_E)).round();
     // ln 2 in two parts, so that the remainder keeps its last bits.
     let r = n.mul_add(V::splat(-0.693_359_4), x);
