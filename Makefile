@@ -123,7 +123,8 @@ bench-router: setup ## the router alone, with a worker that answers at once
 	cargo build --release --locked -p millrace-client --bin millrace-fake-worker
 	$(BIN)/python -m benchmarks.router_alone $(ARGS)
 
-soak: $(VENV)/.python $(VENV)/.kernels ## long runs: 10^7 scheduler operations, 10,000 requests with memory held flat
+soak: $(VENV)/.python $(VENV)/.kernels ## long runs: 10^7 scheduler operations, kernels under the address sanitizer, 10,000 requests with memory held flat
+	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address cargo test --locked -p millrace-kernels-core --target $$(rustc -vV | sed -n 's/^host: //p')
 	MILLRACE_SOAK_OPS=10000000 cargo test --release --locked -p millrace-scheduler -- --nocapture random
 	cargo build --locked --bins
 	$(TEST_ENV) MILLRACE_SOAK=1 $(BIN)/python -m pytest integration-tests -k soak -s
