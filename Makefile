@@ -59,7 +59,7 @@ test-rust:
 
 test-python: $(VENV)/.python $(VENV)/.kernels
 	cargo build --locked --bins
-	$(TEST_ENV) $(BIN)/python -m pytest worker/tests launcher/tests
+	$(TEST_ENV) $(BIN)/python -m pytest worker/tests launcher/tests benchmarks/tests
 	$(TEST_ENV) $(BIN)/python -m pytest integration-tests
 
 check: $(VENV)/.python ## format, lints, types, import boundaries, sizes

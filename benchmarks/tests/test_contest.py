@@ -1,0 +1,164 @@
+"""A contest's rounds, its failures and its tables, with sides whose seconds are known."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from benchmarks import contest, models, processes, report
+from benchmarks.contest import Answer, Limits, Point, Side
+
+POINTS = [Point(128, 32, 1), Point(128, 32, 4)]
+
+
+@dataclass
+class Scripted:
+    """Takes `seconds` for a batch, or fails at the given one; notes the prompts and the state of its process."""
+
+    seconds: float
+    process: subprocess.Popen[str]
+    fails_at: int = -1
+    seen: list[list[str]] = field(default_factory=list)
+    states: list[str] = field(default_factory=list)
+
+    def ask(self, prompts: list[str], new_tokens: int) -> Answer:
+        self.states.append(state(self.process.pid))
+        if len(self.seen) == self.fails_at:
+            raise RuntimeError("it fell")
+        self.seen.append(prompts)
+        return Answer(self.seconds, self.seconds / 10, [prompt + "!" for prompt in prompts])
+
+
+def state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """A factory of starters; `.asked` has what was started."""
+    monkeypatch.setattr(models, "path", lambda _: tmp_path)
+    monkeypatch.setattr(models, "prompts", lambda _, count, tokens, seed: [f"{seed} {n}" for n in range(count)])
+    monkeypatch.setattr(processes, "LOGS", tmp_path)
+    handler = signal.getsignal(signal.SIGTERM)
+
+    @dataclass
+    class Factory:
+        asked: dict[str, Scripted] = field(default_factory=dict)
+
+        def __call__(self, name: str, seconds: float, fails_at: int = -1) -> contest.Starter:
+            def start(_: Path, stack: ExitStack) -> Side:
+                process = stack.enter_context(processes.started(processes.Program(name, ["sleep", "60"], {})))
+                self.asked[name] = Scripted(seconds, process, fails_at)
+                return Side(name, process, self.asked[name])
+
+            return start
+
+    yield Factory()
+    signal.signal(signal.SIGTERM, handler)
+
+
+def test_ratios_are_theirs_over_ours(scripted):
+    starters = {"ours": scripted("ours", 2.0), "theirs": scripted("theirs", 3.0)}
+    outcome = contest.contest("m", starters, POINTS, Limits(3, 60))
+    assert outcome.failures == {}
+    table = report.speed([outcome], ["ours", "theirs"], {"theirs": 1.6})
+    assert table[2] == "| m | 128/32 | 1 | 3 | 16 | 11 | **1.50** (1.50 to 1.50) below 1.6 |"
+    assert table[3] == "| m | 128/32 | 4 | 3 | 64 | 43 | **1.50** (1.50 to 1.50) below 1.6 |"
+    assert "below" not in "".join(report.speed([outcome], ["ours", "theirs"], {"theirs": 1.5}))
+    assert report.first_token([outcome], ["ours", "theirs"])[2].startswith("| m | 128/32 | 1 | 3 | 200 | 300 |")
+
+
+def test_sides_see_the_same_prompts_and_none_twice(scripted):
+    contest.contest("m", {"a": scripted("a", 1.0), "b": scripted("b", 1.0)}, POINTS, Limits(2, 60))
+    seen = scripted.asked["a"].seen
+    assert seen == scripted.asked["b"].seen
+    texts = [text for batch in seen for text in batch]
+    assert len(texts) == len(set(texts)) == 4 + 2 * (1 + 4)
+
+
+def test_who_is_not_measured_is_stopped(scripted):
+    observed: list[tuple[str, str]] = []
+
+    class Watching(Scripted):
+        def ask(self, prompts: list[str], new_tokens: int) -> Answer:
+            observed.append((settled(scripted.asked["a"].process.pid), state(self.process.pid)))
+            return super().ask(prompts, new_tokens)
+
+    def watching(folder: Path, stack: ExitStack) -> Side:
+        side = scripted("b", 1.0)(folder, stack)
+        side.asked = Watching(1.0, side.process)
+        return side
+
+    contest.contest("m", {"a": scripted("a", 1.0), "b": watching}, POINTS, Limits(1, 60))
+    assert observed == [("T", "S")] * 3
+
+
+def settled(pid: int) -> str:
+    """The state once a signal sent before has arrived."""
+    for _ in range(100):
+        if state(pid) == "T":
+            break
+        time.sleep(0.01)
+    return state(pid)
+
+
+def test_a_peer_that_does_not_start_is_named_and_the_others_go_on(scripted):
+    def broken(_: Path, stack: ExitStack) -> Side:
+        program = processes.Program("broken", ["sh", "-c", "echo no such model >&2; exit 3"], {})
+        process = stack.enter_context(processes.started(program))
+        processes.wait_healthy(processes.free_port(), process, 30)
+        raise AssertionError("it became healthy")
+
+    starters = {"ours": scripted("ours", 1.0), "broken": broken, "c": scripted("c", 1.0)}
+    outcome = contest.contest("m", starters, POINTS, Limits(1, 60))
+    assert [side.name for side in outcome.sides] == ["ours", "c"]
+    assert "ended with 3" in outcome.failures["broken"]
+    assert "no such model" in outcome.failures["broken"]
+    assert report.speed([outcome], ["ours", "broken", "c"], {})[2].split(" | ")[5:7] == ["–", "–"]
+
+
+def test_a_peer_that_fails_later_keeps_what_it_did(scripted):
+    starters = {"ours": scripted("ours", 1.0), "theirs": scripted("theirs", 1.0, fails_at=2)}
+    outcome = contest.contest("m", starters, POINTS, Limits(1, 60))
+    assert "it fell" in outcome.failures["theirs"]
+    rows = report.speed([outcome], ["ours", "theirs"], {})
+    assert "**1.00**" in rows[2]
+    assert "–" in rows[3]
+
+
+def test_our_own_failure_ends_it(scripted):
+    with pytest.raises(RuntimeError, match="it fell"):
+        contest.contest("m", {"ours": scripted("ours", 1.0, fails_at=1)}, POINTS, Limits(1, 60))
+    assert scripted.asked["ours"].process.poll() is not None
+
+
+def test_no_round_begins_that_would_pass_the_limit(scripted, monkeypatch: pytest.MonkeyPatch):
+    clock = [0.0]
+    monkeypatch.setattr(contest.time, "monotonic", lambda: clock[0])
+
+    class Slow(Scripted):
+        def ask(self, prompts: list[str], new_tokens: int) -> Answer:
+            clock[0] += 10.0
+            return super().ask(prompts, new_tokens)
+
+    def slow(folder: Path, stack: ExitStack) -> Side:
+        side = scripted("slow", 1.0)(folder, stack)
+        side.asked = Slow(1.0, side.process)
+        return side
+
+    outcome = contest.contest("m", {"slow": slow}, POINTS[:1], Limits(5, 25.0))
+    assert len(outcome.sides[0].answers[POINTS[0]]) == 2
+
+
+def test_common_share():
+    process = subprocess.Popen(["true"], text=True)
+    process.wait()
+    ours, theirs = (Side(name, process, Scripted(1, process)) for name in "ab")
+    ours.opening, theirs.opening = ["abcd", "efgh"], ["abXd", "efgh!"]
+    assert report.common_share(ours, theirs) == 6 / 8
