@@ -17,7 +17,7 @@ pub(crate) struct Step(Arc<CoreStep>);
 #[pymethods]
 impl Step {
     /// Entry i computes the positions `starts[i] .. starts[i] + counts[i]` of the sequence in row `rows[i]` of the page
-    /// table: int64 columns and an int32 table [rows, pages of a row], contiguous. Raises ValueError for a place that the
+    /// table: int64 columns and an int32 table [rows, pages of a row], contiguous. Raises `ValueError` for a place that the
     /// table does not have and for a page that the pool of `num_pages` does not have.
     #[new]
     fn new(
@@ -64,16 +64,16 @@ impl Plan {
 #[pyclass(frozen)]
 pub(crate) struct Attention(Core);
 
-/// scale, window, softcap, ALiBi's slopes and sinks of the query heads
+/// scale, window, softcap, `ALiBi`'s slopes and sinks of the query heads
 type RuleColumns = (f32, Option<usize>, Option<f32>, Option<Vec<f32>>, Option<Vec<f32>>);
 
 #[pymethods]
 impl Attention {
     /// `heads`: query heads, KV heads, dimensions of a head. `rule`: the scores' scale, then window, softcap, slopes of
-    /// ALiBi and sinks, each of them or None. `pairs`: which dimensions are rotated together, "halves" or "neighbours".
-    /// `norm`: epsilon and the weights [query heads + KV heads, dimensions] of an RMSNorm before the rotation, or None.
+    /// `ALiBi` and sinks, each of them or None. `pairs`: which dimensions are rotated together, "halves" or "neighbours".
+    /// `norm`: epsilon and the weights [query heads + KV heads, dimensions] of an `RMSNorm` before the rotation, or None.
     /// `dtypes`: of q, k and v as they come, and of the pages and the result.
-    /// Raises ValueError for a layer that there is no kernel for.
+    /// Raises `ValueError` for a layer that there is no kernel for.
     #[new]
     #[pyo3(signature = (machine, heads, rule, pairs, norm, dtypes))]
     fn new(

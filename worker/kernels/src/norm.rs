@@ -32,7 +32,7 @@ impl Norm {
             "layer" => Kind::Layer,
             _ => return Err(PyValueError::new_err(format!("there is no norm {kind}"))),
         };
-        if weight.len() % 16 != 0 || bias.as_ref().is_some_and(|bias| bias.len() != weight.len()) {
+        if !weight.len().is_multiple_of(16) || bias.as_ref().is_some_and(|bias| bias.len() != weight.len()) {
             return Err(PyValueError::new_err("a norm's parameters come in multiples of 16, weight and bias alike"));
         }
         let core = Core::new(machine.level, machine.team, kind, eps, &weight, bias.as_deref());

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from millrace_worker.attention.interface import AttentionBackend, Heads
+from millrace_worker.attention.native_backend import QKV_DTYPE, ROTARY_DTYPE, NativeBackend
 from millrace_worker.attention.torch_backend import TorchBackend
 from millrace_worker.layers.linear import Epilogue, Linear, NativeLinear, PlainLinear, make_linear, num_columns
 from millrace_worker.layers.norm import LayerNorm, NativeNorm, Norm, NormWeights, RmsNorm
@@ -71,7 +72,12 @@ class NativeOperators:
         self._machine, self._dtype = machine, dtype
         self._workspaces = Workspaces()
         self._attention_dtype = self.rotary_dtype = dtype
-        self.backend: AttentionBackend = TorchBackend(layers, dtype, torch.device("cpu"))
+        self.backend: AttentionBackend
+        if NativeBackend.supports(layers, dtype):
+            self._attention_dtype, self.rotary_dtype = QKV_DTYPE, ROTARY_DTYPE
+            self.backend = NativeBackend(machine, layers, dtype, self._workspaces)
+        else:
+            self.backend = TorchBackend(layers, dtype, torch.device("cpu"))
 
     @staticmethod
     def supports(dtype: torch.dtype, device: torch.device) -> bool:
