@@ -78,15 +78,16 @@ class Found:
 
 def within(gaps_SV: Tensor, near_S1: Tensor, far_S1: Tensor, log_mass_S1: Tensor) -> Found:
     """All finite gaps from `near` to `far`; `ids` are their columns. Asks the device, and waits."""
-    chosen = (gaps_SV >= near_S1) & (gaps_SV <= far_S1) & (gaps_SV < torch.inf)
-    if chosen.device.type == "cpu":  # numpy's is 7 times faster
-        rows, columns = np.divmod(np.flatnonzero(chosen.numpy()), gaps_SV.shape[1])
-        places = torch.from_numpy(rows), torch.from_numpy(columns)
+    if gaps_SV.device.type == "cpu":  # numpy's comparison and search take a fraction of torch's time
+        near_enough = np.flatnonzero(gaps_SV.numpy() <= far_S1.numpy())
+        rows, columns = np.divmod(near_enough, gaps_SV.shape[1])
     else:
-        places = chosen.nonzero(as_tuple=True)
-        rows, columns = (part.cpu().numpy() for part in places)
-    logprobs = (-gaps_SV[places] - log_mass_S1[places[0], 0]).float().cpu().numpy()
-    return Found(rows, columns, logprobs)
+        rows, columns = (gaps_SV <= far_S1).nonzero().cpu().numpy().T
+    places = torch.from_numpy(rows).to(gaps_SV.device), torch.from_numpy(columns).to(gaps_SV.device)
+    gaps = gaps_SV[places]
+    logprobs = (-gaps - log_mass_S1[places[0], 0]).float()
+    chosen = ((gaps >= near_S1[places[0], 0]) & (gaps < torch.inf)).cpu().numpy()
+    return Found(rows[chosen], columns[chosen], logprobs.cpu().numpy()[chosen])
 
 
 def joined(found: Sequence[Found]) -> Found:

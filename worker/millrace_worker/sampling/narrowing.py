@@ -23,6 +23,9 @@ FLOAT32_MAX = torch.finfo(torch.float32).max
 # A distribution mostly narrows to fewer tokens than these; finding them costs a fraction of sorting all.
 HEAD = 64
 
+# A search over sorted tokens asks about this many at once: fewer, larger operators.
+BRANCHES = 16
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -116,7 +119,7 @@ def _typical(given: Sorted, end: Tensor, mass_S1: Tensor, workspace: Workspace) 
 
     Meister et al. 2023 (Locally Typical Sampling). A token's information less the entropy is its gap less the mean gap
     m, so the tokens are those in the smallest ball around m. An interval that begins at token a and reaches the mass
-    ends at a token b(a): the distance of b from m grows with a, that of a falls. Where they cross, found by bisection,
+    ends at a token b(a): the distance of b from m grows with a, that of a falls. Where they cross, found by a search,
     the larger of the two is smallest.
     """
     gaps_SK, width = given.gaps, given.gaps.shape[1]
@@ -132,12 +135,17 @@ def _typical(given: Sorted, end: Tensor, mass_S1: Tensor, workspace: Workspace) 
 
     low = torch.zeros_like(end)
     high = torch.minimum(torch.searchsorted(gaps_SK, mean.float()), end - 1)  # crossed there: this gap is not below m
-    for _ in range(width.bit_length()):
-        middle = (low + high) >> 1
-        begins, ends = distances(middle)
-        crossed = ends >= begins
-        high = torch.where(crossed, middle, high)
-        low = torch.where(crossed, low, torch.minimum(middle + 1, high))
+    steps = torch.arange(BRANCHES, device=end.device)
+    reach = 1
+    while reach <= width:  # low .. high shrinks to a BRANCHES-th in every round
+        reach *= BRANCHES
+        tried = low + ((high - low) * steps).div_(BRANCHES, rounding_mode="floor")
+        begins, ends = distances(tried)
+        before = (ends < begins).sum(dim=1, keepdim=True)
+        low, high = (
+            torch.where(before > 0, tried.gather(1, (before - 1).clamp_(min=0)) + 1, low),
+            torch.where(before < BRANCHES, tried.gather(1, before.clamp(max=BRANCHES - 1)), high),
+        )
     _, radius = distances(high)
     earlier, _ = distances((high - 1).clamp_(min=0))
     radius = torch.where(high > 0, torch.minimum(radius, earlier), radius)

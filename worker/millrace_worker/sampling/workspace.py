@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,7 @@ class Workspace:
     def __init__(self, device: torch.device | str) -> None:
         self.device = torch.device(device)
         self._buffers: dict[str, Tensor] = {}
+        self._views: dict[str, Tensor] = {}  # what each name was taken as last
 
     def rows_at_once(self, width: int) -> int:
         """How many rows of `width` scores are processed together."""
@@ -23,11 +26,14 @@ class Workspace:
 
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
         """A contiguous tensor of this shape, its values arbitrary. A name always has the same dtype."""
-        numel = 1
-        for extent in shape:
-            numel *= extent
+        view = self._views.get(name)
+        if view is not None and view.shape == shape:
+            return view
+        numel = math.prod(shape)
         buffer = self._buffers.get(name)
-        if buffer is None or len(buffer) < numel:
+        if buffer is None or buffer.numel() < numel:
             self._buffers.pop(name, None)
+            self._views.pop(name, None)
             buffer = self._buffers[name] = torch.empty(numel, dtype=dtype, device=self.device)
-        return buffer[:numel].view(shape)
+        view = self._views[name] = buffer[:numel].view(shape)
+        return view
