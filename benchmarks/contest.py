@@ -160,13 +160,15 @@ def contest(model: str, starters: dict[str, Starter], points: list[Point], limit
         sides: list[Side] = []
         for name, starter in starters.items():
             try:
-                side = starter(folder, stack)
-                warm_up(side, folder, points)
+                with ExitStack() as own:  # what does not start is ended at once, what does with the contest
+                    side = starter(folder, own)
+                    warm_up(side, folder, points)
+                    stack.enter_context(own.pop_all())
                 sides.append(side)
             except (RuntimeError, OSError, subprocess.SubprocessError) as error:
-                if not sides:
-                    raise
                 failures[name] = f"did not start: {error} ({processes.last_words(name)})"
+                if not sides:
+                    raise processes.DidNotStartError(f"{name} {failures[name]}") from error
         for point in points:
             measure(point, sides, folder, limits, failures)
         return Outcome(model, points, sides, failures)

@@ -123,6 +123,19 @@ def test_a_peer_that_does_not_start_is_named_and_the_others_go_on(scripted):
     assert report.speed([outcome], ["ours", "broken", "c"], {})[2].split(" | ")[5:7] == ["–", "–"]
 
 
+def test_what_fails_in_its_warm_up_is_ended_at_once(scripted):
+    starters = {"ours": scripted("ours", 1.0), "broken": scripted("broken", 1.0, fails_at=0), "c": scripted("c", 1.0)}
+    original = starters["c"]
+
+    def after_broken(folder: Path, stack: ExitStack) -> Side:
+        assert scripted.asked["broken"].process.poll() is not None
+        return original(folder, stack)
+
+    outcome = contest.contest("m", starters | {"c": after_broken}, POINTS, Limits(1, 60))
+    assert list(outcome.failures) == ["broken"]
+    assert scripted.asked["c"].process.poll() is not None
+
+
 def test_a_peer_that_fails_later_keeps_what_it_did(scripted):
     starters = {"ours": scripted("ours", 1.0), "theirs": scripted("theirs", 1.0, fails_at=2)}
     outcome = contest.contest("m", starters, POINTS, Limits(1, 60))
