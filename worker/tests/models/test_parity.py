@@ -54,7 +54,7 @@ def test_what_runs_natively_is_said(saved: Callable[[str], Saved]) -> None:
     model = load(saved("llama, packed"), torch.bfloat16)
     expected = f"native ({Machine.levels()[-1]})"
     assert set(model.implementations()) == {"attention", "linear", "norm", "embed", "logits"}
-    assert {model.implementations()[name] for name in ("linear", "norm", "logits")} == {expected}
+    assert {model.implementations()[name] for name in ("attention", "linear", "norm", "logits")} == {expected}
     assert not any("native" in name for name in load(saved("llama, packed"), kernels=OFF).implementations().values())
 
 
