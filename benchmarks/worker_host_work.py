@@ -3,7 +3,7 @@
     python -m benchmarks.worker_host_work [--vocab 8192] [--steps 300]
 
 The model is a stand-in that returns the same scores every time. Figures are medians over the steps, one thread.
-Then the stream: greedy steps whose forward pass takes a stated time without the interpreter's lock, as a model's kernels
+Then the stream: greedy steps whose forward pass takes a stated time without the interpreter's lock, as kernels
 do, through a socket with two plans in flight. What a step takes beyond its own work is waiting and sending.
 """
 

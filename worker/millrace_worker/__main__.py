@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 from millrace_worker import logs
 from millrace_worker.config import WorkerConfig, read_config
 from millrace_worker.server import WorkerServer, WorkerService
+from millrace_worker.vectors import avoid_slow_vectors
 
 if TYPE_CHECKING:
     from millrace_worker.rank import Rank
@@ -44,6 +45,7 @@ class Ending:
 
 def main() -> NoReturn:
     started = time.perf_counter()
+    avoid_slow_vectors(os.environ)
     config = read_config(sys.argv[1:], os.environ)
     logs.set_up_logs(config.log_level, json_output=config.json_output)
     ending = Ending()
