@@ -84,20 +84,27 @@ impl Team {
     /// Calls `body(task)` once for each task in `0 .. tasks`. Every thread has a range of its own, always the same for
     /// the same number of tasks, so that what it touched once stays near it; who is done early helps the others.
     pub fn share(self, tasks: usize, body: &(dyn Fn(usize) + Sync)) {
+        self.share_with(tasks, &|| (), &|(), task| body(task));
+    }
+
+    /// As `share`, with something that each thread makes for itself and keeps over its tasks.
+    pub fn share_with<T>(self, tasks: usize, make: &(dyn Fn() -> T + Sync), body: &(dyn Fn(&mut T, usize) + Sync)) {
         if self.threads == 1 || tasks <= 1 {
-            return (0..tasks).for_each(body);
+            let mut own = make();
+            return (0..tasks).for_each(|task| body(&mut own, task));
         }
         let end = |thread: usize| tasks * (thread + 1) / self.threads;
         let ranges: Vec<_> =
             (0..self.threads).map(|thread| Next(AtomicUsize::new(tasks * thread / self.threads))).collect();
         self.run(&|thread| {
+            let mut own = make();
             for owner in (thread..self.threads).chain(0..thread) {
                 loop {
                     let task = ranges[owner].0.fetch_add(1, Ordering::Relaxed);
                     if task >= end(owner) {
                         break;
                     }
-                    body(task);
+                    body(&mut own, task);
                 }
             }
         });

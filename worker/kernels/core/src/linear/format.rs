@@ -1,6 +1,6 @@
 //! How a level multiplies the cells of a packed weight.
 
-use crate::simd::{LANES, Simd, Vector};
+use crate::simd::{Simd, Vector};
 
 /// One way of multiplying: a step of a block by what a row has for that step.
 pub(crate) trait Format<S: Simd> {
@@ -8,7 +8,7 @@ pub(crate) trait Format<S: Simd> {
     type Block: Copy;
     /// Bytes of one row's values for a step.
     const LEFT: usize;
-    /// Whether rows of bfloat16 have to be widened to float32 first.
+    /// Whether rows of bfloat16 have to be widened to float32 first: then a step is two values.
     const WIDENS: bool = false;
 
     /// # Safety
@@ -79,23 +79,5 @@ impl<S: Simd> Format<S> for Halves {
         // SAFETY: the caller's promise.
         let [first, second] = unsafe { left.cast::<[f32; 2]>().read_unaligned() };
         block.1.mul_add(S::V::splat(second), block.0.mul_add(S::V::splat(first), plus))
-    }
-}
-
-/// Writes `count` bfloat16 values as float32.
-///
-/// # Safety
-/// `from` is readable and `to` writable for them.
-#[inline(always)]
-pub(crate) unsafe fn widen<S: Simd>(from: *const u16, to: *mut f32, count: usize) {
-    let whole = count / LANES * LANES;
-    // SAFETY: the caller's promise.
-    unsafe {
-        for at in (0..whole).step_by(LANES) {
-            S::V::load_bf16(from.add(at)).store(to.add(at));
-        }
-        for at in whole..count {
-            to.add(at).write(crate::simd::from_bf16(from.add(at).read_unaligned()));
-        }
     }
 }

@@ -6,12 +6,14 @@
 mod activation;
 mod format;
 mod packed;
+mod panel;
 mod strip;
 mod tile;
 
 pub use activation::Activation;
 use packed::Packed;
-use strip::Part;
+use panel::Panel;
+use strip::{BLOCK_ROWS, Part};
 
 use crate::Dtype;
 use crate::level::Level;
@@ -20,10 +22,8 @@ use crate::team::Team;
 
 /// Up to this many multiplications the caller's thread does all of them: waking the others would cost more.
 const SERIAL_PRODUCTS: usize = 64 * 1024;
-/// Rows are split over threads too where strips alone are fewer than this for each thread ...
-const TASKS_PER_THREAD: usize = 4;
-/// ... into groups of at least this many.
-const MIN_GROUP_ROWS: usize = 48;
+/// Into how many tasks for each thread a product is split, so that none waits long for another.
+const TASKS_PER_THREAD: usize = 16;
 
 /// A weight as a checkpoint holds it: `outputs` rows of `inputs` values, one after the other.
 #[derive(Clone, Copy, Debug)]
@@ -105,26 +105,19 @@ impl Linear {
         if rows == 0 {
             return;
         }
-        let strips = self.weight.strips();
+        let threads = self.team.threads();
         let products = rows * self.weight.outputs() * self.weight.inputs();
-        let serial = products <= SERIAL_PRODUCTS || self.team.threads() == 1;
-        let groups = if serial { 1 } else { row_groups(rows, strips, self.team.threads()) };
+        let team = if products <= SERIAL_PRODUCTS { Team::new(None, 1) } else { self.team };
+        let (blocks, strips) = (rows.div_ceil(BLOCK_ROWS), self.weight.strips());
+        let ranges = if team.threads() == 1 { 1 } else { (TASKS_PER_THREAD * threads).div_ceil(blocks).min(strips) };
         let call = Call { linear: self, x, out };
-        let part = |task: usize| {
-            let (strip, group) = (task / groups, task % groups);
-            let rows = rows * group / groups..rows * (group + 1) / groups;
+        let part = |panel: &mut Panel, task: usize| {
+            let (block, range) = (task / ranges, task % ranges);
+            let rows = rows * block / blocks..rows * (block + 1) / blocks;
+            let strips = strips * range / ranges..strips * (range + 1) / ranges;
             // SAFETY: the caller's promise; no two tasks share a strip's columns of a row.
-            unsafe { self.level.run(Part { call: &call, strip, rows }) }
+            unsafe { self.level.run(Part { call: &call, panel, rows, strips }) }
         };
-        if serial {
-            (0..strips).for_each(part);
-        } else {
-            self.team.share(strips * groups, &part);
-        }
+        team.share_with(blocks * ranges, &Panel::default, &part);
     }
-}
-
-/// Into how many groups to split the rows, so that every thread gets its share of the work.
-fn row_groups(rows: usize, strips: usize, threads: usize) -> usize {
-    (TASKS_PER_THREAD * threads).div_ceil(strips).min(rows / MIN_GROUP_ROWS).max(1)
 }

@@ -4,25 +4,27 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::Call;
-use super::format::{Format, Halves, Pairs, Singles, widen};
+use super::format::{Format, Halves, Pairs, Singles};
 use super::packed::{CELLS, STRIP_BLOCKS};
+use super::panel::{Input, Panel};
 use super::tile::{Ahead, SUMS, Tile, vectors};
 use crate::Dtype;
 use crate::norm::store;
 use crate::simd::{Kernel, LANES, Simd, Vector};
 
 /// Rows whose sums are kept at a time: 24 KiB of them.
-const BLOCK_ROWS: usize = 96;
+pub(crate) const BLOCK_ROWS: usize = 96;
 /// Steps of a strip that stay in the second-level cache while all rows of a block use them: 256 KiB.
 const BLOCK_STEPS: usize = 1024;
 /// With one tile of rows a strip is read once: so many bytes ahead are asked for.
 const DISTANCE: usize = 4096;
 
-/// The rows `rows` of one strip's columns.
+/// The rows `rows`, at most `BLOCK_ROWS`, of the columns of some strips.
 pub(crate) struct Part<'a> {
     pub(crate) call: &'a Call<'a>,
-    pub(crate) strip: usize,
+    pub(crate) panel: &'a mut Panel,
     pub(crate) rows: Range<usize>,
+    pub(crate) strips: Range<usize>,
 }
 
 impl Kernel for Part<'_> {
@@ -45,92 +47,64 @@ impl Part<'_> {
     #[inline(always)]
     unsafe fn compute<S: Simd, F: Format<S>>(self) {
         let weight = &self.call.linear.weight;
-        let (width, steps, start) = (weight.width(self.strip), weight.steps(), weight.strip(self.strip));
+        let input = Input { at: self.call.x, row_bytes: weight.inputs() * weight.dtype().bytes() };
+        // SAFETY: the rows are within `x`.
+        unsafe { self.panel.take::<S, F>(input, self.rows.clone()) };
         let mut sums = MaybeUninit::<[f32; BLOCK_ROWS * SUMS]>::uninit();
         let sums = sums.as_mut_ptr().cast::<f32>();
-        let mut widened = Vec::new();
-        let mut ahead = self.ahead::<S>();
-        let step_blocks = steps.div_ceil(BLOCK_STEPS);
-        for first in self.rows.clone().step_by(BLOCK_ROWS) {
-            let rows = first..self.rows.end.min(first + BLOCK_ROWS);
+        let height = self.rows.len().div_ceil(self.rows.len().div_ceil(S::TILE_ROWS));
+        for strip in self.strips.clone() {
+            let (blocks, steps, start) = (weight.width(strip), weight.steps(), weight.strip(strip));
+            let width = vectors::<S>(height).min(blocks);
+            let mut ahead = self.ahead::<S>(strip, blocks / width);
+            let step_blocks = steps.div_ceil(BLOCK_STEPS);
             for block in 0..step_blocks {
                 let (from, to) = (steps * block / step_blocks, steps * (block + 1) / step_blocks);
-                // SAFETY: rows and steps are within `x`.
-                let (left, left_row) = unsafe { self.left::<S, F>(&rows, from..to, &mut widened) };
-                let tile = Tile {
-                    left,
-                    left_row,
-                    right: start.wrapping_add(from * width * CELLS),
-                    right_step: width * CELLS,
-                    steps: to - from,
-                    sums,
-                    fresh: block == 0,
-                };
-                let finish = block + 1 == step_blocks;
-                for (at, height) in tiles(rows.len(), S::TILE_ROWS) {
-                    let (left, sums) = (left.wrapping_add(at * left_row), sums.wrapping_add(at * SUMS));
-                    // SAFETY: a tile lies within the rows, the strip and the sums.
-                    unsafe {
-                        Tile { left, sums, ..tile }.multiply::<S, F>(height, width, &mut ahead);
-                        if finish {
-                            self.finish::<S>(sums, first + at, height);
-                        }
+                for column in (0..blocks).step_by(width) {
+                    for (first, height) in tiles(self.rows.len(), S::TILE_ROWS) {
+                        let tile = Tile {
+                            left: self.panel.tile::<S, F>(input, first, height, from),
+                            right: start.wrapping_add((from * blocks + column) * CELLS),
+                            right_step: blocks * CELLS,
+                            steps: to - from,
+                            sums: sums.wrapping_add(first * SUMS + column * LANES),
+                            fresh: block == 0,
+                        };
+                        // SAFETY: a tile lies within the rows, the strip and the sums.
+                        unsafe { tile.multiply::<S, F>(height, width, &mut ahead) };
                     }
                 }
             }
+            // SAFETY: all sums are there.
+            unsafe { self.finish::<S>(sums, strip) };
         }
     }
 
     /// What to ask memory for: this strip itself where it is read once, the next one where this one is used again.
-    fn ahead<S: Simd>(&self) -> Ahead {
-        let weight = &self.call.linear.weight;
-        let (width, start) = (weight.width(self.strip), weight.strip(self.strip));
-        let step_bytes = width * CELLS;
-        let bytes = weight.steps() * step_bytes;
-        let height = self.rows.len().min(S::TILE_ROWS);
-        let passes = self.rows.len().div_ceil(S::TILE_ROWS) * width.div_ceil(vectors::<S>(height));
-        let distance = if passes == 1 { DISTANCE } else { bytes };
-        Ahead::new(start.wrapping_add(distance), bytes, passes, step_bytes)
-    }
-
-    /// Where the rows' values for the first of `steps` begin, and the bytes from row to row.
     #[inline(always)]
-    unsafe fn left<S: Simd, F: Format<S>>(
-        &self,
-        rows: &Range<usize>,
-        steps: Range<usize>,
-        widened: &mut Vec<f32>,
-    ) -> (*const u8, usize) {
+    fn ahead<S: Simd>(&self, strip: usize, passes: usize) -> Ahead {
         let weight = &self.call.linear.weight;
-        let row_bytes = weight.inputs() * weight.dtype().bytes();
-        let at = self.call.x.wrapping_add(rows.start * row_bytes + steps.start * 4);
-        if !F::WIDENS {
-            return (at, row_bytes);
-        }
-        let count = 2 * steps.len();
-        widened.resize(rows.len() * count, 0.0);
-        let to = widened.as_mut_ptr();
-        for row in 0..rows.len() {
-            // SAFETY: within `x`, and within what was just made.
-            unsafe { widen::<S>(at.add(row * row_bytes).cast(), to.add(row * count), count) };
-        }
-        (to.cast_const().cast(), count * 4)
+        let step_bytes = weight.width(strip) * CELLS;
+        let bytes = weight.steps() * step_bytes;
+        let passes = passes * self.rows.len().div_ceil(S::TILE_ROWS);
+        let distance = if passes == 1 { DISTANCE } else { bytes };
+        Ahead::new(weight.strip(strip).wrapping_add(distance), bytes, passes, step_bytes)
     }
 
     /// Bias, activation, gate; writes the columns that exist.
     #[inline(always)]
-    unsafe fn finish<S: Simd>(&self, sums: *const f32, first: usize, height: usize) {
+    unsafe fn finish<S: Simd>(&self, sums: *const f32, strip: usize) {
         let linear = self.call.linear;
         let (epilogue, columns) = (linear.epilogue, linear.columns());
-        let width = linear.weight.width(self.strip);
-        let bias = linear.bias[self.strip * SUMS..][..width * LANES].as_ptr();
+        let width = linear.weight.width(strip);
+        let bias = linear.bias[strip * SUMS..][..width * LANES].as_ptr();
         let activated = |x: S::V| epilogue.activation.map_or(x, |activation| activation.of(x));
         // Sums of a gate and of what it gates lie side by side.
         let group = if epilogue.gated { 2 } else { 1 };
-        for row in 0..height {
-            let out = self.call.out.wrapping_add((first + row) * columns * epilogue.out_dtype.bytes());
+        for row in 0..self.rows.len() {
+            let out = self.call.out.wrapping_add((self.rows.start + row) * columns * epilogue.out_dtype.bytes());
             for block in (0..width).step_by(group) {
-                let column = (self.strip * STRIP_BLOCKS + block) / group * LANES;
+                let column = (strip * STRIP_BLOCKS + block) / group * LANES;
                 // SAFETY: the sums have `width` blocks, as has the bias; `out` has the row's columns.
                 unsafe {
                     let sum = |block: usize| {
@@ -168,7 +142,7 @@ unsafe fn write<S: Simd>(y: S::V, row: *mut u8, dtype: Dtype, columns: Range<usi
 
 /// Splits `rows` into tiles of at most `most` rows, as even as can be: the first row of each and their number.
 #[inline(always)]
-fn tiles(rows: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
+pub(crate) fn tiles(rows: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
     let count = rows.div_ceil(most);
     (0..count).map(move |tile| {
         let (first, end) = (rows * tile / count, rows * (tile + 1) / count);

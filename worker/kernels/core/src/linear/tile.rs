@@ -2,6 +2,7 @@
 
 use super::format::Format;
 use super::packed::{CELLS, STRIP_BLOCKS};
+use super::panel::Left;
 use crate::simd::{LANES, Simd, Vector};
 
 /// Values from one row of sums to the next: a strip's columns.
@@ -12,9 +13,8 @@ const STRIDE: usize = 4;
 /// Some rows, some blocks of a strip, some of its steps.
 #[derive(Clone, Copy)]
 pub(crate) struct Tile {
-    /// The rows' values for the first step, and the bytes from row to row.
-    pub(crate) left: *const u8,
-    pub(crate) left_row: usize,
+    /// The rows' values for the first step.
+    pub(crate) left: Left,
     /// The strip's first block at the first step, and the bytes from step to step.
     pub(crate) right: *const u8,
     pub(crate) right_step: usize,
@@ -43,42 +43,47 @@ impl Ahead {
 }
 
 impl Tile {
-    /// Multiplies `rows` rows by all `blocks` blocks of the strip, in as few passes as registers allow.
+    /// Multiplies `rows` rows by `width` blocks of the strip.
     ///
     /// # Safety
-    /// The pointers are good for it. `rows` is at most `S::TILE_ROWS`; `blocks` is 2 or 4.
+    /// The pointers are good for it. `rows` is at most `S::TILE_ROWS`, `width` at most `vectors(rows)` and a power of 2.
     #[inline(always)]
-    pub(crate) unsafe fn multiply<S: Simd, F: Format<S>>(self, rows: usize, blocks: usize, ahead: &mut Ahead) {
-        let width = vectors::<S>(rows).min(blocks);
-        let mut tile = self;
-        for _ in 0..blocks / width {
-            // SAFETY: the caller's promise.
-            unsafe { tile.pass::<S, F>(rows, width, ahead) };
-            tile.right = tile.right.wrapping_add(width * CELLS);
-            tile.sums = tile.sums.wrapping_add(width * LANES);
+    pub(crate) unsafe fn multiply<S: Simd, F: Format<S>>(self, rows: usize, width: usize, ahead: &mut Ahead) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if self.left.row == 0 {
+                self.shaped::<S, F, true>(rows, width, ahead);
+            } else {
+                self.shaped::<S, F, false>(rows, width, ahead);
+            }
         }
     }
 
     #[inline(always)]
-    unsafe fn pass<S: Simd, F: Format<S>>(self, rows: usize, width: usize, ahead: &mut Ahead) {
+    #[rustfmt::skip]
+    unsafe fn shaped<S: Simd, F: Format<S>, const COPY: bool>(self, rows: usize, width: usize, ahead: &mut Ahead) {
         macro_rules! tiles {
             ($(($rows:literal, $width:literal))*) => {
                 match (rows, width) {
-                    // SAFETY: the caller's promise.
-                    $(($rows, $width) if fits::<S>($rows, $width) => unsafe { self.run::<S, F, $rows, $width>(ahead) },)*
+                    $(($rows, $width) if fits::<S>($rows, $width) => {
+                        // SAFETY: the caller's promise.
+                        unsafe { self.run::<S, F, $rows, $width, COPY>(ahead) }
+                    })*
                     _ => unreachable!("{rows} rows by {width} blocks is no tile of this level"),
                 }
             };
         }
-        tiles!((1, 4)(2, 4)(3, 4)(4, 4)(5, 4)(6, 4)(1, 2)(2, 2)(3, 2)(4, 2)(5, 2)(6, 2)(7, 2)(8, 2)(9, 2)(10, 2)(
-            11, 2
-        )(12, 2)(1, 1)(2, 1)(3, 1)(4, 1));
+        tiles!(
+            (1, 4) (2, 4) (3, 4) (4, 4) (5, 4) (6, 4)
+            (1, 2) (2, 2) (3, 2) (4, 2) (5, 2) (6, 2) (7, 2) (8, 2) (9, 2) (10, 2) (11, 2) (12, 2)
+            (1, 1) (2, 1) (3, 1) (4, 1)
+        );
     }
 
     #[inline(always)]
-    unsafe fn run<S: Simd, F: Format<S>, const M: usize, const N: usize>(self, ahead: &mut Ahead) {
+    unsafe fn run<S: Simd, F: Format<S>, const M: usize, const N: usize, const COPY: bool>(self, ahead: &mut Ahead) {
         let mut sums = [[S::V::zero(); N]; M];
-        let (mut left, mut right) = (self.left, self.right);
+        let (mut left, mut right) = (self.left.at, self.right);
         // SAFETY: the caller's promise, for all of the block.
         unsafe {
             if !self.fresh {
@@ -92,10 +97,11 @@ impl Tile {
                 let blocks: [F::Block; N] = std::array::from_fn(|n| F::load(right.add(n * CELLS)));
                 for (m, row) in sums.iter_mut().enumerate() {
                     for (n, sum) in row.iter_mut().enumerate() {
-                        *sum = F::multiply(left.add(m * self.left_row), blocks[n], *sum);
+                        *sum =
+                            F::multiply(left.add(if COPY { m * F::LEFT } else { m * self.left.row }), blocks[n], *sum);
                     }
                 }
-                left = left.add(F::LEFT);
+                left = left.add(if COPY { M * F::LEFT } else { F::LEFT });
                 right = right.add(self.right_step);
             };
             let lines = if ahead.line < ahead.end { ahead.lines } else { 0 };
