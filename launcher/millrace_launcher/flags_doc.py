@@ -74,6 +74,11 @@ _OTHER_ENVIRONMENT = (
     ("CUDA_VISIBLE_DEVICES", "GPUs to use; their number is the default of `--num-shard`"),
     ("NVIDIA_VISIBLE_DEVICES", "the same, as container runtimes set it; `all` asks the driver"),
     ("COMPUTE_TYPE", "value of the header `x-compute-type`; default: number of shards and name of the card"),
+    (
+        "MILLRACE_CPU_KERNELS",
+        "instruction-set level of the native kernels on CPUs: `avx512_bf16`, `avx512`, `avx2` or `portable`; `off`: "
+        "everything on torch; default: the best that the CPU has",
+    ),
     ("MILLRACE_ROUTER", "the router program; default: `millrace-router` beside this Python, else on PATH"),
 )
 
