@@ -44,6 +44,9 @@ class Linear:
     def supports(dtype_name: str, shape: tuple[int, int], gated: bool) -> bool: ...
     def apply(self, x: int, rows: int, out: int) -> None:
         """Writes [rows, outputs], or half as many columns when gated."""
+    def lookup(self, ids: tuple[int, int], first: int, scale: float, out: int) -> None:
+        """Rows of the weight as float32, times `scale`. `ids`: address and number of int64, the first row's is `first`;
+        others give zeros. Raises ValueError when gated."""
     @property
     def num_bytes(self) -> int: ...
 

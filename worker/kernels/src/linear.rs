@@ -1,6 +1,6 @@
 //! `Linear`: a matrix product over packed weights, with bias, activation and gate in the same pass.
 
-use millrace_kernels_core::linear::{Activation, Epilogue, Linear as Core, Weight};
+use millrace_kernels_core::linear::{Activation, Epilogue, Linear as Core, Lookup, Weight};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
@@ -50,6 +50,18 @@ impl Linear {
     fn apply(&self, py: Python<'_>, x: usize, rows: usize, out: usize) {
         // SAFETY: the caller has checked the tensors behind the addresses.
         py.detach(|| unsafe { self.core.apply(x as *const u8, rows, out as *mut u8) });
+    }
+
+    /// Rows of the weight itself as float32, times `scale`. `ids`: address and number of int64 ids, of which the first row's is `first`;
+    /// an id that is not among the rows gives zeros.
+    fn lookup(&self, py: Python<'_>, ids: (usize, usize), first: i64, scale: f32, out: usize) -> PyResult<()> {
+        if self.core.is_gated() {
+            return Err(PyValueError::new_err("rows of a weight with a gate cannot be looked up"));
+        }
+        let lookup = Lookup { ids: ids.0 as *const i64, count: ids.1, first, scale, out: out as *mut f32 };
+        // SAFETY: the caller has checked the tensors behind the addresses; there is no gate.
+        py.detach(|| unsafe { self.core.lookup(lookup) });
+        Ok(())
     }
 
     /// What the packed weight and the bias take.

@@ -2,39 +2,71 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from millrace_worker.distributed import Group
-from millrace_worker.layers.linear import Linear
+from millrace_worker.layers.linear import Linear, NativeLinear
 
 
-class Embedding:
-    """Rows `first .. first + len(weight)` of the vocabulary are here; other tokens are looked up by other ranks."""
+@dataclass(frozen=True)
+class TableSlice:
+    """Rows `first ..` of the vocabulary are on this rank; other tokens are looked up by the other ranks of `group`."""
 
-    name = "torch"
+    first: int = 0
+    group: Group = field(default_factory=Group)
+    scale: float = 1.0  # rounded to the weight's dtype, as the models that have one were trained
 
-    def __init__(
-        self, weight: Tensor, first: int, group: Group, scale: float = 1.0, dtype: torch.dtype | None = None
-    ) -> None:
-        """`scale` is rounded to the weight's dtype, as the models that have one were trained. `dtype` is the result's;
-        None: the weight's."""
-        self._weight, self._first, self._group = weight, first, group
-        self._dtype = dtype or weight.dtype
-        self._scale = float(torch.tensor(scale, dtype=weight.dtype))
+    def scale_in(self, dtype: torch.dtype) -> float:
+        return float(torch.tensor(self.scale, dtype=dtype))
+
+
+class Embed(Protocol):
+    name: str
 
     def __call__(self, token_ids_T: Tensor) -> Tensor:
         """[T] int64 to [T, D]; the result is the caller's to change."""
-        if self._group.size == 1:
+        ...
+
+
+class Embedding:
+    """Rows of a table of torch."""
+
+    name = "torch"
+
+    def __init__(self, weight: Tensor, part: TableSlice, dtype: torch.dtype | None = None) -> None:
+        """`dtype` is the result's; None: the weight's."""
+        self._weight, self._part = weight, part
+        self._dtype = dtype or weight.dtype
+        self._scale = part.scale_in(weight.dtype)
+
+    def __call__(self, token_ids_T: Tensor) -> Tensor:
+        part = self._part
+        if part.group.size == 1:
             x_TD = F.embedding(token_ids_T, self._weight)
         else:
-            local = token_ids_T - self._first
+            local = token_ids_T - part.first
             elsewhere = (local < 0) | (local >= len(self._weight))
             x_TD = F.embedding(local.masked_fill(elsewhere, 0), self._weight)
-            x_TD = self._group.all_reduce(x_TD.masked_fill_(elsewhere[:, None], 0))
+            x_TD = part.group.all_reduce(x_TD.masked_fill_(elsewhere[:, None], 0))
         x_TD = x_TD.to(self._dtype)
         return x_TD if self._scale == 1.0 else x_TD.mul_(self._scale)
+
+
+class PackedEmbedding:
+    """float32 rows of a table that a native output head has packed for itself: it is kept once."""
+
+    def __init__(self, head: NativeLinear, part: TableSlice, dtype: torch.dtype) -> None:
+        """`dtype` is the table's."""
+        self._head, self._part, self.name = head, part, head.name
+        self._scale = part.scale_in(dtype)
+
+    def __call__(self, token_ids_T: Tensor) -> Tensor:
+        return self._part.group.all_reduce(self._head.lookup(token_ids_T, self._part.first, self._scale))
 
 
 class Head:

@@ -113,7 +113,8 @@ class NativeLinear:
         values = None if bias is None else bias.float().tolist()
         shape = (weight.shape[0], weight.shape[1])
         kind = (None, False) if epilogue is None else (epilogue.activation, epilogue.gated)
-        self._run = Kernel(machine, weight.data_ptr(), shape, dtypes, values, kind).apply
+        self._kernel = Kernel(machine, weight.data_ptr(), shape, dtypes, values, kind)
+        self._run = self._kernel.apply
         self._dtype, self._inputs, self._out = weight.dtype, weight.shape[1], out
         self.name = f"native ({machine.level})"
 
@@ -136,6 +137,16 @@ class NativeLinear:
         y = self._out.rows(number)
         self._run(x.data_ptr(), number, self._out.address)
         return y
+
+    def lookup(self, ids_T: Tensor, first: int, scale: float) -> Tensor:
+        """float32 [T, in]: row `id - first` of the weight, times `scale`; zeros where there is no such row. `ids_T` is
+        int64. The weight has no gate."""
+        ids_T = ids_T.contiguous()
+        if ids_T.dtype is not torch.int64 or ids_T.ndim != 1:
+            raise ValueError(f"rows are looked up by [T] int64, not {tuple(ids_T.shape)} {ids_T.dtype}")
+        rows = torch.empty(len(ids_T), self._inputs)
+        self._kernel.lookup((ids_T.data_ptr(), len(ids_T)), first, scale, rows.data_ptr())
+        return rows
 
 
 def num_columns(weight: Tensor, epilogue: Epilogue | None) -> int:

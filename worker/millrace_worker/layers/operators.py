@@ -15,12 +15,17 @@ from torch import Tensor
 from millrace_worker.attention.interface import AttentionBackend, Heads
 from millrace_worker.attention.native_backend import QKV_DTYPE, ROTARY_DTYPE, NativeBackend
 from millrace_worker.attention.torch_backend import TorchBackend
+from millrace_worker.layers.embedding import Embed, Embedding, PackedEmbedding, TableSlice
 from millrace_worker.layers.linear import Epilogue, Linear, NativeLinear, PlainLinear, make_linear, num_columns
 from millrace_worker.layers.norm import LayerNorm, NativeNorm, Norm, NormWeights, RmsNorm
 from millrace_worker.workspace import Role, Workspaces
 
 if TYPE_CHECKING:
     from millrace_worker.cpu_kernels import Machine
+
+# A tied table of at most this size is packed for the head beside the plain one of the embedding: both are read in every
+# step, each in its own way. A larger one is kept once: packed where rows can be read from that, else plain.
+MAX_TIED_COPY_BYTES = 64 << 20
 
 # What both of a block's sides hand to the residual stream, and the head to the sampler.
 FLOAT32_ROLES = (Role.ATTENTION_DELTA, Role.MLP_DELTA, Role.DELTA_NORMED, Role.LOGITS)
@@ -39,8 +44,10 @@ class Operators(Protocol):
         """Holds what it needs: drop `weight`."""
         ...
 
-    def shared_linear(self, weight: Tensor, role: Role) -> Linear:
-        """As `linear`, for a weight that somebody else keeps too: it is read where it lies."""
+    def embedding(self, table: Tensor, part: TableSlice) -> Embed: ...
+
+    def tied(self, table: Tensor, part: TableSlice) -> tuple[Embed, Linear]:
+        """Embedding and output head of one table."""
         ...
 
 
@@ -59,8 +66,12 @@ class TorchOperators:
     def linear(self, weight: Tensor, bias: Tensor | None, role: Role, epilogue: Epilogue | None = None) -> Linear:
         return make_linear(weight, bias, epilogue)
 
-    def shared_linear(self, weight: Tensor, role: Role) -> Linear:
-        return PlainLinear(weight, None)
+    def embedding(self, table: Tensor, part: TableSlice) -> Embed:
+        return Embedding(table, part)
+
+    def tied(self, table: Tensor, part: TableSlice) -> tuple[Embed, Linear]:
+        head = PlainLinear(table, None) if table.nbytes > MAX_TIED_COPY_BYTES else make_linear(table)
+        return Embedding(table, part), head
 
 
 class NativeOperators:
@@ -99,8 +110,17 @@ class NativeOperators:
         out = self._workspaces.take(role, num_columns(weight, epilogue), self._dtype_of(role))
         return NativeLinear(self._machine, weight, bias, out, epilogue)
 
-    def shared_linear(self, weight: Tensor, role: Role) -> Linear:
-        return self._cast(PlainLinear(weight, None), role)
+    def embedding(self, table: Tensor, part: TableSlice) -> Embed:
+        return Embedding(table, part, self.stream_dtype)
+
+    def tied(self, table: Tensor, part: TableSlice) -> tuple[Embed, Linear]:
+        if table.nbytes <= MAX_TIED_COPY_BYTES:
+            return self.embedding(table, part), self.linear(table, None, Role.LOGITS)
+        if not NativeLinear.supports(table):
+            return self.embedding(table, part), self._cast(PlainLinear(table, None), Role.LOGITS)
+        out = self._workspaces.take(Role.LOGITS, len(table), self._dtype_of(Role.LOGITS))
+        head = NativeLinear(self._machine, table, None, out)
+        return PackedEmbedding(head, part, self._dtype), head
 
     def _cast(self, linear: Linear, role: Role) -> Linear:
         dtype = self._dtype_of(role)

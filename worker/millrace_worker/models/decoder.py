@@ -13,7 +13,7 @@ from torch import Tensor
 from millrace_worker.attention.interface import AttentionBackend, Heads
 from millrace_worker.attention.rotary import RotaryTable, Rotation
 from millrace_worker.distributed import Group
-from millrace_worker.layers.embedding import Embedding, Head
+from millrace_worker.layers.embedding import Embed, Head
 from millrace_worker.layers.linear import Linear
 from millrace_worker.layers.norm import Norm
 from millrace_worker.models.spec import Decoder, Residual
@@ -78,8 +78,8 @@ def _normed(norm: Norm | None, x: Tensor) -> Tensor:
 class Ends:
     """What comes before and after the layers."""
 
-    embed: Embedding
-    positions: Embedding | None
+    embed: Embed
+    positions: Embed | None
     rotaries: list[RotaryTable]
     final_norm: Norm
     head: Head

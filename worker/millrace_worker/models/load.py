@@ -13,8 +13,8 @@ from torch import Tensor
 from millrace_worker.attention.interface import Heads, ScoreRule
 from millrace_worker.attention.rotary import RotaryTable
 from millrace_worker.distributed import Group
-from millrace_worker.layers.embedding import Embedding, Head
-from millrace_worker.layers.linear import Epilogue
+from millrace_worker.layers.embedding import Embed, Head, TableSlice
+from millrace_worker.layers.linear import Epilogue, Linear
 from millrace_worker.layers.norm import Norm, NormWeights, RmsNorm
 from millrace_worker.layers.operators import Operators, choose_operators
 from millrace_worker.models import spec as kinds
@@ -30,10 +30,6 @@ from millrace_worker.workspace import Role
 
 if TYPE_CHECKING:
     from millrace_worker.cpu_kernels import Machine
-
-# A tied head of at most this size is packed too, beside the table that the embedding needs: it is read in every step,
-# and packed it takes half the time. A larger one stays a single copy.
-MAX_TIED_COPY_BYTES = 64 << 20
 
 
 def load_model(
@@ -80,33 +76,30 @@ class _Builder:
 
     def _ends(self, rotaries: list[kinds.Rotary]) -> Ends:
         spec, names, weights, operators = self.spec, self.names, self.weights, self.operators
-        table = weights.vocabulary(names.embed, spec.vocab, spec.hidden)
-        first = weights.rank.padded_share(spec.vocab).start
+        embed, head = self._vocabulary()
         positions = None
         if spec.learned_positions:
             learned = weights.table(names.positions, spec.max_positions, spec.hidden)
-            positions = Embedding(learned, 0, Group(), dtype=operators.stream_dtype)
+            positions = operators.embedding(learned, TableSlice())
         return Ends(
-            embed=Embedding(table, first, self.group, spec.embed_scale, operators.stream_dtype),
+            embed=embed,
             positions=positions,
             rotaries=[
                 RotaryTable(frequencies(rotary).to(weights.device), spec.max_positions, operators.rotary_dtype)
                 for rotary in rotaries
             ],
             final_norm=self._norm(spec.final_norm, names.final_norm, Role.NORMED),
-            head=self._head(table),
+            head=Head(head, spec.vocab, self.group, spec.logit_softcap),
         )
 
-    def _head(self, table: Tensor) -> Head:
-        spec, names = self.spec, self.names
-        if not spec.tied:
-            weight = self.weights.vocabulary(names.head, spec.vocab, spec.hidden)
-            linear = self.operators.linear(weight, None, Role.LOGITS)
-        elif table.nbytes <= MAX_TIED_COPY_BYTES:
-            linear = self.operators.linear(table, None, Role.LOGITS)
-        else:
-            linear = self.operators.shared_linear(table, Role.LOGITS)
-        return Head(linear, spec.vocab, self.group, spec.logit_softcap)
+    def _vocabulary(self) -> tuple[Embed, Linear]:
+        spec, names, weights, operators = self.spec, self.names, self.weights, self.operators
+        table = weights.vocabulary(names.embed, spec.vocab, spec.hidden)
+        part = TableSlice(weights.rank.padded_share(spec.vocab).start, self.group, spec.embed_scale)
+        if spec.tied:
+            return operators.tied(table, part)
+        head = weights.vocabulary(names.head, spec.vocab, spec.hidden)
+        return operators.embedding(table, part), operators.linear(head, None, Role.LOGITS)
 
     def _layer(self, heads: Heads, rotaries: list[kinds.Rotary]) -> DecoderLayer:
         spec, names = self.spec.layers[heads.layer], self.names

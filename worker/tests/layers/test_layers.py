@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from millrace_worker.distributed import Group
-from millrace_worker.layers.embedding import Embedding, Head
+from millrace_worker.layers.embedding import Embedding, Head, TableSlice
 from millrace_worker.layers.linear import ACTIVATIONS, Epilogue, PackedLinear, PlainLinear, make_linear
 from millrace_worker.layers.norm import LayerNorm, RmsNorm
 
@@ -91,8 +91,8 @@ def test_embedding_scales_as_its_dtype_rounds() -> None:
     table = torch.randn(9, 48).bfloat16()
     ids = torch.tensor([3, 8, 3])
     expected = table[ids] * torch.tensor(48**0.5).bfloat16()
-    assert torch.equal(Embedding(table, 0, Group(), 48**0.5)(ids), expected)
-    assert torch.equal(Embedding(table, 0, Group())(ids), table[ids])
+    assert torch.equal(Embedding(table, TableSlice(scale=48**0.5))(ids), expected)
+    assert torch.equal(Embedding(table, TableSlice())(ids), table[ids])
 
 
 def test_head_answers_float32_and_caps() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from millrace_worker import cpu_kernels
 from millrace_worker.distributed import connect
+from millrace_worker.layers import operators
 from millrace_worker.models.load import load_model
 from paged import PagedRun  # pyright: ignore[reportMissingImports]
 
@@ -20,8 +21,10 @@ def main(job_path: Path) -> None:
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     device = torch.device("cpu")
     group = connect(rank, size, device)
-    results = []
+    results, copies = [], operators.MAX_TIED_COPY_BYTES
     for folder, dtype, kernels in job["models"]:
+        # With kernels, rows of tied tables are read back from the part that each rank has packed.
+        operators.MAX_TIED_COPY_BYTES = copies if kernels == cpu_kernels.OFF else 0
         machine = cpu_kernels.find(kernels, 1)
         model = load_model(Path(folder), dtype=getattr(torch, dtype), device=device, group=group, kernels=machine)
         results.append(PagedRun(model, seed=job["seed"]).logits(job["sequences"]))

@@ -5,12 +5,14 @@
 
 mod activation;
 mod format;
+mod lookup;
 mod packed;
 mod panel;
 mod strip;
 mod tile;
 
 pub use activation::Activation;
+pub use lookup::Lookup;
 use packed::Packed;
 use panel::Panel;
 use strip::{BLOCK_ROWS, Part};
@@ -91,6 +93,10 @@ impl Linear {
     /// Bytes of the packed weight and the bias.
     pub fn num_bytes(&self) -> usize {
         self.weight.num_bytes() + size_of_val(self.bias.as_slice())
+    }
+
+    pub fn is_gated(&self) -> bool {
+        self.epilogue.gated
     }
 
     /// Columns of the result.

@@ -18,6 +18,9 @@ pub(crate) const STRIP_BLOCKS: usize = 4;
 /// Bytes of a block's step.
 pub(crate) const CELLS: usize = 4 * LANES;
 
+/// A page of this size needs one entry of the address cache instead of 512.
+const LARGE_PAGE: usize = 2 << 20;
+
 #[derive(Debug)]
 pub(crate) struct Packed {
     memory: NonNull<u8>,
@@ -41,6 +44,7 @@ impl Packed {
         let layout = packed.layout();
         // SAFETY: the layout is not empty, as the weight is not.
         packed.memory = NonNull::new(unsafe { alloc(layout) }).unwrap_or_else(|| handle_alloc_error(layout));
+        ask_for_large_pages(packed.memory, layout.size());
         // Each strip is first touched by the thread that will compute with it.
         // SAFETY: the caller's promise; every strip is written by one task.
         team.share(packed.strips(), &|strip| unsafe { packed.fill(weight, strip) });
@@ -57,6 +61,10 @@ impl Packed {
 
     pub(crate) fn inputs(&self) -> usize {
         self.inputs
+    }
+
+    pub(crate) fn is_gated(&self) -> bool {
+        self.gated
     }
 
     /// 4-byte cells of an output.
@@ -99,7 +107,9 @@ impl Packed {
     }
 
     fn layout(&self) -> Layout {
-        Layout::from_size_align(self.num_bytes(), CELLS).expect("a weight of the address space fits into it")
+        let bytes = self.num_bytes();
+        let align = if bytes < LARGE_PAGE { CELLS } else { LARGE_PAGE };
+        Layout::from_size_align(bytes, align).expect("a weight of the address space fits into it")
     }
 
     /// # Safety
@@ -134,3 +144,22 @@ impl Drop for Packed {
         unsafe { dealloc(self.memory.as_ptr(), self.layout()) }
     }
 }
+
+/// Asks for large pages in place of those that are not touched yet. What is left at the end stays in small ones.
+#[cfg(all(target_os = "linux", not(miri)))]
+fn ask_for_large_pages(memory: NonNull<u8>, bytes: usize) {
+    use std::ffi::{c_int, c_void};
+    const MADV_HUGEPAGE: c_int = 14;
+    unsafe extern "C" {
+        fn madvise(address: *mut c_void, length: usize, advice: c_int) -> c_int;
+    }
+    let whole = bytes / LARGE_PAGE * LARGE_PAGE;
+    if whole > 0 {
+        // SAFETY: our own memory, aligned to a large page as it is not smaller than one. Advice changes no content, and
+        // one that is not taken changes nothing.
+        let _ = unsafe { madvise(memory.as_ptr().cast(), whole, MADV_HUGEPAGE) };
+    }
+}
+
+#[cfg(not(all(target_os = "linux", not(miri))))]
+fn ask_for_large_pages(_memory: NonNull<u8>, _bytes: usize) {}
