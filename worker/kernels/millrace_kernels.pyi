@@ -1,5 +1,6 @@
-"""CPU kernels. Addresses are those of contiguous torch tensors; what they must be good for stands in the Rust sources."""
+"""CPU kernels. Addresses are those of contiguous torch tensors; what they must be good for, the Rust sources say."""
 
+from collections.abc import Callable
 from typing import Literal, final
 
 import numpy as np
@@ -49,6 +50,22 @@ class Linear:
         others give zeros. Raises ValueError when gated."""
     @property
     def num_bytes(self) -> int: ...
+
+@final
+class Exchange:
+    """One rank's end of a memory that the ranks of one machine share. All ranks call the same, in the same order."""
+
+    def __new__(cls, memory: int, rank: int, size: int, alive: Callable[[], None]) -> Exchange:
+        """`memory`: `shared_bytes(size)` zeros at first, aligned to 128. `alive` is called about every 100 ms while
+        this rank waits; what it raises ends the exchange for good."""
+    @staticmethod
+    def shared_bytes(size: int) -> int: ...
+    def sum(self, x: int, count: int) -> None:
+        """Sums float32 over the ranks, in place: the same bits on each."""
+    def broadcast(self, x: int, bytes: int) -> None:
+        """Overwrites `x` with rank 0's."""
+    def gather(self, x: int, rows: int, row_bytes: int, out: int) -> None:
+        """On rank 0, writes the ranks' rows side by side to `out`; elsewhere `out` is not used."""
 
 @final
 class Norm:

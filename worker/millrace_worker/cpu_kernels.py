@@ -14,7 +14,7 @@ import torch
 from millrace_worker import logs
 
 if TYPE_CHECKING:
-    from millrace_kernels import Machine as Machine
+    from millrace_kernels import Machine
 
 VARIABLE = "MILLRACE_CPU_KERNELS"
 OFF = "off"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from millrace_worker import cpu_kernels, logs
+from millrace_worker import cpu_kernels, logs, shared_memory
 from millrace_worker.config import DTYPES, WorkerConfig
 from millrace_worker.distributed import connect
 from millrace_worker.engine import EngineParts
@@ -31,6 +31,8 @@ def load_rank(config: WorkerConfig) -> Rank:
     dtype = choose_dtype(config.dtype, model_config, device)
     kernels = cpu_kernels.find(config.cpu_kernels, config.threads) if device.type == "cpu" else None
     group = connect(config.rank, config.world_size, device)
+    if kernels is not None:
+        group = shared_memory.join(group)
     joined = time.perf_counter()
     before = bytes_held(device)
     model = load_model(config.model_path, dtype=dtype, device=device, group=group, kernels=kernels)

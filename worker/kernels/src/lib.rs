@@ -2,6 +2,7 @@
 //! `millrace_worker` has checked dtype, shape and contiguity. Every call releases the interpreter while it computes.
 
 mod attention;
+mod exchange;
 mod linear;
 mod machine;
 mod norm;
@@ -14,6 +15,7 @@ fn millrace_kernels(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<attention::Attention>()?;
     module.add_class::<attention::Plan>()?;
     module.add_class::<attention::Step>()?;
+    module.add_class::<exchange::Exchange>()?;
     module.add_class::<linear::Linear>()?;
     module.add_class::<norm::Norm>()
 }

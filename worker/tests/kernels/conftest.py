@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 import torch
 from millrace_kernels import Machine
@@ -20,3 +22,10 @@ def machine(request: pytest.FixtureRequest) -> Machine:
     assert found is not None
     assert (found.level, found.threads) == (level, int(threads))
     return found
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

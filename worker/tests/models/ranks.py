@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import torch
-from millrace_worker import cpu_kernels
+from millrace_worker import cpu_kernels, shared_memory
 from millrace_worker.distributed import connect
 from millrace_worker.layers import operators
 from millrace_worker.models.load import load_model
+from millrace_worker.shared_memory import SharedMemoryGroup
 from paged import PagedRun  # pyright: ignore[reportMissingImports]
 
 
@@ -22,14 +23,18 @@ def main(job_path: Path) -> None:
     device = torch.device("cpu")
     group = connect(rank, size, device)
     results, copies = [], operators.MAX_TIED_COPY_BYTES
+    shared = shared_memory.join(group)
+    assert isinstance(shared, SharedMemoryGroup)
     for folder, dtype, kernels in job["models"]:
         # With kernels, rows of tied tables are read back from the part that each rank has packed.
         operators.MAX_TIED_COPY_BYTES = copies if kernels == cpu_kernels.OFF else 0
         machine = cpu_kernels.find(kernels, 1)
-        model = load_model(Path(folder), dtype=getattr(torch, dtype), device=device, group=group, kernels=machine)
+        each = group if machine is None else shared
+        model = load_model(Path(folder), dtype=getattr(torch, dtype), device=device, group=each, kernels=machine)
         results.append(PagedRun(model, seed=job["seed"]).logits(job["sequences"]))
-    ids = torch.arange(3) if rank == 0 else torch.zeros(3, dtype=torch.int64)
-    assert group.broadcast(ids).tolist() == [0, 1, 2]
+    for each in (group, shared):
+        ids = torch.arange(3) if rank == 0 else torch.zeros(3, dtype=torch.int64)
+        assert each.broadcast(ids).tolist() == [0, 1, 2]
     if rank == 0:
         torch.save(results, job_path.with_suffix(".pt"))
     else:

@@ -4,6 +4,7 @@
 //! Tensors come as raw pointers: they belong to torch. What a pointer must be good for is said at each function.
 
 pub mod attention;
+pub mod exchange;
 pub mod level;
 pub mod linear;
 pub mod norm;

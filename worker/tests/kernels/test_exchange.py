@@ -1,0 +1,172 @@
+"""Ranks that exchange through shared memory: as threads, in every order of arrival; as processes that die."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from ctypes import addressof, c_char
+from pathlib import Path
+
+import pytest
+import torch
+from millrace_kernels import Exchange
+
+SLOT_VALUES = 256 * 1024 // 4
+SIZES = [2, 3, 5]
+# Of one round, just one, just more than one, several.
+COUNTS = [1, 1000, SLOT_VALUES, SLOT_VALUES + 1, 3 * SLOT_VALUES + 7]
+
+
+class Ranks:
+    """Ends of one memory, each used by a thread of its own that now and then is late."""
+
+    def __init__(self, size: int) -> None:
+        self._memory = mmap.mmap(-1, Exchange.shared_bytes(size))
+        address = addressof(c_char.from_buffer(self._memory))
+        self.size = size
+        self._ends = [Exchange(address, rank, size, lambda: None) for rank in range(size)]
+        self._threads = ThreadPoolExecutor(size)
+
+    def run(self, act: Callable[[int, Exchange], object]) -> list:
+        def late(rank: int) -> object:
+            if random.random() < 0.5:
+                time.sleep(random.random() * 0.01)
+            return act(rank, self._ends[rank])
+
+        return list(self._threads.map(late, range(self.size)))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_many_exchanges_in_a_row(size: int) -> None:
+    """Sums, broadcasts and gathers in a random order: nobody reads what belongs to another round."""
+    ranks = Ranks(size)
+    for _ in range(30):
+        count, kind = random.choice([*COUNTS, random.randint(1, 5000)]), random.choice(["sum", "broadcast", "gather"])
+        given = [torch.randn(count) for _ in range(size)]
+        rows, width = random.choice([(1, count), (count, 1), (7, -(-count // 7))])
+        blocks = [torch.randn(rows, width) for _ in range(size)]
+        out = torch.full((rows, size * width), float("nan"))
+
+        def act(rank: int, end: Exchange) -> torch.Tensor:
+            x = given[rank].clone()  # noqa: B023 - run ends before the loop goes on
+            if kind == "sum":  # noqa: B023
+                end.sum(x.data_ptr(), len(x))
+            elif kind == "broadcast":  # noqa: B023
+                end.broadcast(x.data_ptr(), x.nbytes)
+            else:
+                block = blocks[rank]  # noqa: B023
+                end.gather(block.data_ptr(), len(block), block[0].nbytes, out.data_ptr() if rank == 0 else 0)  # noqa: B023
+            return x
+
+        found = ranks.run(act)
+        if kind == "sum":
+            expected = given[0].clone()
+            for each in given[1:]:
+                expected += each
+            assert all(torch.equal(x, expected) for x in found)
+        elif kind == "broadcast":
+            assert all(torch.equal(x, given[0]) for x in found)
+        else:
+            assert torch.equal(out, torch.cat(blocks, dim=1))
+
+
+def test_nothing_beyond_the_tensor_is_written() -> None:
+    ranks = Ranks(2)
+    given = [torch.ones(102), torch.ones(102)]
+
+    def act(rank: int, end: Exchange) -> None:
+        end.sum(given[rank][1:].data_ptr(), 100)
+        end.broadcast(given[rank][50:].data_ptr(), 4)
+
+    ranks.run(act)
+    for x in given:
+        assert (x[0], x[101]) == (1, 1)
+        assert (x[1:101] == 2).all()
+
+
+def test_a_rank_that_waits_asks_whether_the_others_live_and_ends_when_they_do_not() -> None:
+    memory = mmap.mmap(-1, Exchange.shared_bytes(2))
+    asked = []
+
+    def alive() -> None:
+        asked.append(threading.get_ident())
+        if len(asked) == 3:
+            raise RuntimeError("the other is gone")
+
+    alone = Exchange(addressof(c_char.from_buffer(memory)), 0, 2, alive)
+    x = torch.ones(10)
+    with pytest.raises(RuntimeError, match="the other is gone"):
+        alone.sum(x.data_ptr(), 10)
+    assert len(asked) == 3
+
+
+def test_wrong_ends_are_refused() -> None:
+    with pytest.raises(ValueError, match="no exchange"):
+        Exchange(4096, 2, 2, lambda: None)
+    with pytest.raises(ValueError, match="no exchange"):
+        Exchange(4096 + 8, 0, 2, lambda: None)
+    memory = mmap.mmap(-1, Exchange.shared_bytes(2))
+    end = Exchange(addressof(c_char.from_buffer(memory)), 0, 2, lambda: None)
+    with pytest.raises(ValueError, match="memory of its own"):
+        end.gather(torch.ones(3).data_ptr(), 1, 12, 0)
+
+
+RANK = """
+import os, sys, time, torch
+from millrace_worker.distributed import connect
+from millrace_worker.shared_memory import RankGoneError, SharedMemoryGroup, join
+rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+group = join(connect(rank, size, torch.device("cpu")))
+assert isinstance(group, SharedMemoryGroup), group
+for count in (5, 100_000):
+    x = torch.full((count,), float(rank + 1))
+    assert (group.all_reduce(x) == size * (size + 1) / 2).all()
+columns = group.gather_columns(torch.full((3, 2), rank))
+assert (columns is None) == (rank > 0)
+assert columns is None or columns.tolist() == [[0, 0, 1, 1, 2, 2]] * 3
+assert group.broadcast(torch.tensor([rank + 7])).item() == 7
+wide = torch.full((4,), rank, dtype=torch.float64)
+assert group.all_reduce(wide).tolist() == [3.0] * 4  # not float32: through the sockets
+print("ready", flush=True)
+if rank == 1:
+    time.sleep(60)
+try:
+    group.all_reduce(torch.ones(5))
+except RankGoneError as error:
+    print(error, flush=True)
+    os._exit(7)
+"""
+
+
+def test_processes_exchange_and_notice_the_death_of_one(free_port: int) -> None:
+    """Rank 1 is killed, and nobody has collected it yet: the others end by themselves."""
+    environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port), "WORLD_SIZE": "3"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK], env=environment | {"RANK": str(rank)}, stdout=subprocess.PIPE, text=True
+        )
+        for rank in range(3)
+    ]
+    try:
+        for rank in ranks:
+            assert rank.stdout is not None
+            assert rank.stdout.readline() == "ready\n"
+        ranks[1].send_signal(signal.SIGKILL)
+        for rank in (ranks[0], ranks[2]):
+            assert rank.wait(timeout=60) == 7
+            assert rank.stdout is not None
+            assert rank.stdout.read() == "rank 1 has ended\n"
+        leaked = [path for path in Path("/dev/shm").glob("millrace*") if path.is_file()]
+        assert not leaked
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
