@@ -75,9 +75,10 @@ class StepPipeline:
     def _step(self, parsed: ParsedPlan) -> worker_pb2.StepResult:
         try:
             return self._engine.compute_parsed(parsed)
-        except Exception as error:
-            self._die(f"this rank cannot go on: {error}")
-            raise
+        except BaseException as error:  # a panic in a kernel is no `Exception`, and must not end the stream in silence
+            reason = f"this rank cannot go on: {error}"
+            self._die(reason)
+            raise RuntimeError(reason) from error
 
     def results(self) -> Iterator[worker_pb2.StepResult]:
         """The results in the order of the plans; raises what ended the stream, if that was an error."""

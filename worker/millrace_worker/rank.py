@@ -87,6 +87,7 @@ class Rank:
 
         Raises ValueError for a request that makes no sense and DoesNotFitError when there is too little memory.
         """
+        self._take_device()
         if self._prepared is not None and self.is_prepared_for(request):
             return self._prepared[1]
         started = time.perf_counter()
@@ -109,6 +110,12 @@ class Rank:
         self._prepared = (request, prepared)
         self._log_budget(prepared, time.perf_counter() - started)
         return prepared
+
+    def _take_device(self) -> None:
+        """Events, streams and what names no device belong to the calling thread's current device, which is the first
+        one in every new thread: this one computes from now on, and another one has loaded the weights."""
+        if self._parts.device.type == "cuda":
+            torch.cuda.set_device(self._parts.device)
 
     def _check(self, request: worker_pb2.PrepareRequest) -> None:
         for name in ("max_rows", "max_step_tokens"):

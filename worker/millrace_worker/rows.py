@@ -71,7 +71,9 @@ class Work:
 
 
 def column(data: bytes) -> Column:
-    """A packed column of little-endian u32 values as int64."""
+    """A packed column of little-endian u32 values as int64. Raises PlanError for bytes that are no whole values."""
+    if len(data) % 4:
+        raise PlanError(f"a column of {len(data)} bytes is not a whole number of 4-byte values")
     return np.frombuffer(data, dtype="<u4").astype(np.int64)
 
 

@@ -105,6 +105,14 @@ def _short_column(plan: worker_pb2.StepPlan) -> None:
     plan.work.starts = u32([4])
 
 
+def _torn_column(plan: worker_pb2.StepPlan) -> None:
+    plan.work.rows = plan.work.rows[:-1]
+
+
+def _torn_release(plan: worker_pb2.StepPlan) -> None:
+    plan.released = b"\1"
+
+
 def _torn_growth(plan: worker_pb2.StepPlan) -> None:
     plan.grown.indices = b""
 
@@ -135,6 +143,8 @@ def _taken_row(plan: worker_pb2.StepPlan) -> None:
         (_unknown_tokens, r"known tokens of rows \[1\]", [100, 101]),
         (_no_pages, r"pages of rows \[1\]", [100, 101]),
         (_short_column, "lengths", [100, 101]),
+        (_torn_column, "7 bytes is not a whole number", [100]),
+        (_torn_release, "1 bytes is not a whole number", [100, 101]),
         (_torn_growth, "lengths", [100, 101]),
         (_page_beyond, "pages: 40", [100, 101]),
         (_copy_beyond, "page 40", [100, 101]),

@@ -158,3 +158,18 @@ def test_senseless_requests_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=says):
         _rank(parts, tmp_path).prepare(request_)
+
+
+def test_the_thread_that_prepares_takes_the_ranks_own_device(
+    parts: EngineParts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread has loaded the weights: without this the second rank's events would be those of the first GPU."""
+    taken: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    second = _rank(replace(parts, device=torch.device("cuda", 1)), tmp_path)
+    with pytest.raises(ValueError, match="max_rows"):
+        second.prepare(worker_pb2.PrepareRequest())
+    assert taken == [torch.device("cuda", 1)]
+    with pytest.raises(ValueError, match="max_rows"):
+        _rank(parts, tmp_path).prepare(worker_pb2.PrepareRequest())
+    assert len(taken) == 1

@@ -25,7 +25,7 @@ class HeldEngine:
         self.parsed: queue.SimpleQueue[int] = queue.SimpleQueue()
         self.threads: set[str] = set()
         self.resets = 0
-        self.fault: Exception | None = None
+        self.fault: BaseException | None = None
 
     def reset(self) -> None:
         self.resets += 1
@@ -155,8 +155,13 @@ def test_an_error_of_the_reader_ends_the_stream_with_that_error(running: Running
     assert running.deaths == []
 
 
-def test_a_fault_of_the_rank_is_told_and_ends_the_stream(running: Running) -> None:
-    running.engine.fault = RuntimeError("the device is gone")
+class Panic(BaseException):
+    """As Rust's panics come to Python: not an Exception."""
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, Panic])
+def test_a_fault_of_the_rank_is_told_and_ends_the_stream(running: Running, kind: type[BaseException]) -> None:
+    running.engine.fault = kind("the device is gone")
     running.engine.gate.release()
     running.client.send(1)
     with pytest.raises(RuntimeError, match="device is gone"):
