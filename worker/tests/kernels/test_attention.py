@@ -1,5 +1,5 @@
-"""Native attention over pages against references of other people: torch's flex_attention and rms_norm in double
-precision, transformers' rotations and attention sinks. Pools, results and what lies around them are poisoned."""
+"""Native attention over pages against references of other people, in double precision: torch's attention and norm,
+transformers' rotations, softcap and sinks. Pools, results and what lies around them are poisoned."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from millrace_kernels import Attention, Machine, Step
 from millrace_worker import cpu_kernels
-from torch.nn.attention.flex_attention import flex_attention
 from transformers.models.cohere.modeling_cohere import apply_rotary_pos_emb as rotate_neighbours
+from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward as attention_with_softcap
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward as attention_with_sinks
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb as rotate_halves
 
@@ -125,39 +125,29 @@ class Layer:
 
     def expected(self, sequence: int) -> torch.Tensor:
         """[length, heads, size] in double precision."""
+        spec = self.spec
         q, k, v = (x.transpose(0, 1)[None] for x in self.prepared(sequence))
-        out = self._with_sinks(q, k, v) if self.spec.sinks else self._flex(q, k, v)
-        return out[0].transpose(0, 1)
+        mask = self._mask(self.lengths[sequence])
+        if spec.softcap is None and not spec.sinks:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale, enable_gqa=True)
+            return out[0].transpose(0, 1)
+        module = TheirLayer(spec.heads // spec.kv_heads, self.sinks.double()).eval()
+        if spec.sinks:
+            out, _ = attention_with_sinks(module, q, k, v, mask, scaling=self.scale)
+        else:
+            out, _ = attention_with_softcap(module, q, k, v, mask, scaling=self.scale, softcap=spec.softcap)
+        return out[0].detach()
 
-    def _flex(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        spec, slopes = self.spec, self.slopes.double()
-
-        def score(
-            score: torch.Tensor, b: torch.Tensor, h: torch.Tensor, i: torch.Tensor, j: torch.Tensor
-        ) -> torch.Tensor:
-            if spec.softcap is not None:
-                score = spec.softcap * torch.tanh(score / spec.softcap)
-            if spec.alibi:
-                score = score - slopes[h] * (i - j)
-            seen = (j <= i) if spec.window is None else (j <= i) & (i - j < spec.window)
-            return torch.where(seen, score, -torch.inf)
-
-        out = flex_attention(q, k, v, score_mod=score, scale=self.scale, enable_gqa=True)
-        assert isinstance(out, torch.Tensor)
-        return out
-
-    def _with_sinks(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        module = SinkModule(self.spec.heads // self.spec.kv_heads, self.sinks.double()).eval()
-        length = q.shape[2]
-        distance = torch.arange(length)[:, None] - torch.arange(length)
-        seen = distance >= 0 if self.spec.window is None else (distance >= 0) & (distance < self.spec.window)
-        mask = torch.zeros(length, length, dtype=torch.float64).masked_fill_(~seen, -torch.inf)[None, None]
-        out, _ = attention_with_sinks(module, q, k, v, mask, scaling=self.scale)
-        return out.transpose(1, 2).detach()
+    def _mask(self, length: int) -> torch.Tensor:
+        """[1, heads or 1, length, length]: what is added to the scores."""
+        distance = torch.arange(length, dtype=torch.float64)[:, None] - torch.arange(length)
+        unseen = (distance < 0) | (distance >= (self.spec.window or length))
+        bias = -self.slopes.double()[:, None, None] * distance if self.spec.alibi else torch.zeros_like(distance)[None]
+        return bias.masked_fill(unseen, -torch.inf)[None]
 
 
-class SinkModule(torch.nn.Module):
-    """What transformers' function reads of its layer."""
+class TheirLayer(torch.nn.Module):
+    """What transformers' functions read of their layer."""
 
     def __init__(self, groups: int, sinks: torch.Tensor) -> None:
         super().__init__()

@@ -3,12 +3,12 @@
 use std::cell::RefCell;
 
 use super::Config;
-use super::head::{Head, MAX_HEAD_DIM, Turn};
+use super::head::{Head, Turn};
 use super::layout::{PAGE, Pool};
 use super::number::{Bfloat16, Float32, Number};
 use super::step::{BLOCK_PAGES, Entry, Join, PIECE_PAGES, Plan, Task, Write};
 use super::sums::Sums;
-use super::tile::{Rows, SCORES_LEN};
+use super::tile::{Next, Rows, SCORES_LEN};
 use crate::Dtype;
 use crate::level::Level;
 use crate::simd::{Kernel, LANES, Simd, Vector};
@@ -75,7 +75,7 @@ impl Call<'_> {
         let slots = SLOTS.with(|memory| Slots(room(memory, plan.slots_len)));
         // SAFETY: the caller's promise; what a task reads of its step was written above or by itself.
         team.share(plan.tasks.len(), &|index| unsafe {
-            level.run(Part(self, Job::Attend(&plan.tasks[index], slots.get())));
+            level.run(Part(self, Job::Attend(index, slots.get())));
         });
         if !plan.joins.is_empty() {
             // SAFETY: the caller's promise; all slots were filled above.
@@ -101,7 +101,7 @@ impl Slots {
 
 enum Job<'a> {
     Write(&'a Write),
-    Attend(&'a Task, *mut f32),
+    Attend(usize, *mut f32),
     Join(&'a Join, *mut f32),
 }
 
@@ -129,7 +129,7 @@ impl Part<'_> {
         unsafe {
             match self.1 {
                 Job::Write(write) => self.0.write::<S, T>(write),
-                Job::Attend(task, slots) => self.0.attend::<S, T>(task, slots),
+                Job::Attend(index, slots) => self.0.attend::<S, T>(index, slots),
                 Job::Join(join, slots) => self.0.join::<S, T>(join, slots),
             }
         }
@@ -141,61 +141,76 @@ impl Call<'_> {
         Pool::new::<T>(self.tensors.kv, self.config.kv_heads, self.config.head_dim)
     }
 
-    /// Head number `head` of q and k together, normalized and rotated, of one token of the step.
+    /// Reads head number `head` of q and k together of one token of the step, normalizes and rotates it.
     #[inline(always)]
-    unsafe fn head<S: Simd>(&self, token: usize, head: usize) -> Head {
-        let (config, size, mut values) = (self.config, self.config.head_dim, Head([0.0; MAX_HEAD_DIM]));
-        let index = (token * (config.heads + 2 * config.kv_heads) + head) * size;
-        let rotated = self.tensors.rotated;
+    unsafe fn prepare<S: Simd>(&self, token: usize, head: usize, to: &mut Head) {
+        let (config, size, rotated) = (self.config, self.config.head_dim, self.tensors.rotated);
         // SAFETY: the caller's promise; q, k and v of a token lie side by side.
         unsafe {
-            values.read::<S>(self.tensors.qkv, config.qkv_dtype, index, size);
+            self.read::<S>(token, head, to);
             if let Some(norm) = &config.norm {
-                values.normalize::<S>(norm.eps, norm.weight.as_ptr().add(head * size), size);
+                to.normalize::<S>(norm.eps, norm.weight.as_ptr().add(head * size), size);
             }
             if rotated > 0 {
                 let cos = self.tensors.turns.add(token * 2 * rotated);
                 let turn = Turn { cos, sin: cos.add(rotated + rotated / 2), pairs: rotated / 2 };
-                values.rotate::<S>(turn, config.pairs);
+                to.rotate::<S>(turn, config.pairs);
             }
         }
-        values
     }
 
-    /// Writes k and v of one token and one KV head. `fills`: the step writes its page to the end.
+    /// Reads head number `head` of q, k and v together.
     #[inline(always)]
-    unsafe fn write_head<S: Simd, T: Number>(&self, entry: &Entry, token: usize, head: usize) {
+    unsafe fn read<S: Simd>(&self, token: usize, head: usize, to: &mut Head) {
+        let (config, size) = (self.config, self.config.head_dim);
+        let index = (token * (config.heads + 2 * config.kv_heads) + head) * size;
+        // SAFETY: the caller's promise.
+        unsafe { to.read::<S>(self.tensors.qkv, config.qkv_dtype, index, size) }
+    }
+
+    /// Writes k and v of one of an entry's tokens and one KV head.
+    #[inline(always)]
+    unsafe fn write_head<S: Simd, T: Number>(&self, entry: &Entry, token: usize, head: usize, buffer: &mut Head) {
         let (config, position) = (self.config, entry.start + token);
-        let (page, offset) = (self.plan.step.pages(entry)[position / PAGE], position % PAGE);
-        let fills = entry.start + entry.count >= position - offset + PAGE;
-        let number = entry.token + token;
+        let at = (self.plan.step.pages(entry)[position / PAGE], position % PAGE);
+        let fills = entry.start + entry.count >= position - at.1 + PAGE;
+        let (number, pool, size) = (entry.token + token, self.pool::<T>(), config.head_dim);
         // SAFETY: the caller's promise.
         unsafe {
-            let key = self.head::<S>(number, config.heads + head);
-            let mut value = Head([0.0; MAX_HEAD_DIM]);
-            let row = number * (config.heads + 2 * config.kv_heads) + config.heads + config.kv_heads + head;
-            value.read::<S>(self.tensors.qkv, config.qkv_dtype, row * config.head_dim, config.head_dim);
-            let pool = self.pool::<T>();
-            if offset == 0 && !fills {
-                pool.clear_values(page, head);
+            if at.1 == 0 && !fills {
+                pool.clear_values(at.0, head);
             }
-            pool.write::<T>((page, offset), head, key.0.as_ptr(), value.0.as_ptr());
+            self.prepare::<S>(number, config.heads + head, buffer);
+            pool.write_key::<T>(at, head, buffer.round::<S, T>(size));
+            self.read::<S>(number, config.heads + config.kv_heads + head, buffer);
+            pool.write_value::<T>(at, head, buffer.round::<S, T>(size));
         }
     }
 
     #[inline(always)]
     unsafe fn write<S: Simd, T: Number>(&self, write: &Write) {
-        let entry = &self.plan.step.entries[write.entry];
+        let (entry, mut buffer) = (&self.plan.step.entries[write.entry], Head::new());
         for head in 0..self.config.kv_heads {
             for token in write.tokens.clone() {
                 // SAFETY: the caller's promise.
-                unsafe { self.write_head::<S, T>(entry, token, head) }
+                unsafe { self.write_head::<S, T>(entry, token, head, &mut buffer) }
             }
         }
     }
 
+    /// What task number `index` reads first.
+    fn next(&self, index: usize) -> Next<'_> {
+        let plan = self.plan;
+        let Some(task) = plan.tasks.get(index) else { return Next { pages: &[], head: 0 } };
+        let entry = &plan.step.entries[task.entry];
+        let first = plan.shape.first_seen(entry.start + task.queries.start) / PAGE;
+        let block = first.max(task.pieces.start * PIECE_PAGES) / BLOCK_PAGES;
+        Next { pages: &plan.step.pages(entry)[block * BLOCK_PAGES..], head: task.head }
+    }
+
     #[inline(always)]
-    unsafe fn attend<S: Simd, T: Number>(&self, task: &Task, slots: *mut f32) {
+    unsafe fn attend<S: Simd, T: Number>(&self, index: usize, slots: *mut f32) {
+        let task = &self.plan.tasks[index];
         let (entry, shape) = (&self.plan.step.entries[task.entry], self.plan.shape);
         let (group, size) = (shape.group(), shape.head_dim);
         let len = task.queries.len() * group;
@@ -204,11 +219,11 @@ impl Call<'_> {
         let end = (entry.start + task.queries.end).div_ceil(PAGE).min(task.pieces.end * PIECE_PAGES);
         // SAFETY: the caller's promise; the scratch has room for all parts, each a multiple of the lanes.
         unsafe {
-            let queries = memory.cast::<u32>();
+            let (queries, mut buffer) = (memory.cast::<u32>(), Head::new());
             for (index, token) in task.queries.clone().enumerate() {
                 for member in 0..group {
-                    let head = self.head::<S>(entry.token + token, task.head * group + member);
-                    head.store::<S, T>(queries.add((index * group + member) * size / T::PER_WORD), size);
+                    self.prepare::<S>(entry.token + token, task.head * group + member, &mut buffer);
+                    buffer.store::<S, T>(queries.add((index * group + member) * size / T::PER_WORD), size);
                 }
             }
             let rows = Rows {
@@ -216,14 +231,17 @@ impl Call<'_> {
                 rule: &self.config.rule,
                 pool: self.pool::<T>(),
                 pages: self.plan.step.pages(entry),
+                end,
                 head: task.head,
+                next: self.next(index + 1),
                 position: entry.start + task.queries.start,
                 len,
                 queries,
+                page_words: std::hint::black_box(PAGE / T::PER_WORD),
                 scores: memory.add(queries_len),
             };
             if entry.count == 1 && end * PAGE > entry.start {
-                self.write_head::<S, T>(entry, 0, task.head);
+                self.write_head::<S, T>(entry, 0, task.head, &mut buffer);
             }
             let piece_at = task.slot.map_or(memory.add(queries_len + SCORES_LEN), |slot| slots.add(slot));
             let piece = Sums::at(piece_at, len, size);

@@ -1,5 +1,6 @@
 //! A head of a token on its way from the projection: normalized, rotated.
 
+use super::number::Number;
 use crate::Dtype;
 use crate::norm::load;
 use crate::simd::{LANES, Simd, Vector};
@@ -33,18 +34,25 @@ pub(crate) struct Turn {
     pub(crate) pairs: usize,
 }
 
-/// One head's values in float32.
+/// One head's values in float32, and its numbers as they are stored.
 #[repr(align(64))]
-pub(crate) struct Head(pub(crate) [f32; MAX_HEAD_DIM]);
+pub(crate) struct Head {
+    pub(crate) values: [f32; MAX_HEAD_DIM],
+    pub(crate) words: [u32; MAX_HEAD_DIM],
+}
 
 impl Head {
+    pub(crate) const fn new() -> Self {
+        Self { values: [0.0; MAX_HEAD_DIM], words: [0; MAX_HEAD_DIM] }
+    }
+
     /// # Safety
     /// `size`, a multiple of the lanes, values of `dtype` are readable from number `index` on.
     #[inline(always)]
     pub(crate) unsafe fn read<S: Simd>(&mut self, from: *const u8, dtype: Dtype, index: usize, size: usize) {
         for i in (0..size).step_by(LANES) {
             // SAFETY: the caller's promise; a head has at most MAX_HEAD_DIM values.
-            unsafe { load::<S>(from, dtype, index + i).store(self.0.as_mut_ptr().add(i)) }
+            unsafe { load::<S>(from, dtype, index + i).store(self.values.as_mut_ptr().add(i)) }
         }
     }
 
@@ -54,7 +62,7 @@ impl Head {
     /// `weight` has `size` values, a multiple of the lanes.
     #[inline(always)]
     pub(crate) unsafe fn normalize<S: Simd>(&mut self, eps: f32, weight: *const f32, size: usize) {
-        let x = self.0.as_mut_ptr();
+        let x = self.values.as_mut_ptr();
         // SAFETY: the caller's promise; a head has at most MAX_HEAD_DIM values.
         unsafe {
             let mut squares = S::V::zero();
@@ -75,7 +83,7 @@ impl Head {
     /// `turn` is readable, and has at most half as many pairs as the head has dimensions.
     #[inline(always)]
     pub(crate) unsafe fn rotate<S: Simd>(&mut self, turn: Turn, pairs: Pairs) {
-        let x = self.0.as_mut_ptr();
+        let x = self.values.as_mut_ptr();
         let whole = if pairs == Pairs::Halves { turn.pairs - turn.pairs % LANES } else { 0 };
         // SAFETY: the caller's promise.
         unsafe {
@@ -98,15 +106,27 @@ impl Head {
         }
     }
 
-    /// Rounds and writes the head where a product reads it from.
+    /// Rounds the head and writes it where a product reads it from.
     ///
     /// # Safety
     /// `to` is writable for `size` numbers, a multiple of the lanes.
     #[inline(always)]
-    pub(crate) unsafe fn store<S: Simd, T: super::number::Number>(&self, to: *mut u32, size: usize) {
+    pub(crate) unsafe fn store<S: Simd, T: Number>(&self, to: *mut u32, size: usize) {
         for i in (0..size).step_by(LANES) {
             // SAFETY: the caller's promise.
-            unsafe { T::store::<S>(S::V::load(self.0.as_ptr().add(i)), to, i) }
+            unsafe { T::store::<S>(S::V::load(self.values.as_ptr().add(i)), to, i) }
         }
+    }
+
+    /// Rounds the head; answers its words.
+    ///
+    /// # Safety
+    /// `size` is a multiple of the lanes.
+    #[inline(always)]
+    pub(crate) unsafe fn round<S: Simd, T: Number>(&mut self, size: usize) -> *const u32 {
+        let words = self.words.as_mut_ptr();
+        // SAFETY: a head has at most MAX_HEAD_DIM values.
+        unsafe { self.store::<S, T>(words, size) }
+        words
     }
 }

@@ -12,7 +12,6 @@
 
 use super::number::Number;
 use crate::Dtype;
-use crate::simd::to_bf16;
 
 /// Tokens of a page: the lanes of a vector.
 pub const PAGE: usize = 16;
@@ -63,37 +62,36 @@ impl Pool {
         unsafe { self.values(page, head).write_bytes(0, self.panel) }
     }
 
-    /// Writes the key and the value of one head of the token at `offset` of a page.
+    /// Writes the key of one head of the token at `offset` of a page.
     ///
     /// # Safety
-    /// The page and the head exist, nobody else uses them now; `key` and `value` have `head_dim` values.
+    /// The page and the head exist, nobody else uses them now; the key has `head_dim` numbers.
     #[inline(always)]
-    pub(crate) unsafe fn write<T: Number>(
-        self,
-        (page, offset): (u32, usize),
-        head: usize,
-        key: *const f32,
-        value: *const f32,
-    ) {
+    pub(crate) unsafe fn write_key<T: Number>(self, (page, offset): (u32, usize), head: usize, key: *const u32) {
         // SAFETY: the caller's promise; offsets are below a page's tokens.
         unsafe {
-            let (keys, values) = (self.keys(page, head), self.values(page, head));
+            let column = self.keys(page, head).add(offset);
+            for i in 0..self.head_dim / T::PER_WORD {
+                *column.add(i * PAGE) = *key.add(i);
+            }
+        }
+    }
+
+    /// Writes the value of one head of the token at `offset` of a page.
+    ///
+    /// # Safety
+    /// The page and the head exist, nobody else uses them now; the value has `head_dim` numbers.
+    #[inline(always)]
+    pub(crate) unsafe fn write_value<T: Number>(self, (page, offset): (u32, usize), head: usize, value: *const u32) {
+        // SAFETY: the caller's promise; offsets are below a page's tokens.
+        unsafe {
+            let row = self.values(page, head).add(offset / T::PER_WORD * self.head_dim);
             match T::DTYPE {
-                Dtype::F32 => {
-                    for i in 0..self.head_dim {
-                        *keys.add(i * PAGE + offset) = (*key.add(i)).to_bits();
-                    }
-                    values.add(offset * self.head_dim).copy_from_nonoverlapping(value.cast(), self.head_dim);
-                }
+                Dtype::F32 => row.copy_from_nonoverlapping(value, self.head_dim),
                 Dtype::Bf16 => {
-                    for i in 0..self.head_dim / 2 {
-                        let (low, high) = (to_bf16(*key.add(2 * i)), to_bf16(*key.add(2 * i + 1)));
-                        *keys.add(i * PAGE + offset) = u32::from(low) | u32::from(high) << 16;
-                    }
-                    let (shift, pair) = (offset % 2 * 16, values.add(offset / 2 * self.head_dim));
+                    let (half, value) = (row.cast::<u16>().add(offset % 2), value.cast::<u16>());
                     for i in 0..self.head_dim {
-                        let other = *pair.add(i) & (0xffff_0000_u32 >> shift);
-                        *pair.add(i) = other | u32::from(to_bf16(*value.add(i))) << shift;
+                        *half.add(2 * i) = *value.add(i);
                     }
                 }
             }

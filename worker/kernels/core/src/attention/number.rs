@@ -3,9 +3,11 @@
 //! Everything is counted in words of 32 bits: one float32, or a pair of bfloat16 that are multiplied together. So one
 //! loop serves both.
 
+use std::ops::Range;
+
 use crate::Dtype;
 use crate::norm;
-use crate::simd::{Simd, Vector};
+use crate::simd::{LANES, Simd, Vector};
 
 /// The numbers of a KV pool.
 pub(crate) trait Number: 'static {
@@ -86,30 +88,41 @@ impl Left {
     }
 }
 
-/// `sums[m][n] += left row m * panel n` over `steps` words; the words of a panel are `stride` words apart. Each sum adds
-/// its products in the order of the steps, whatever M and N are: the same numbers give the same bits in every tile.
+/// The right side of a product: columns in panels of sixteen, whose words are `stride` words apart.
+#[derive(Clone, Copy)]
+pub(crate) struct Right<const N: usize> {
+    pub(crate) panels: [*const u32; N],
+    pub(crate) stride: usize,
+}
+
+/// `sums[m][n] += left row m * panel n` over the words `steps`. Each sum adds its products in the order of the steps,
+/// whatever M and N are: the same numbers give the same bits in every tile. Every step asks for the next AHEAD cache lines
+/// of what will be needed later, from `ahead` on, which may be anything.
 ///
 /// # Safety
-/// M rows of `steps` words on the left and `steps` times sixteen words of each panel are readable.
+/// On both sides these words are readable, M rows of them and sixteen times N columns.
 #[inline(always)]
-pub(crate) unsafe fn multiply<S: Simd, T: Number, const M: usize, const N: usize>(
+pub(crate) unsafe fn multiply<S: Simd, T: Number, const M: usize, const N: usize, const AHEAD: usize>(
     sums: &mut [[S::V; N]; M],
     left: Left,
-    panels: [*const u32; N],
-    stride: usize,
-    steps: usize,
+    right: Right<N>,
+    steps: Range<usize>,
+    ahead: *const u32,
 ) {
-    for step in 0..steps {
+    for (done, step) in steps.enumerate() {
         // SAFETY: the caller's promise.
         unsafe {
-            let mut right = [T::load::<S>(panels[0].add(step * stride)); N];
-            for n in 1..N {
-                right[n] = T::load::<S>(panels[n].add(step * stride));
+            for line in 0..AHEAD {
+                S::prefetch(ahead.wrapping_add((done * AHEAD + line) * LANES).cast());
+            }
+            let mut columns = [T::load::<S>(right.panels[0].add(step * right.stride)); N];
+            for (column, panel) in columns.iter_mut().zip(right.panels).skip(1) {
+                *column = T::load::<S>(panel.add(step * right.stride));
             }
             for (m, row) in sums.iter_mut().enumerate() {
                 let word = *left.words.add(m * left.stride + step);
                 for n in 0..N {
-                    row[n] = T::dot::<S>(word, right[n], row[n]);
+                    row[n] = T::dot::<S>(word, columns[n], row[n]);
                 }
             }
         }

@@ -52,6 +52,12 @@ pub(crate) struct Sight {
 }
 
 impl Sight {
+    /// Whether the rule does anything to the scores of the sixteen keys from position `at` on.
+    #[inline(always)]
+    pub(crate) fn changes(&self, at: usize) -> bool {
+        self.softcap.is_some() || self.slope.is_some() || self.first > at || self.end < at + PAGE
+    }
+
     /// The scaled scores of the sixteen keys from position `at` on, by the rule: minus infinity for what is not seen,
     /// whatever stood there.
     #[inline(always)]

@@ -1,7 +1,9 @@
 //! The inner loops: some query rows with the pages of one block of keys.
 
+use std::ops::Range;
+
 use super::layout::{PAGE, Pool};
-use super::number::{Left, Number, multiply};
+use super::number::{Left, Number, Right, multiply};
 use super::rule::{Rule, Sight};
 use super::step::{BLOCK_PAGES, Shape};
 use super::sums::{Sums, weight};
@@ -11,8 +13,17 @@ use crate::simd::{LANES, Simd, Vector};
 const BLOCK: usize = BLOCK_PAGES * PAGE;
 /// The most query rows that are computed together: their accumulators fit into the registers.
 const MAX_TILE_ROWS: usize = 12;
+/// Up to this many rows are computed faster than memory brings their keys and values.
+const MEMORY_BOUND_ROWS: usize = 6;
 /// Values that the scores of a tile take.
 pub(crate) const SCORES_LEN: usize = MAX_TILE_ROWS * BLOCK;
+
+/// What a thread is likely to read next: pages from the beginning of a block on, and of which KV head.
+#[derive(Clone, Copy)]
+pub(crate) struct Next<'a> {
+    pub(crate) pages: &'a [u32],
+    pub(crate) head: usize,
+}
 
 /// The query rows of a task: `group` rows per token, one after the other.
 #[derive(Clone, Copy)]
@@ -22,13 +33,19 @@ pub(crate) struct Rows<'a> {
     pub(crate) pool: Pool,
     /// The sequence's pages.
     pub(crate) pages: &'a [u32],
+    /// How many of them are read by this task.
+    pub(crate) end: usize,
     /// The KV head.
     pub(crate) head: usize,
+    pub(crate) next: Next<'a>,
     /// The position of the first token.
     pub(crate) position: usize,
     pub(crate) len: usize,
     /// Rounded queries, `head_dim` numbers a row.
     pub(crate) queries: *const u32,
+    /// How many words of weights belong to a page. Hidden from the compiler: it would unroll loops of a known length
+    /// and run out of registers.
+    pub(crate) page_words: usize,
     /// Room for `SCORES_LEN` values.
     pub(crate) scores: *mut f32,
 }
@@ -147,9 +164,15 @@ impl<'a, const M: usize> Tile<'a, M> {
             for (n, panel) in panels.iter_mut().enumerate() {
                 *panel = rows.pool.keys(*rows.pages.get_unchecked(page + n), rows.head).cast_const();
             }
-            let queries = Left { words: rows.queries, stride }.row(self.first);
+            let (queries, right) =
+                (Left { words: rows.queries, stride }.row(self.first), Right { panels, stride: LANES });
             let mut products = [[S::V::zero(); N]; M];
-            multiply::<S, T, M, N>(&mut products, queries, panels, LANES, stride);
+            let part = stride / N;
+            for n in 0..N {
+                let (later, head) = self.later(page + n);
+                let ahead = rows.pool.keys(later, head);
+                multiply_ahead::<S, T, M, N>(&mut products, (queries, right), n * part..(n + 1) * part, ahead);
+            }
             let scale = S::V::splat(rows.rule.scale);
             for (m, row) in products.iter().enumerate() {
                 for (n, product) in row.iter().enumerate() {
@@ -157,6 +180,16 @@ impl<'a, const M: usize> Tile<'a, M> {
                 }
             }
         }
+    }
+
+    /// The page, and its head, that is needed one block after this one.
+    #[inline(always)]
+    fn later(&self, page: usize) -> (u32, usize) {
+        let (rows, later) = (self.rows, page + BLOCK_PAGES);
+        if later < rows.end {
+            return (rows.pages[later], rows.head);
+        }
+        rows.next.pages.get(later % BLOCK_PAGES).map_or((rows.pages[page], rows.head), |&page| (page, rows.next.head))
     }
 
     /// Makes weights of the scores, as the numbers of values, in place: a row's weights begin where its scores begin.
@@ -172,9 +205,12 @@ impl<'a, const M: usize> Tile<'a, M> {
                 let mut highest = S::V::splat(before[m]);
                 for page in self.from..self.end {
                     let at = scores.add((page - self.origin) * PAGE);
-                    let ruled = sight.apply::<S>(S::V::load(at), page * PAGE);
-                    ruled.store(at);
-                    highest = highest.max(ruled);
+                    let mut score = S::V::load(at);
+                    if sight.changes(page * PAGE) {
+                        score = sight.apply::<S>(score, page * PAGE);
+                        score.store(at);
+                    }
+                    highest = highest.max(score);
                 }
                 largest[m] = highest.maximum();
                 *self.sums.largest.add(self.first + m) = largest[m];
@@ -234,13 +270,38 @@ impl<'a, const M: usize> Tile<'a, M> {
                 for (n, panel) in panels.iter_mut().enumerate() {
                     *panel = values.add(n * LANES);
                 }
-                multiply::<S, T, M, N>(&mut sums, Left { words, stride: BLOCK }, panels, size, PAGE / T::PER_WORD);
+                let (left, right) = (Left { words, stride: BLOCK }, Right { panels, stride: size });
+                let (later, head) = self.later(page);
+                let ahead = rows.pool.values(later, head).add(dim * PAGE / T::PER_WORD);
+                multiply_ahead::<S, T, M, N>(&mut sums, (left, right), 0..rows.page_words, ahead);
             }
             for (m, row) in sums.iter().enumerate() {
                 for (n, sum) in row.iter().enumerate() {
                     sum.store(sums_at.add(m * size + n * LANES));
                 }
             }
+        }
+    }
+}
+
+/// `multiply`; where few rows wait for memory, N cache lines from `ahead` on are asked for in each step.
+///
+/// # Safety
+/// As in `multiply`.
+#[inline(always)]
+unsafe fn multiply_ahead<S: Simd, T: Number, const M: usize, const N: usize>(
+    sums: &mut [[S::V; N]; M],
+    (left, right): (Left, Right<N>),
+    steps: Range<usize>,
+    ahead: *const u32,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match (M <= MEMORY_BOUND_ROWS, N) {
+            (true, 4) => multiply::<S, T, M, N, 4>(sums, left, right, steps, ahead),
+            (true, 2) => multiply::<S, T, M, N, 2>(sums, left, right, steps, ahead),
+            (true, _) => multiply::<S, T, M, N, 1>(sums, left, right, steps, ahead),
+            (false, _) => multiply::<S, T, M, N, 0>(sums, left, right, steps, ahead),
         }
     }
 }
