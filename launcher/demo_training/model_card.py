@@ -66,8 +66,8 @@ On {measured.held_out_files} held-out files ({measured.held_out_tokens:,} tokens
 
 Measured on the weights as shipped (bfloat16, computed in float32).
 
-Every eighth step was trained on windows of {shape.max_positions} tokens, so that long texts are modelled no worse than short
-ones. Ends of lines and indentation are tokens of their own: a prompt may stop at any of them.
+Every eighth step was trained on windows of {shape.max_positions} tokens, so that long texts are modelled no worse than
+short ones. Ends of lines and indentation are tokens of their own: a prompt may stop at any of them.
 
 ## Licence
 

@@ -129,5 +129,5 @@ class Attention:
     def plan(self, step: Step) -> Plan: ...
     def attend(self, plan: Plan, kv: int, qkv: int, turns: tuple[int, int], out: int) -> None:
         """`kv`: the layer's pages, of the pool that the step was made for. `qkv` [T, (heads + 2 KV heads) *
-        dimensions]. `turns`: float32 [T, 2 R], the cosines of R / 2 pairs twice, negative sines, sines; and R. Both 0: no rotation.
-        `out` [T, heads * dimensions]."""
+        dimensions]. `turns`: float32 [T, 2 R], the cosines of R / 2 pairs twice, negative sines, sines; and R. Both 0:
+        no rotation. `out` [T, heads * dimensions]."""
