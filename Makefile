@@ -55,7 +55,8 @@ serve: setup ## serve MODEL (default: the demo model) on PORT (default 3000); AR
 test: test-rust test-python ## every test of both languages
 
 test-rust:
-	cargo test --workspace --locked
+	cargo test --workspace --locked --exclude millrace-kernels --exclude millrace-kernels-core
+	cargo test --release --locked -p millrace-kernels-core  # as they are installed: compiled once for both
 
 test-python: $(VENV)/.python $(VENV)/.kernels
 	cargo build --locked --bins
@@ -124,7 +125,7 @@ bench-router: setup ## the router alone, with a worker that answers at once
 	$(BIN)/python -m benchmarks.router_alone $(ARGS)
 
 soak: $(VENV)/.python $(VENV)/.kernels ## long runs: 10^7 scheduler operations, kernels under the address sanitizer, 10,000 requests with memory held flat
-	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address cargo test --locked -p millrace-kernels-core --target $$(rustc -vV | sed -n 's/^host: //p')
+	RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address -Cdebug-assertions" cargo test --release --locked -p millrace-kernels-core --target $$(rustc -vV | sed -n 's/^host: //p')
 	MILLRACE_SOAK_OPS=10000000 cargo test --release --locked -p millrace-scheduler -- --nocapture random
 	cargo build --locked --bins
 	$(TEST_ENV) MILLRACE_SOAK=1 $(BIN)/python -m pytest integration-tests -k soak -s
