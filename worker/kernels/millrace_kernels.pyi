@@ -6,6 +6,9 @@ from typing import Literal, final
 import numpy as np
 from numpy.typing import NDArray
 
+INTERFACE: int
+"""Raised with every change of what the worker calls."""
+
 Dtype = Literal["float32", "bfloat16"]
 
 @final

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 VARIABLE = "MILLRACE_CPU_KERNELS"
 OFF = "off"
+# What `millrace_kernels.INTERFACE` has to be: the two are installed together, but nothing forces anybody to.
+INTERFACE = 1
 
 
 class KernelsError(ValueError):
@@ -39,6 +41,12 @@ def find(choice: str, threads: int) -> Machine | None:
             raise KernelsError(f"{VARIABLE} is {choice!r}, but the kernels cannot be loaded: {error}") from error
         logs.warning("no native CPU kernels: torch computes everything, several times slower", reason=str(error))
         return None
+    found = getattr(millrace_kernels, "INTERFACE", 0)
+    if found != INTERFACE:
+        raise KernelsError(
+            f"the installed millrace-kernels have interface {found}, this worker needs {INTERFACE}: install both of one "
+            f"version (make setup), or set {VARIABLE}={OFF}"
+        )
     parallel, thread_num = torch_openmp() if threads > 1 else (0, 0)
     try:
         return millrace_kernels.Machine(choice or None, threads, parallel, thread_num)

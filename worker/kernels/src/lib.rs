@@ -9,8 +9,12 @@ mod norm;
 
 use pyo3::prelude::*;
 
+/// Raised with every change of what the worker calls: it refuses a module of another number.
+const INTERFACE: u32 = 1;
+
 #[pymodule]
 fn millrace_kernels(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("INTERFACE", INTERFACE)?;
     module.add_class::<machine::Machine>()?;
     module.add_class::<attention::Attention>()?;
     module.add_class::<attention::Plan>()?;

@@ -52,8 +52,8 @@ impl Linear {
         py.detach(|| unsafe { self.core.apply(x as *const u8, rows, out as *mut u8) });
     }
 
-    /// Rows of the weight itself as float32, times `scale`. `ids`: address and number of int64 ids, of which the first row's is `first`;
-    /// an id that is not among the rows gives zeros.
+    /// Rows of the weight itself as float32, times `scale`. `ids`: address and number of int64 ids, of which the first
+    /// row's is `first`; an id that is not among the rows gives zeros.
     fn lookup(&self, py: Python<'_>, ids: (usize, usize), first: i64, scale: f32, out: usize) -> PyResult<()> {
         if self.core.is_gated() {
             return Err(PyValueError::new_err("rows of a weight with a gate cannot be looked up"));

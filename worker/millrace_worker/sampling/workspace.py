@@ -9,6 +9,8 @@ from torch import Tensor
 
 # Scores that are processed at once: on a CPU what stays in its cache, elsewhere what bounds the memory.
 CPU_ELEMENTS = 1 << 17
+# With large vocabularies operators should still see several rows: their calls cost more than the cache saves.
+MIN_ROWS = 8
 DEVICE_ELEMENTS = 1 << 23
 
 
@@ -21,8 +23,8 @@ class Workspace:
         self._views: dict[str, Tensor] = {}  # what each name was taken as last
 
     def rows_at_once(self, width: int) -> int:
-        """How many rows of `width` scores are processed together."""
-        return max(1, (CPU_ELEMENTS if self.device.type == "cpu" else DEVICE_ELEMENTS) // width)
+        """How many rows of `width` scores are processed together: the loops of a step are over such blocks."""
+        return max(MIN_ROWS, (CPU_ELEMENTS if self.device.type == "cpu" else DEVICE_ELEMENTS) // width)
 
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
         """A contiguous tensor of this shape, its values arbitrary. A name always has the same dtype."""

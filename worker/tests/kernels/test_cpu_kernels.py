@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import millrace_kernels
 import pytest
 import torch
 from millrace_kernels import Machine
@@ -39,6 +40,12 @@ def test_every_level_of_this_cpu_can_be_forced(level: str) -> None:
 def test_another_level_is_refused_with_those_that_there_are() -> None:
     with pytest.raises(KernelsError, match=r"MILLRACE_CPU_KERNELS is 'avx1024'.*portable.*'off' turns kernels off"):
         find("avx1024", 1)
+
+
+def test_kernels_of_another_interface_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(millrace_kernels, "INTERFACE", 0)
+    with pytest.raises(KernelsError, match="kernels have interface 0, this worker needs"):
+        find("", 1)
 
 
 def test_without_the_module_torch_computes_and_says_so(
