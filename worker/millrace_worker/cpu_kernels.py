@@ -44,8 +44,8 @@ def find(choice: str, threads: int) -> Machine | None:
     found = getattr(millrace_kernels, "INTERFACE", 0)
     if found != INTERFACE:
         raise KernelsError(
-            f"the installed millrace-kernels have interface {found}, this worker needs {INTERFACE}: install both of one "
-            f"version (make setup), or set {VARIABLE}={OFF}"
+            f"the installed millrace-kernels have interface {found}, this worker needs {INTERFACE}: install both "
+            f"of one version (make setup), or set {VARIABLE}={OFF}"
         )
     parallel, thread_num = torch_openmp() if threads > 1 else (0, 0)
     try:
