@@ -116,8 +116,11 @@ pub(crate) unsafe fn multiply<S: Simd, T: Number, const M: usize, const N: usize
                 S::prefetch(ahead.wrapping_add((done * AHEAD + line) * LANES).cast());
             }
             let mut columns = [T::load::<S>(right.panels[0].add(step * right.stride)); N];
-            for (column, panel) in columns.iter_mut().zip(right.panels).skip(1) {
-                *column = T::load::<S>(panel.add(step * right.stride));
+            // By index: an iterator would keep the columns out of the registers.
+            let mut n = 1;
+            while n < N {
+                columns[n] = T::load::<S>(right.panels[n].add(step * right.stride));
+                n += 1;
             }
             for (m, row) in sums.iter_mut().enumerate() {
                 let word = *left.words.add(m * left.stride + step);
