@@ -190,11 +190,23 @@ impl Call<'_> {
     #[inline(always)]
     unsafe fn write<S: Simd, T: Number>(&self, write: &Write) {
         let (entry, mut buffer) = (&self.plan.step.entries[write.entry], Head::new());
-        for head in 0..self.config.kv_heads {
-            for token in write.tokens.clone() {
+        let (heads, kv_heads) = (self.config.heads, self.config.kv_heads);
+        for token in write.tokens.clone() {
+            self.expect::<S>(entry.token + token + 1, heads, 2 * kv_heads);
+            for head in 0..kv_heads {
                 // SAFETY: the caller's promise.
                 unsafe { self.write_head::<S, T>(entry, token, head, &mut buffer) }
             }
+        }
+    }
+
+    /// Asks for some heads of a token that is read soon.
+    #[inline(always)]
+    fn expect<S: Simd>(&self, token: usize, first: usize, heads: usize) {
+        let (config, bytes) = (self.config, self.config.head_dim * self.config.qkv_dtype.bytes());
+        let row = token * (config.heads + 2 * config.kv_heads);
+        for byte in ((row + first) * bytes..(row + first + heads) * bytes).step_by(64) {
+            S::prefetch(self.tensors.qkv.wrapping_add(byte));
         }
     }
 
@@ -221,6 +233,7 @@ impl Call<'_> {
         unsafe {
             let (queries, mut buffer) = (memory.cast::<u32>(), Head::new());
             for (index, token) in task.queries.clone().enumerate() {
+                self.expect::<S>(entry.token + token + 1, task.head * group, group);
                 for member in 0..group {
                     self.prepare::<S>(entry.token + token, task.head * group + member, &mut buffer);
                     buffer.store::<S, T>(queries.add((index * group + member) * size / T::PER_WORD), size);
