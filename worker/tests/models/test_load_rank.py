@@ -1,0 +1,52 @@
+"""From a worker's environment to the operators of its model, as the log tells them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import pytest
+from millrace_kernels import Machine
+from millrace_worker import logs
+from millrace_worker.config import read_config
+from millrace_worker.load import load_rank
+
+from .checkpoints import Saved
+
+
+def operators_of(
+    reference: Saved, dtype: str, environment: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> dict[str, str]:
+    argv = ["--model-path", str(reference.folder), "--uds-path", "unused", "--dtype", dtype]
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger=logs.LOGGER_NAME):
+        load_rank(read_config(argv, {"OMP_NUM_THREADS": "1"} | environment))
+    (loaded,) = (record for record in caplog.records if record.message == "model loaded")
+    fields = vars(loaded)["fields"]
+    return {name: fields[name] for name in ("attention", "linear", "norm", "logits")}
+
+
+@pytest.mark.parametrize("level", Machine.levels())
+def test_the_environment_names_the_level(
+    level: str, saved: Callable[[str], Saved], caplog: pytest.LogCaptureFixture
+) -> None:
+    found = operators_of(saved("qwen3"), "bfloat16", {"MILLRACE_CPU_KERNELS": level}, caplog)
+    assert set(found.values()) == {f"native ({level})"}
+
+
+def test_unset_is_the_best_and_off_is_torch(saved: Callable[[str], Saved], caplog: pytest.LogCaptureFixture) -> None:
+    best = f"native ({Machine.levels()[-1]})"
+    assert set(operators_of(saved("qwen3"), "float32", {}, caplog).values()) == {best}
+    off = operators_of(saved("qwen3"), "float32", {"MILLRACE_CPU_KERNELS": "off"}, caplog)
+    assert not any("native" in name for name in off.values())
+
+
+def test_what_kernels_do_not_support_runs_on_torch_and_is_named(
+    saved: Callable[[str], Saved], caplog: pytest.LogCaptureFixture
+) -> None:
+    best = f"native ({Machine.levels()[-1]})"
+    half = operators_of(saved("qwen3"), "float16", {}, caplog)
+    assert not any("native" in name for name in half.values())
+    heads_of_24 = operators_of(saved("llama, tied, biased, wide heads"), "float32", {}, caplog)
+    assert "torch" in heads_of_24.pop("attention")
+    assert set(heads_of_24.values()) == {best}
