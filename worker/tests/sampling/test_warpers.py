@@ -78,12 +78,14 @@ def assert_same_tokens_kept(ours, theirs, doubtful):
 def near_mass(distance_SV, probs_SV, mass_S1, error=0.0):
     """Tokens before which the probability, summed in the order of `distance`, is within 1e-5 of the mass.
 
-    Also those whose distance is within `error` of the one before: chance decides about their order.
+    Also those whose distance is within `error` of the one before or after: chance decides about their order.
     """
     sorted_SV, order = distance_SV.double().sort(dim=1)
     probs = probs_SV.double().gather(1, order)
     near = (probs.cumsum(dim=1) - probs - mass_S1).abs() < 1e-5
-    near |= sorted_SV.diff(dim=1, prepend=sorted_SV[:, :1] - 1) <= error
+    even = sorted_SV.diff(dim=1) <= error
+    near[:, 1:] |= even
+    near[:, :-1] |= even
     return torch.zeros_like(near).scatter(1, order, near)
 
 
