@@ -7,6 +7,7 @@ pub mod attention;
 pub mod exchange;
 pub mod level;
 pub mod linear;
+mod memory;
 pub mod norm;
 pub mod simd;
 pub mod team;

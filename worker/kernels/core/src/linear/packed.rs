@@ -5,11 +5,9 @@
 //! step of a block is 64 bytes for either dtype, and the strips follow each other. The number of blocks is even, so that
 //! tiles two blocks wide fit; cells without an output are zero. With a gate, blocks of gate and up alternate.
 
-use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
-use std::ptr::NonNull;
-
 use super::Weight;
 use crate::Dtype;
+use crate::memory::Memory;
 use crate::simd::LANES;
 use crate::team::Team;
 
@@ -18,33 +16,22 @@ pub(crate) const STRIP_BLOCKS: usize = 4;
 /// Bytes of a block's step.
 pub(crate) const CELLS: usize = 4 * LANES;
 
-/// A page of this size needs one entry of the address cache instead of 512.
-const LARGE_PAGE: usize = 2 << 20;
-
 #[derive(Debug)]
 pub(crate) struct Packed {
-    memory: NonNull<u8>,
+    memory: Memory,
     dtype: Dtype,
     outputs: usize,
     inputs: usize,
     gated: bool,
 }
 
-// SAFETY: memory of its own, which nothing writes after `new`.
-unsafe impl Send for Packed {}
-// SAFETY: as above.
-unsafe impl Sync for Packed {}
-
 impl Packed {
     /// # Safety
     /// `weight.at` is readable for the whole weight.
     pub(crate) unsafe fn new(team: Team, weight: Weight, gated: bool) -> Self {
         let Weight { dtype, outputs, inputs, .. } = weight;
-        let mut packed = Self { memory: NonNull::dangling(), dtype, outputs, inputs, gated };
-        let layout = packed.layout();
-        // SAFETY: the layout is not empty, as the weight is not.
-        packed.memory = NonNull::new(unsafe { alloc(layout) }).unwrap_or_else(|| handle_alloc_error(layout));
-        ask_for_large_pages(packed.memory, layout.size());
+        let cells = blocks(outputs, gated) * (inputs * dtype.bytes() / 4) * LANES;
+        let packed = Self { memory: Memory::new(4 * cells), dtype, outputs, inputs, gated };
         // Each strip is first touched by the thread that will compute with it.
         // SAFETY: the caller's promise; every strip is written by one task.
         team.share(packed.strips(), &|strip| unsafe { packed.fill(weight, strip) });
@@ -73,8 +60,7 @@ impl Packed {
     }
 
     pub(crate) fn blocks(&self) -> usize {
-        let blocks = if self.gated { 2 * (self.outputs / 2).div_ceil(LANES) } else { self.outputs.div_ceil(LANES) };
-        blocks.next_multiple_of(2)
+        blocks(self.outputs, self.gated)
     }
 
     pub(crate) fn strips(&self) -> usize {
@@ -88,7 +74,7 @@ impl Packed {
 
     /// Where a strip begins.
     pub(crate) fn strip(&self, strip: usize) -> *const u8 {
-        self.memory.as_ptr().cast_const().wrapping_add(strip * STRIP_BLOCKS * self.steps() * CELLS)
+        self.memory.start().cast_const().wrapping_add(strip * STRIP_BLOCKS * self.steps() * CELLS)
     }
 
     pub(crate) fn num_bytes(&self) -> usize {
@@ -104,12 +90,6 @@ impl Packed {
             let column = block * LANES + lane;
             (column < self.outputs).then_some(column)
         }
-    }
-
-    fn layout(&self) -> Layout {
-        let bytes = self.num_bytes();
-        let align = if bytes < LARGE_PAGE { CELLS } else { LARGE_PAGE };
-        Layout::from_size_align(bytes, align).expect("a weight of the address space fits into it")
     }
 
     /// # Safety
@@ -138,28 +118,7 @@ impl Packed {
     }
 }
 
-impl Drop for Packed {
-    fn drop(&mut self) {
-        // SAFETY: allocated in `new` with this layout.
-        unsafe { dealloc(self.memory.as_ptr(), self.layout()) }
-    }
+fn blocks(outputs: usize, gated: bool) -> usize {
+    let blocks = if gated { 2 * (outputs / 2).div_ceil(LANES) } else { outputs.div_ceil(LANES) };
+    blocks.next_multiple_of(2)
 }
-
-/// Asks for large pages in place of those that are not touched yet. What is left at the end stays in small ones.
-#[cfg(all(target_os = "linux", not(miri)))]
-fn ask_for_large_pages(memory: NonNull<u8>, bytes: usize) {
-    use std::ffi::{c_int, c_void};
-    const MADV_HUGEPAGE: c_int = 14;
-    unsafe extern "C" {
-        fn madvise(address: *mut c_void, length: usize, advice: c_int) -> c_int;
-    }
-    let whole = bytes / LARGE_PAGE * LARGE_PAGE;
-    if whole > 0 {
-        // SAFETY: our own memory, aligned to a large page as it is not smaller than one. Advice changes no content, and
-        // one that is not taken changes nothing.
-        let _ = unsafe { madvise(memory.as_ptr().cast(), whole, MADV_HUGEPAGE) };
-    }
-}
-
-#[cfg(not(all(target_os = "linux", not(miri))))]
-fn ask_for_large_pages(_memory: NonNull<u8>, _bytes: usize) {}

@@ -10,7 +10,7 @@ use super::strip::tiles;
 use crate::simd::{Simd, from_bf16};
 
 /// Up to so many rows are read where they lie.
-const DIRECT_ROWS: usize = 24;
+const DIRECT_ROWS: usize = 8;
 
 /// Rows `rows` of an input.
 #[derive(Clone, Copy)]
@@ -36,7 +36,7 @@ pub(crate) struct Panel {
 }
 
 impl Panel {
-    /// Prepares the rows; `Panel::tile` then says where they are. Nothing is done for the rows of the last call.
+    /// Prepares the rows; `Panel::tile` then says where they are. What it did for the last task stays.
     ///
     /// # Safety
     /// The rows are readable.

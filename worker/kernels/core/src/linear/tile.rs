@@ -93,17 +93,6 @@ impl Tile {
                     }
                 }
             }
-            let mut step = |sums: &mut [[S::V; N]; M]| {
-                let blocks: [F::Block; N] = std::array::from_fn(|n| F::load(right.add(n * CELLS)));
-                for (m, row) in sums.iter_mut().enumerate() {
-                    for (n, sum) in row.iter_mut().enumerate() {
-                        *sum =
-                            F::multiply(left.add(if COPY { m * F::LEFT } else { m * self.left.row }), blocks[n], *sum);
-                    }
-                }
-                left = left.add(if COPY { M * F::LEFT } else { F::LEFT });
-                right = right.add(self.right_step);
-            };
             let lines = if ahead.line < ahead.end { ahead.lines } else { 0 };
             for _ in 0..self.steps / STRIDE {
                 for _ in 0..lines {
@@ -111,15 +100,39 @@ impl Tile {
                     ahead.line = ahead.line.wrapping_add(CELLS);
                 }
                 for _ in 0..STRIDE {
-                    step(&mut sums);
+                    self.step::<S, F, M, N, COPY>(&mut sums, left, right);
+                    left = left.add(if COPY { M * F::LEFT } else { F::LEFT });
+                    right = right.add(self.right_step);
                 }
             }
             for _ in 0..self.steps % STRIDE {
-                step(&mut sums);
+                self.step::<S, F, M, N, COPY>(&mut sums, left, right);
+                left = left.add(if COPY { M * F::LEFT } else { F::LEFT });
+                right = right.add(self.right_step);
             }
             for (m, row) in sums.iter().enumerate() {
                 for (n, sum) in row.iter().enumerate() {
                     sum.store(self.sums.add(m * SUMS + n * LANES));
+                }
+            }
+        }
+    }
+
+    /// One step. A function, not a closure: closures are not always inlined, and then lack the level's instructions.
+    #[inline(always)]
+    unsafe fn step<S: Simd, F: Format<S>, const M: usize, const N: usize, const COPY: bool>(
+        &self,
+        sums: &mut [[S::V; N]; M],
+        left: *const u8,
+        right: *const u8,
+    ) {
+        // SAFETY: the caller's promise, for one step.
+        unsafe {
+            let blocks: [F::Block; N] = std::array::from_fn(|n| F::load(right.add(n * CELLS)));
+            for (m, row) in sums.iter_mut().enumerate() {
+                let left = left.add(if COPY { m * F::LEFT } else { m * self.left.row });
+                for (n, sum) in row.iter_mut().enumerate() {
+                    *sum = F::multiply(left, blocks[n], *sum);
                 }
             }
         }
