@@ -31,6 +31,7 @@ from millrace_worker.proto import worker_pb2, worker_pb2_grpc
 from millrace_worker.rows import RowsShape
 from millrace_worker.sampling import Watermark
 from millrace_worker.server import WorkerServer, WorkerService
+from millrace_worker.step import Batch
 from millrace_worker.vectors import avoid_slow_vectors
 from millrace_worker.worst_case import all_features
 
@@ -45,9 +46,11 @@ class NullModel:
     def __init__(self, vocab_size: int, max_rows: int, seconds: float = 0.0) -> None:
         self.vocab_size = vocab_size
         self._seconds = seconds
-        self.backend = SimpleNamespace(page_size=PAGE_SIZE, plan=lambda batch: batch)
         self._hidden = torch.zeros(max_rows, 1)
         self._logits = torch.randn(max_rows, vocab_size)
+
+    def plan(self, batch: Batch) -> Batch:
+        return batch
 
     def hidden(self, token_ids: torch.Tensor, *_: object) -> torch.Tensor:
         if self._seconds:

@@ -18,7 +18,7 @@ from millrace_worker.sampling import SamplingRows, Watermark
 
 if TYPE_CHECKING:
     from millrace_worker.distributed import Group
-    from millrace_worker.models.decoder import CausalLM
+    from millrace_worker.model import Model
     from millrace_worker.rows import Column, Work
 
 
@@ -30,7 +30,7 @@ class RankLostError(RuntimeError):
 class EngineParts:
     """What a loaded rank has before rows and pool are sized."""
 
-    model: CausalLM
+    model: Model
     group: Group
     device: torch.device
     watermark: Watermark

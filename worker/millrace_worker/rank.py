@@ -65,7 +65,7 @@ class Rank:
         model, identity = self._parts.model, self._identity
         return worker_pb2.ModelDescription(
             architecture=identity.architecture,
-            implementation="native",
+            implementation=model.implementation,
             dtype=str(identity.dtype).removeprefix("torch."),
             device=self._parts.device.type,
             device_name=identity.device_name,
@@ -73,7 +73,7 @@ class Rank:
             world_size=self._config.world_size,
             vocab_size=model.vocab_size,
             max_positions=model.max_positions,
-            page_size=model.backend.page_size,
+            page_size=model.page_size,
             instance=self._instance,
             capabilities=CAPABILITIES,
         )
@@ -138,7 +138,7 @@ class Rank:
         rows, context = max_rows, min(longest, tokens)
         if self._parts.device.type == "cpu":
             tokens, rows, context = self._shorten(tokens, rows, context)
-        num_pages = -(-min(longest, max(tokens, context)) // self._parts.model.backend.page_size)
+        num_pages = -(-min(longest, max(tokens, context)) // self._parts.model.page_size)
         engine = self._build_engine(request, PoolSize(num_pages, longest))
         prefill, decode = prefill_plan(engine.shape, tokens), decode_plan(engine.shape, rows, context)
         device = self._parts.device
@@ -161,7 +161,7 @@ class Rank:
         shape = RowsShape(
             max_rows=request.max_rows,
             max_sequence_tokens=size.max_sequence_tokens,
-            page_size=model.backend.page_size,
+            page_size=model.page_size,
             num_pages=size.num_pages,
             vocab_size=model.vocab_size,
             max_step_tokens=request.max_step_tokens,
@@ -173,7 +173,7 @@ class Rank:
     def _pool_ask(self, request: worker_pb2.PrepareRequest) -> PoolAsk:
         model = self._parts.model
         return PoolAsk(
-            page_size=model.backend.page_size,
+            page_size=model.page_size,
             page_bytes=model.page_bytes(),
             max_rows=request.max_rows,
             max_positions=model.max_positions,
@@ -192,7 +192,7 @@ class Rank:
             "memory budget",
             **{name: round(value / 2**20, 1) for name, value in mib.items()},
             pool_pages=prepared.num_pages,
-            pool_tokens=prepared.num_pages * self._parts.model.backend.page_size,
+            pool_tokens=prepared.num_pages * self._parts.model.page_size,
             max_sequence_tokens=prepared.max_sequence_tokens,
             prepare_ms=round(seconds * 1000),
         )

@@ -12,7 +12,7 @@ from millrace_worker.sampling import SampleContext, Sampled, sample
 if TYPE_CHECKING:
     from millrace_worker.distributed import Group
     from millrace_worker.inputs import PromptInputs, StepInputs
-    from millrace_worker.models.decoder import CausalLM
+    from millrace_worker.model import Model
     from millrace_worker.rows import Rows
 
 # Float32 logits that may exist at once for prompt logprobs: 64 MiB, 512 positions of a vocabulary of 32,768.
@@ -33,7 +33,7 @@ class Forwarded:
 class Runner:
     """Runs steps of one model on one set of rows."""
 
-    def __init__(self, model: CausalLM, rows: Rows, group: Group) -> None:
+    def __init__(self, model: Model, rows: Rows, group: Group) -> None:
         self._model = model
         self._rows = rows
         self._group = group
@@ -42,7 +42,7 @@ class Runner:
     def forward(self, inputs: StepInputs) -> Forwarded:
         """K and V of every token into the pool; logits only where somebody reads them."""
         model = self._model
-        step = model.backend.plan(inputs.batch)
+        step = model.plan(inputs.batch)
         hidden_TD = model.hidden(inputs.token_ids, inputs.positions, step)
         logits_RV = None
         if inputs.logits_index is not None:

@@ -6,6 +6,7 @@ T tokens of a step, D hidden width, R positions whose logits are wanted, V vocab
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from millrace_worker.layers.embedding import Embed, Head
 from millrace_worker.layers.linear import Linear
 from millrace_worker.layers.norm import Norm
 from millrace_worker.models.spec import Decoder, Residual
+from millrace_worker.step import Batch
 
 
 @dataclass(frozen=True)
@@ -86,18 +88,25 @@ class Ends:
 
 
 class CausalLM:
-    """A loaded model on this rank. Not thread-safe: one step at a time."""
+    """A loaded model on this rank, as `model.Model` describes it."""
+
+    implementation = "native"
 
     def __init__(self, spec: Decoder, ends: Ends, layers: list[DecoderLayer], backend: AttentionBackend) -> None:
         self.spec, self.backend = spec, backend
         self.vocab_size, self.max_positions = spec.vocab, spec.max_positions
+        self.page_size, self.missing = backend.page_size, dict[str, str]()
         self._ends, self._layers = ends, layers
+
+    def plan(self, batch: Batch) -> Any:
+        """The step as the attention of all layers sees it."""
+        return self.backend.plan(batch)
 
     @torch.inference_mode()
     def hidden(self, token_ids_T: Tensor, positions_T: Tensor, step: object) -> Tensor:
         """The residual stream [T, D] after the last layer, for `logits`; K and V of every token go to the pool.
 
-        `token_ids_T` and `positions_T` are int64 on the device; `step` is `backend.plan(batch)` of the same tokens.
+        `token_ids_T` and `positions_T` are int64 on the device; `step` is `plan(batch)` of the same tokens.
         """
         ends = self._ends
         x, delta = ends.embed(token_ids_T), None

@@ -90,7 +90,7 @@ class Bench:
     @property
     def pool(self) -> torch.Tensor:
         """All that the KV pool holds."""
-        pool = getattr(self.parts.model.backend, "pool", None)
+        pool = getattr(getattr(self.parts.model, "backend", None), "pool", None)
         assert isinstance(pool, KvPool)
         return pool.values
 
@@ -99,7 +99,7 @@ class Bench:
 def bench(parts: EngineParts) -> Bench:
     """8 rows, steps of 64 tokens, a pool of 40 pages."""
     parts.model.allocate_kv(40)
-    page_size = parts.model.backend.page_size
+    page_size = parts.model.page_size
     shape = RowsShape(
         max_rows=8,
         max_sequence_tokens=POSITIONS,

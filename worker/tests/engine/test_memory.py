@@ -106,7 +106,7 @@ def test_prepare_answers_what_rows_and_pool_really_hold(parts: EngineParts, tmp_
     with pytest.raises(NotPreparedError):
         _ = rank.engine
     prepared = rank.prepare(REQUEST)
-    page_size = parts.model.backend.page_size
+    page_size = parts.model.page_size
     assert prepared.max_sequence_tokens == POSITIONS
     assert prepared.num_pages == 4 * (POSITIONS // page_size)
     assert prepared.page_bytes == parts.model.page_bytes()
@@ -133,14 +133,14 @@ def test_the_same_request_again_changes_nothing(parts: EngineParts, tmp_path: Pa
     assert rank.prepare(worker_pb2.PrepareRequest.FromString(REQUEST.SerializeToString())) == prepared
     assert rank.engine is engine
     other = worker_pb2.PrepareRequest(max_rows=2, max_step_tokens=64)
-    assert rank.prepare(other).num_pages == 2 * (POSITIONS // parts.model.backend.page_size)
+    assert rank.prepare(other).num_pages == 2 * (POSITIONS // parts.model.page_size)
     assert rank.engine is not engine
 
 
 def test_a_fixed_pool_is_what_was_asked_for(parts: EngineParts, tmp_path: Path) -> None:
     page_bytes = parts.model.page_bytes()
     prepared = _rank(parts, tmp_path, kv_cache_memory=5 * page_bytes + 1).prepare(REQUEST)
-    assert (prepared.num_pages, prepared.max_sequence_tokens) == (5, 5 * parts.model.backend.page_size)
+    assert (prepared.num_pages, prepared.max_sequence_tokens) == (5, 5 * parts.model.page_size)
     with pytest.raises(DoesNotFitError, match="--kv-cache-memory"):
         _rank(parts, tmp_path, kv_cache_memory=1 << 60).prepare(REQUEST)
 

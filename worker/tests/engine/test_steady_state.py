@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from millrace_worker.engine import Engine, EngineParts
 from millrace_worker.proto import worker_pb2
 from millrace_worker.rows import RowsShape
 from millrace_worker.sampling import Watermark
+from millrace_worker.step import Batch
 from millrace_worker.worst_case import all_features
 from torch.profiler import ProfilerActivity, profile
 
@@ -33,9 +33,11 @@ class StillModel:
 
     def __init__(self, max_rows: int) -> None:
         self.vocab_size = VOCAB
-        self.backend = SimpleNamespace(page_size=PAGE_SIZE, plan=lambda batch: batch)
         self._hidden = torch.zeros(max_rows * CONTEXT, 1)
         self._scores, self._logits = torch.randn(max_rows, VOCAB), torch.empty(max_rows, VOCAB)
+
+    def plan(self, batch: Batch) -> Batch:
+        return batch
 
     def hidden(self, token_ids: torch.Tensor, *_: object) -> torch.Tensor:
         return self._hidden[: len(token_ids)]

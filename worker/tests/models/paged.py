@@ -88,7 +88,7 @@ class PagedRun:
         logits = self.model.forward(
             torch.tensor(tokens).to(device),
             torch.tensor(positions).to(device),
-            self.model.backend.plan(batch),
+            self.model.plan(batch),
             None if order is None else order.to(device),
         )
         if logits is None:

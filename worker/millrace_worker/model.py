@@ -1,0 +1,69 @@
+"""What the engine asks of a loaded model, whoever computes it: the decoder by spec, or a library's own code.
+
+T tokens of a step, D hidden width, R positions whose logits are wanted, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from millrace_worker.step import Batch
+
+
+class Model(Protocol):
+    """Not thread-safe: one step at a time. Every rank calls the same methods in the same order."""
+
+    @property
+    def implementation(self) -> str:
+        """Who computes: "native" is the decoder by spec."""
+        ...
+
+    @property
+    def missing(self) -> Mapping[str, str]:
+        """Optional features that this model lacks, each with the reason; it has all others."""
+        ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def max_positions(self) -> int: ...
+
+    @property
+    def page_size(self) -> int:
+        """Tokens per KV page; 0: sequences hold no pages, their state lies in their row."""
+        ...
+
+    def plan(self, batch: Batch) -> Any:
+        """What `hidden` needs to know of the step."""
+        ...
+
+    def hidden(self, token_ids_T: Tensor, positions_T: Tensor, step: Any) -> Tensor:
+        """[T, D], for `logits`; what later steps need of every token is stored. `step` is `plan` of the same tokens.
+
+        `token_ids_T` and `positions_T` are int64 on the device.
+        """
+        ...
+
+    def logits(self, hidden_RD: Tensor) -> Tensor | None:
+        """float32 [R, V] on rank 0, None on the others: every rank has to call it."""
+        ...
+
+    def allocate_kv(self, num_pages: int) -> None:
+        """Makes the KV pool; an earlier one is dropped first."""
+        ...
+
+    def page_bytes(self) -> int:
+        """KV bytes of one page on this rank, all layers."""
+        ...
+
+    def copy_pages(self, sources: Tensor, targets: Tensor) -> None:
+        """Copies whole pages (integer ids on the device), K and V of all layers."""
+        ...
+
+    def implementations(self) -> dict[str, str]:
+        """Which implementation each operator got, for the log."""
+        ...
