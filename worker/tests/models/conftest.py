@@ -28,6 +28,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Saved]:
     return get
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def sequences() -> list[list[int]]:
+    """Drawn anew in each session, so that the reference of a case is computed once."""
     return [torch.randint(VOCAB, (length,)).tolist() for length in (15, 16, 17, 1, 33, 63)]

@@ -13,15 +13,13 @@ from millrace_worker import cpu_kernels
 from millrace_worker.distributed import Group
 from millrace_worker.models.load import load_model
 
-from .checkpoints import CASES, Saved
+from .cases import THOROUGH
+from .checkpoints import Saved
 from .paged import PagedRun
-
-# Heads of 24 dimensions run on torch, whose matrix products depend on the number of rows.
-NATIVE = [case for case in CASES if case != "llama, tied, biased, wide heads"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("case", NATIVE)
+@pytest.mark.parametrize("case", THOROUGH)
 def test_the_same_bits_in_any_company(
     case: str, dtype: torch.dtype, saved: Callable[[str], Saved], sequences: list[list[int]]
 ) -> None:

@@ -16,14 +16,16 @@ from millrace_worker.models.decoder import CausalLM
 from millrace_worker.models.load import load_model
 from transformers import AutoModelForCausalLM
 
-from .checkpoints import CASES, Saved
+from .cases import NATIVE, THOROUGH
+from .checkpoints import Saved
 from .paged import PagedRun, pool
 
 CPU = torch.device("cpu")
 BEST, OFF = "", cpu_kernels.OFF
-# Where a model runs and on which kernels.
-PLACES = [("cpu", kernels) for kernels in (*Machine.levels(), OFF)]
-NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+BESIDES = [level for level in Machine.levels() if level != Machine.levels()[-1]]
+# Which model runs on which kernels: all on the best ones and on none, some on every instruction set.
+PLACES = [(case, kernels) for case in NATIVE for kernels in (BEST, OFF)]
+PLACES += [(case, kernels) for case in THOROUGH for kernels in BESIDES]
 
 
 def load(
@@ -33,20 +35,32 @@ def load(
     return load_model(saved.folder, dtype=dtype, device=device, group=Group(), kernels=machine)
 
 
-@pytest.mark.parametrize(("device", "kernels"), [*PLACES, pytest.param("cuda", OFF, marks=NEEDS_GPU)])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "kernels"), PLACES)
 def test_logits_equal_transformers_in_random_chunks_beside_others(
-    case: str, device: str, kernels: str, saved: Callable[[str], Saved], sequences: list[list[int]]
+    case: str, kernels: str, saved: Callable[[str], Saved], sequences: list[list[int]]
 ) -> None:
-    reference = saved(case)
+    check_parity(saved(case), sequences, kernels=kernels)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("case", NATIVE)
+def test_logits_on_a_gpu_equal_transformers(
+    case: str, saved: Callable[[str], Saved], sequences: list[list[int]]
+) -> None:
+    check_parity(saved(case), sequences, device=torch.device("cuda"), kernels=OFF)
+
+
+def check_parity(
+    reference: Saved, sequences: list[list[int]], *, device: torch.device = CPU, kernels: str = BEST
+) -> None:
     seed = random.randrange(2**32)
-    found = PagedRun(load(reference, device=torch.device(device), kernels=kernels), seed=seed).logits(sequences)
+    found = PagedRun(load(reference, device=device, kernels=kernels), seed=seed).logits(sequences)
     for tokens, logits in zip(sequences, found, strict=True):
         torch.testing.assert_close(logits, reference.logits(tokens), atol=1e-4, rtol=1e-5, msg=lambda m: f"{seed=} {m}")
 
 
 def test_the_wide_cases_run_packed_linears(saved: Callable[[str], Saved]) -> None:
-    for case in (name for name in CASES if name.endswith("packed")):
+    for case in (name for name in NATIVE if name.endswith("packed")):
         assert "onednn" in load(saved(case), kernels=OFF).implementations()["linear"]
 
 

@@ -19,26 +19,11 @@ from millrace_worker.models.names import Names
 from millrace_worker.models.sharding import Rank, ShardingError, local_attention, qkv_pieces
 from millrace_worker.models.spec import Attention
 
+from . import cases
 from .checkpoints import Saved
 
 # One KV head on two ranks (falcon 7B) is replicated; the vocabulary of 99 is padded; every kind of layout occurs.
-CASES = [
-    "llama",
-    "llama, tied, biased, wide heads",
-    "llama, packed",
-    "mistral, window 9",
-    "qwen2",
-    "qwen3",
-    "gemma2, window 18",
-    "gpt2",
-    "gpt-neox, parallel",
-    "gpt-neox, sequential",
-    "falcon, 7B style",
-    "falcon, 40B style",
-    "falcon, RW style",
-]
-
-
+CASES = [name for name in cases.NATIVE if 2 in cases.CASES[name].ranks]
 KERNELS = ("", "off")  # the best of this CPU; none
 
 

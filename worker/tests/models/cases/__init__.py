@@ -1,0 +1,14 @@
+"""The checkpoints that prove parity, a table for each group; an architecture joins with one line."""
+
+from __future__ import annotations
+
+from . import dense, latent, moe, state
+from .case import COMMON, POSITIONS, VOCAB, Case
+
+GROUPS = (dense.CASES, moe.CASES, latent.CASES, state.CASES)
+CASES: dict[str, Case] = {name: case for group in GROUPS for name, case in group.items()}
+assert len(CASES) == sum(map(len, GROUPS)), "two cases share a name"
+NATIVE = [name for name, case in CASES.items() if case.native]
+THOROUGH = [name for name in NATIVE if CASES[name].thorough]
+
+__all__ = ["CASES", "COMMON", "NATIVE", "POSITIONS", "THOROUGH", "VOCAB", "Case"]
