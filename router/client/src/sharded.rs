@@ -104,7 +104,7 @@ impl Connected {
         Ok(Self { clients, description, instances })
     }
 
-    /// What rank 0 said, with the capabilities that all ranks have.
+    /// What rank 0 said, with the capabilities that all ranks have and all that some rank misses.
     pub fn description(&self) -> &ModelDescription {
         &self.description
     }
@@ -114,14 +114,21 @@ impl Connected {
         &self.instances
     }
 
-    /// Prepares all ranks at the same time. Answers what every rank has: pages, tokens and free bytes are the minimum
-    /// over the ranks, bytes used the maximum.
+    /// Prepares all ranks at the same time. Answers what every rank has: pages, rows, tokens and free bytes are the
+    /// minimum over the ranks, bytes used the maximum.
     pub async fn prepare(&self, request: PrepareRequest) -> Result<Prepared, StartError> {
         let prepare = |rank, client: Client| async move {
             client.prepare(request).await.map_err(|status| StartError::from_status(rank, &status))
         };
         let prepared = on_all_ranks(self.clients.clone(), prepare).await?;
-        Ok(prepared.into_iter().reduce(tightest).unwrap_or_default())
+        let rows_named = |mut prepared: Prepared| {
+            prepared.max_rows = match prepared.max_rows {
+                0 => request.max_rows,
+                rows => rows.min(request.max_rows),
+            };
+            prepared
+        };
+        Ok(prepared.into_iter().map(rows_named).reduce(tightest).unwrap_or_default())
     }
 
     /// Opens the step streams of all ranks; their rows are empty. Steps count from 1.
@@ -142,6 +149,7 @@ fn tightest(one: Prepared, other: Prepared) -> Prepared {
         weight_bytes: one.weight_bytes.max(other.weight_bytes),
         workspace_bytes: one.workspace_bytes.max(other.workspace_bytes),
         free_bytes: one.free_bytes.min(other.free_bytes),
+        max_rows: one.max_rows.min(other.max_rows),
     }
 }
 
@@ -159,6 +167,8 @@ fn check_agreement(descriptions: &[ModelDescription]) -> Result<(), StartError> 
             ("vocab_size", first.vocab_size.to_string(), description.vocab_size.to_string()),
             ("max_positions", first.max_positions.to_string(), description.max_positions.to_string()),
             ("page_size", first.page_size.to_string(), description.page_size.to_string()),
+            ("attention_window", first.attention_window.to_string(), description.attention_window.to_string()),
+            ("position_switch", first.position_switch.to_string(), description.position_switch.to_string()),
         ];
         for (field, expected, actual) in fields {
             if expected != actual {
@@ -174,6 +184,7 @@ fn in_common(descriptions: Vec<ModelDescription>) -> ModelDescription {
     let mut common = descriptions.next().unwrap_or_default();
     for other in descriptions {
         common.capabilities.retain(|capability| other.capabilities.contains(capability));
+        common.missing.extend(other.missing);
     }
     common
 }

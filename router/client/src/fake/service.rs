@@ -60,6 +60,7 @@ impl Worker for FakeService {
             page_size: options.page_size,
             instance: self.worker.instance(),
             capabilities: vec!["prompt_logprobs".to_owned()],
+            ..ModelDescription::default()
         }))
     }
 
@@ -77,6 +78,7 @@ impl Worker for FakeService {
             weight_bytes: 0,
             workspace_bytes: 0,
             free_bytes: 1 << 30,
+            max_rows: limits.max_rows,
         }))
     }
 
