@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from millrace_worker import logs
 from millrace_worker.config import WorkerConfig, read_config
+from millrace_worker.models.weight_files import find_tensors
 from millrace_worker.server import WorkerServer, WorkerService
 from millrace_worker.vectors import avoid_slow_vectors
 
@@ -70,6 +71,7 @@ def load(config: WorkerConfig, loading: Future[Rank], server: WorkerServer, endi
     """Resolves `loading`, or ends the process with one line that says why not."""
     try:
         started = time.perf_counter()
+        find_tensors(config.model_path)  # a broken file is told before the slow imports
         from millrace_worker.load import load_rank
 
         logs.info("imported", import_ms=round((time.perf_counter() - started) * 1000))
@@ -79,7 +81,9 @@ def load(config: WorkerConfig, loading: Future[Rank], server: WorkerServer, endi
         logs.error("loading failed", error=str(error), exc_info_type=type(error).__name__)
         loading.set_exception(error)
         reason = " ".join(str(error).split()) or type(error).__name__
-        ending.decide(1, f"cannot load {config.model_path}: {reason}")
+        # Most reasons begin with the file.
+        named = reason.startswith(str(config.model_path))
+        ending.decide(1, f"cannot load {reason}" if named else f"cannot load {config.model_path}: {reason}")
 
 
 def watch_lifeline(config: WorkerConfig) -> None:

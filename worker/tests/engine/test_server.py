@@ -194,6 +194,7 @@ def test_what_cannot_be_loaded_is_said_in_one_line(workers: list[Worker], folder
     broken.mkdir()
     config = json.loads((reference.path / "config.json").read_text())
     (broken / "config.json").write_text(json.dumps(config | {"architectures": ["NobodysModel"]}))
+    (broken / "model.safetensors").symlink_to(reference.path / "model.safetensors")
     worker = Worker(folder, broken)
     workers.append(worker)
     assert worker.exit_status() == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,7 +52,7 @@ def test_a_missing_tensor_is_named(altered: Callable[..., Path]) -> None:
 
 def test_a_tensor_that_nobody_reads_is_named(altered: Callable[..., Path]) -> None:
     folder = altered("llama", lambda tensors: tensors.update({"model.layers.0.adapter.weight": torch.zeros(2)}))
-    with pytest.raises(CheckpointError, match=r"1 tensors belong to no part .*model\.layers\.0\.adapter\.weight"):
+    with pytest.raises(CheckpointError, match=r"1 tensor belongs to no part .*model\.layers\.0\.adapter\.weight"):
         load(folder)
 
 
@@ -111,17 +110,4 @@ def test_shards_are_found_by_their_index(saved: Callable[[str], Saved], tmp_path
 def test_weights_of_another_format_are_refused_with_a_hint(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"pytorch_model\.bin: convert it to safetensors"):
-        Checkpoint(tmp_path)
-
-
-@pytest.mark.parametrize("content", [b"", b"not safetensors at all", b"\xff" * 64])
-def test_a_broken_file_is_named(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "model.safetensors").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: cannot be read as safetensors"):
-        Checkpoint(tmp_path)
-
-
-def test_a_broken_index_is_named(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weights": {}}))
-    with pytest.raises(CheckpointError, match="is not an index of safetensors"):
         Checkpoint(tmp_path)
