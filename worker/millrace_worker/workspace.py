@@ -22,6 +22,7 @@ class Role(Enum):
     UP = auto()
     MLP_DELTA = auto()  # what the MLP adds to it
     DELTA_NORMED = auto()  # either of them, normalized once more
+    STREAM = auto()  # the residual stream itself, where an operator makes it anew: never in a workspace
     LOGITS = auto()  # outlives the step that computes it: never in a workspace
 
 
@@ -65,7 +66,7 @@ class Workspaces:
         self._made: dict[tuple[Role, int, torch.dtype], Workspace] = {}
 
     def take(self, role: Role, width: int, dtype: torch.dtype) -> Workspace | FreshRows:
-        if role is Role.LOGITS:
+        if role in (Role.STREAM, Role.LOGITS):
             return FreshRows(width, dtype)
         key = (role, width, dtype)
         if key not in self._made:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from millrace_worker.attention.rotary import Rotation
+from millrace_worker.attention.rotary import Pairs, Rotation
 from millrace_worker.step import Batch
 
 
@@ -44,6 +44,7 @@ class Heads:
     scale: float
     rule: ScoreRule
     qk_norm: HeadNorm | None = None
+    pairs: Pairs = "halves"
 
     @property
     def width(self) -> int:

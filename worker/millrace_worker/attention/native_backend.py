@@ -103,7 +103,7 @@ def _layer(machine: Machine, heads: Heads, dtype: torch.dtype, workspaces: Works
         machine,
         (heads.num_heads, heads.num_kv_heads, size),
         (heads.scale, rule.window, rule.softcap, slopes, None),
-        "halves",
+        heads.pairs,
         None if norm is None else (norm.eps, norm.weight.float().flatten().tolist()),
         ("float32", str(dtype).removeprefix("torch.")),
     )

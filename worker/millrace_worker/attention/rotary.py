@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+# Which dimensions of a head turn together, of R that do: (i, i + R / 2), or (2 i, 2 i + 1).
+Pairs = Literal["halves", "neighbours"]
 
 
 class Rotation(NamedTuple):
@@ -32,9 +35,17 @@ class RotaryTable:
         return Rotation(rows[..., : self.width], rows[..., self.width :])
 
 
-def rotate_(x_TNH: Tensor, rotation: Rotation) -> None:
-    """Turns the leading R dimensions of every head, in place: pair (i, i + R / 2) by its angle."""
+def rotate_(x_TNH: Tensor, rotation: Rotation, pairs: Pairs = "halves") -> None:
+    """Turns the leading R dimensions of every head, in place, each pair by its angle."""
     cos, sin = rotation
     turning = x_TNH[..., : cos.shape[-1]]
-    swapped = turning.roll(cos.shape[-1] // 2, -1)
-    torch.addcmul(turning * cos, swapped, sin, out=turning)
+    half = cos.shape[-1] // 2
+    if pairs == "halves":
+        swapped = turning.roll(half, -1)
+        torch.addcmul(turning * cos, swapped, sin, out=turning)
+        return
+    first, second = turning[..., 0::2], turning[..., 1::2]
+    cos, sin = cos[..., half:], sin[..., half:]
+    turned = torch.addcmul(first * cos, second, sin, value=-1.0)
+    torch.addcmul(second * cos, first, sin, out=second)
+    first.copy_(turned)

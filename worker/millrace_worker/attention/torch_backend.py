@@ -125,7 +125,7 @@ class TorchBackend(Pooled):
         if heads.qk_norm is not None:
             qk.copy_(heads.qk_norm(qk))
         if rotation is not None:
-            rotate_(qk, rotation)
+            rotate_(qk, rotation, heads.pairs)
         self.pool.slots[heads.layer].index_copy_(0, step.slots, qkv_TC[:, num_heads * size :])
         q_TNH, plan = all_heads[:, :num_heads], step.plans[heads.rule]
         if len(plan.decodes) == 1 and plan.decodes[0].num_rows == num_tokens:

@@ -72,8 +72,12 @@ class PackedEmbedding:
 class Head:
     """Hidden states to logits: this rank's part of the vocabulary, gathered on rank 0."""
 
-    def __init__(self, linear: Linear, vocab: int, group: Group, softcap: float | None = None) -> None:
-        self._linear, self._vocab, self._group, self._softcap = linear, vocab, group, softcap
+    def __init__(
+        self, linear: Linear, vocab: int, group: Group, *, scale: float = 1.0, softcap: float | None = None
+    ) -> None:
+        """Logits are multiplied by `scale`, then kept within `softcap`."""
+        self._linear, self._vocab, self._group = linear, vocab, group
+        self._scale, self._softcap = scale, softcap
         self.name = linear.name
 
     def __call__(self, h_RD: Tensor) -> Tensor | None:
@@ -82,6 +86,8 @@ class Head:
         if logits is None:
             return None
         logits = logits[:, : self._vocab].float()  # the last rank's part is padded
+        if self._scale != 1.0:
+            logits = logits.mul_(self._scale)
         if self._softcap is not None:
             logits = torch.tanh(logits / self._softcap).mul_(self._softcap)
         return logits

@@ -27,16 +27,19 @@ MAX_PLAIN_FLOAT32_WEIGHTS = 1 << 17
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square_(),
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
 }
-# oneDNN's name of each, and which form of it.
+# Those that oneDNN computes with a product: its name of each, and which form of it.
 PACKED_ACTIVATIONS = {
     "silu": ("swish", ""),
     "relu": ("relu", ""),
     "gelu": ("gelu", "none"),
     "gelu_tanh": ("gelu", "tanh"),
 }
+# Those that the native kernels compute with a product.
+NATIVE_ACTIVATIONS = ("silu", "relu", "gelu", "gelu_tanh")
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class PlainLinear:
 
     def __init__(self, weight: Tensor, bias: Tensor | None, epilogue: Epilogue | None = None) -> None:
         self._weight, self._bias = weight, bias
-        self._finish = _finisher(epilogue)
+        self._finish = finisher(epilogue)
 
     def __call__(self, x: Tensor) -> Tensor:
         y = F.linear(x, self._weight, self._bias)
@@ -80,8 +83,8 @@ class PackedLinear:
         self._run = torch.ops.mkldnn._linear_pointwise.default
         self._attribute, self._algorithm = "none", ""
         self._finish = None
-        if epilogue is not None and epilogue.gated:
-            self._finish = _finisher(epilogue)
+        if epilogue is not None and (epilogue.gated or epilogue.activation not in PACKED_ACTIVATIONS):
+            self._finish = finisher(epilogue)
         elif epilogue is not None:
             self._attribute, self._algorithm = PACKED_ACTIVATIONS[epilogue.activation]
 
@@ -122,6 +125,8 @@ class NativeLinear:
     def supports(weight: Tensor, epilogue: Epilogue | None = None) -> bool:
         from millrace_kernels import Linear as Kernel
 
+        if epilogue is not None and epilogue.activation not in NATIVE_ACTIVATIONS:
+            return False
         gated = epilogue is not None and epilogue.gated
         return weight.device.type == "cpu" and Kernel.supports(
             _name(weight.dtype), (weight.shape[0], weight.shape[1]), gated
@@ -147,6 +152,17 @@ class NativeLinear:
         rows = torch.empty(len(ids_T), self._inputs)
         self._kernel.lookup((ids_T.data_ptr(), len(ids_T)), first, scale, rows.data_ptr())
         return rows
+
+
+class FinishedLinear:
+    """A linear layer whose epilogue torch computes."""
+
+    def __init__(self, linear: Linear, epilogue: Epilogue) -> None:
+        self._linear, self._finish, self.name = linear, finisher(epilogue), linear.name
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = self._linear(x)
+        return y if self._finish is None else self._finish(y)
 
 
 def num_columns(weight: Tensor, epilogue: Epilogue | None) -> int:
@@ -175,7 +191,8 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _finisher(epilogue: Epilogue | None) -> Callable[[Tensor], Tensor] | None:
+def finisher(epilogue: Epilogue | None) -> Callable[[Tensor], Tensor] | None:
+    """An epilogue as operators of torch, over what the product and its bias gave."""
     if epilogue is None:
         return None
     activate = ACTIVATIONS[epilogue.activation]

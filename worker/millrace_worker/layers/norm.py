@@ -85,6 +85,16 @@ class LayerNorm(TorchNorm):
         return F.layer_norm(x, self._shape, self._weight, self._bias, self._eps).to(self._out_dtype or x.dtype)
 
 
+class PassThrough(TorchNorm):
+    """Where a block reads the residual stream as it is: only rounded to what linear layers take."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x.to(self._dtype)
+
+
 class NativeNorm:
     """Either norm of float32 rows [T, D], D a multiple of LANES, by this CPU's kernels: one pass with the addition."""
 

@@ -16,7 +16,16 @@ from millrace_worker.attention.interface import AttentionBackend, Heads
 from millrace_worker.attention.native_backend import QKV_DTYPE, ROTARY_DTYPE, NativeBackend
 from millrace_worker.attention.torch_backend import TorchBackend
 from millrace_worker.layers.embedding import Embed, Embedding, PackedEmbedding, TableSlice
-from millrace_worker.layers.linear import Epilogue, Linear, NativeLinear, PlainLinear, make_linear, num_columns
+from millrace_worker.layers.linear import (
+    NATIVE_ACTIVATIONS,
+    Epilogue,
+    FinishedLinear,
+    Linear,
+    NativeLinear,
+    PlainLinear,
+    make_linear,
+    num_columns,
+)
 from millrace_worker.layers.norm import LayerNorm, NativeNorm, Norm, NormWeights, RmsNorm
 from millrace_worker.workspace import Role, Workspaces
 
@@ -27,8 +36,8 @@ if TYPE_CHECKING:
 # step, each in its own way. A larger one is kept once: packed where rows can be read from that, else plain.
 MAX_TIED_COPY_BYTES = 64 << 20
 
-# What both of a block's sides hand to the residual stream, and the head to the sampler.
-FLOAT32_ROLES = (Role.ATTENTION_DELTA, Role.MLP_DELTA, Role.DELTA_NORMED, Role.LOGITS)
+# The residual stream, what both of a block's sides hand to it, and what the head hands to the sampler.
+FLOAT32_ROLES = (Role.STREAM, Role.ATTENTION_DELTA, Role.MLP_DELTA, Role.DELTA_NORMED, Role.LOGITS)
 
 
 class Operators(Protocol):
@@ -61,7 +70,7 @@ class TorchOperators:
     def norm(self, weights: NormWeights, role: Role) -> Norm:
         if weights.rms:
             return RmsNorm(weights.weight, weights.eps)
-        return LayerNorm(weights.weight, weights.bias, weights.eps)
+        return LayerNorm(weights.weight.to(self.stream_dtype), weights.bias, weights.eps)
 
     def linear(self, weight: Tensor, bias: Tensor | None, role: Role, epilogue: Epilogue | None = None) -> Linear:
         return make_linear(weight, bias, epilogue)
@@ -105,6 +114,8 @@ class NativeOperators:
         return LayerNorm(weight, bias, weights.eps, dtype)
 
     def linear(self, weight: Tensor, bias: Tensor | None, role: Role, epilogue: Epilogue | None = None) -> Linear:
+        if epilogue is not None and epilogue.activation not in NATIVE_ACTIVATIONS:
+            return FinishedLinear(self.linear(weight, bias, role), epilogue)
         if not NativeLinear.supports(weight, epilogue):
             return self._cast(make_linear(weight, bias, epilogue), role)
         out = self._workspaces.take(role, num_columns(weight, epilogue), self._dtype_of(role))

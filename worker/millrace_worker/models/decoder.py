@@ -6,7 +6,7 @@ T tokens of a step, D hidden width, R positions whose logits are wanted, V vocab
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,21 +17,61 @@ from millrace_worker.distributed import Group
 from millrace_worker.layers.embedding import Embed, Head
 from millrace_worker.layers.linear import Linear
 from millrace_worker.layers.norm import Norm
+from millrace_worker.layers.qkv import QkvSteps
 from millrace_worker.models.spec import Decoder, Residual
 from millrace_worker.step import Batch
 
 
-@dataclass(frozen=True)
+class Attention(Protocol):
+    """The first sublayer of a block: the normalized stream [T, D] to this rank's part of what it adds."""
+
+    @property
+    def linears(self) -> tuple[Linear, ...]: ...
+
+    def __call__(self, h_TD: Tensor, rotations: list[Rotation], step: object) -> Tensor: ...
+
+
+class FeedForward(Protocol):
+    """The second sublayer of a block: the normalized stream [T, D] to this rank's part of what it adds."""
+
+    @property
+    def linears(self) -> tuple[Linear, ...]: ...
+
+    def __call__(self, h_TD: Tensor) -> Tensor: ...
+
+
+class Block(Protocol):
+    """One layer. `x` is the residual stream, `delta` the update not yet added to it; `x` may be changed in place."""
+
+    @property
+    def attn(self) -> Attention: ...
+
+    @property
+    def mlp(self) -> FeedForward: ...
+
+    def __call__(
+        self, x: Tensor, delta: Tensor | None, rotations: list[Rotation], step: object
+    ) -> tuple[Tensor, Tensor | None]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
 class AttentionLayer:
     qkv: Linear
+    steps: QkvSteps | None
     out: Linear
     heads: Heads
     rotary: int | None  # which of the model's rotary tables
     backend: AttentionBackend
 
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        return self.qkv, self.out
+
     def __call__(self, h_TD: Tensor, rotations: list[Rotation], step: object) -> Tensor:
-        rotation = None if self.rotary is None else rotations[self.rotary]
-        return self.out(self.backend.attend(self.heads, self.qkv(h_TD), rotation, step))
+        rotation, qkv_TC = None if self.rotary is None else rotations[self.rotary], self.qkv(h_TD)
+        if self.steps is not None:
+            rotation = self.steps(qkv_TC, rotation)
+        return self.out(self.backend.attend(self.heads, qkv_TC, rotation, step))
 
 
 @dataclass(frozen=True)
@@ -39,41 +79,68 @@ class MlpLayer:
     up: Linear  # its epilogue is the activation, and the gate where there is one
     down: Linear
 
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        return self.up, self.down
+
     def __call__(self, h_TD: Tensor) -> Tensor:
         return self.down(self.up(h_TD))
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderLayer:
-    """One transformer block. `x` is the residual stream, `delta` the update not yet added to it.
+    """A block whose norms stand before its sublayers, after them, or both; the residual stream itself is never normed.
 
     Results of operators lie in workspaces: each is used up before its operator, or another of its role, runs again.
     """
 
     residual: Residual
     attn_norm: Norm
-    attn: AttentionLayer
+    attn: Attention
     attn_post_norm: Norm | None
     mlp_norm: Norm | None  # None: the attention's norm is shared
-    mlp: MlpLayer
+    mlp: FeedForward
     mlp_post_norm: Norm | None
+    scale: float  # of what each sublayer adds to the stream
     group: Group
 
     def __call__(
         self, x: Tensor, delta: Tensor | None, rotations: list[Rotation], step: object
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         h = self.attn_norm.add(x, delta)
         attended = self.attn(h, rotations, step)
         if self.residual is Residual.SEQUENTIAL and self.mlp_norm is not None:
-            h = self.mlp_norm.add(x, _normed(self.attn_post_norm, self.group.all_reduce(attended)))
-            return x, _normed(self.mlp_post_norm, self.group.all_reduce(self.mlp(h)))
+            h = self.mlp_norm.add(x, self._update(attended, self.attn_post_norm))
+            return x, self._update(self.mlp(h), self.mlp_post_norm)
         if self.mlp_norm is not None:
             h = self.mlp_norm(x)
-        return x, self.group.all_reduce(attended.add_(self.mlp(h)))
+        return x, self._update(attended.add_(self.mlp(h)), None)
+
+    def _update(self, part: Tensor, norm: Norm | None) -> Tensor:
+        """What is added to the stream, of this rank's part of it."""
+        whole = self.group.all_reduce(part)
+        whole = whole if norm is None else norm(whole)
+        return whole if self.scale == 1.0 else whole.mul_(self.scale)
 
 
-def _normed(norm: Norm | None, x: Tensor) -> Tensor:
-    return x if norm is None else norm(x)
+@dataclass(frozen=True, kw_only=True)
+class NormedStreamLayer:
+    """A block that normalizes the stream after each addition; norms answer the stream's dtype, in memory of its own."""
+
+    attn: Attention
+    attn_norm: Norm
+    mlp: FeedForward
+    mlp_norm: Norm
+    group: Group
+    dtype: torch.dtype  # what linear layers take
+
+    def __call__(
+        self, x: Tensor, delta: Tensor | None, rotations: list[Rotation], step: object
+    ) -> tuple[Tensor, Tensor | None]:
+        if delta is not None:
+            x.add_(delta)
+        x = self.attn_norm.add(x, self.group.all_reduce(self.attn(x.to(self.dtype), rotations, step)))
+        return self.mlp_norm.add(x, self.group.all_reduce(self.mlp(x.to(self.dtype)))), None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,10 +148,28 @@ class Ends:
     """What comes before and after the layers."""
 
     embed: Embed
+    embed_in: Linear | None  # from the table's width to the layers', where they differ
     positions: Embed | None
+    embed_norm: Norm | None
     rotaries: list[RotaryTable]
     final_norm: Norm
+    embed_out: Linear | None
     head: Head
+    dtype: torch.dtype  # what linear layers take
+
+    def first(self, token_ids_T: Tensor, positions_T: Tensor) -> Tensor:
+        """The residual stream [T, D] before the first layer."""
+        x = self.embed(token_ids_T)
+        if self.embed_in is not None:
+            x = self.embed_in(x.to(self.dtype))
+        if self.positions is not None:
+            x.add_(self.positions(positions_T))
+        return x if self.embed_norm is None else self.embed_norm(x)
+
+    def last(self, hidden_RD: Tensor) -> Tensor | None:
+        """float32 [R, V] on rank 0, None on the others."""
+        h_RD = self.final_norm(hidden_RD)
+        return self.head(h_RD if self.embed_out is None else self.embed_out(h_RD))
 
 
 class CausalLM:
@@ -92,7 +177,7 @@ class CausalLM:
 
     implementation = "native"
 
-    def __init__(self, spec: Decoder, ends: Ends, layers: list[DecoderLayer], backend: AttentionBackend) -> None:
+    def __init__(self, spec: Decoder, ends: Ends, layers: list[Block], backend: AttentionBackend) -> None:
         self.spec, self.backend = spec, backend
         self.vocab_size, self.max_positions = spec.vocab, spec.max_positions
         self.page_size, self.missing = backend.page_size, dict[str, str]()
@@ -108,11 +193,8 @@ class CausalLM:
 
         `token_ids_T` and `positions_T` are int64 on the device; `step` is `plan(batch)` of the same tokens.
         """
-        ends = self._ends
-        x, delta = ends.embed(token_ids_T), None
-        if ends.positions is not None:
-            x.add_(ends.positions(positions_T))
-        rotations = [table.gather(positions_T) for table in ends.rotaries]
+        x, delta = self._ends.first(token_ids_T, positions_T), None
+        rotations = [table.gather(positions_T) for table in self._ends.rotaries]
         for layer in self._layers:
             x, delta = layer(x, delta, rotations, step)
         return x if delta is None else x.add_(delta)
@@ -120,7 +202,7 @@ class CausalLM:
     @torch.inference_mode()
     def logits(self, hidden_RD: Tensor) -> Tensor | None:
         """float32 [R, V] on rank 0, None on the others: every rank has to call it."""
-        return self._ends.head(self._ends.final_norm(hidden_RD))
+        return self._ends.last(hidden_RD)
 
     def forward(
         self, token_ids_T: Tensor, positions_T: Tensor, step: object, logits_index_R: Tensor | None
@@ -144,11 +226,11 @@ class CausalLM:
     def implementations(self) -> dict[str, str]:
         """Which implementation each operator got, for the log."""
         layer = self._layers[0]
-        linears = sorted({each.name for each in (layer.attn.qkv, layer.attn.out, layer.mlp.up, layer.mlp.down)})
+        linears = sorted({each.name for each in (*layer.attn.linears, *layer.mlp.linears)})
         return {
             "attention": self.backend.name,
             "linear": ", ".join(linears),
-            "norm": layer.attn_norm.name,
+            "norm": self._ends.final_norm.name,
             "embed": self._ends.embed.name,
             "logits": self._ends.head.name,
         }

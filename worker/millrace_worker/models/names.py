@@ -16,15 +16,18 @@ class Names:
     layer: str  # with {} for the layer's number
     final_norm: str
     attn_norm: str
-    qkv: str | tuple[str, str, str]
+    qkv: str | tuple[str, ...]  # one tensor; (q, kv); or (q, k, v)
     out: str
-    up: str | tuple[str, str]  # (gate, up) when gated
+    up: str | tuple[str, str]  # when gated: (gate, up), or one tensor with the gate's rows first
     down: str
     mlp_norm: str = ""
     attn_post_norm: str = ""
     mlp_post_norm: str = ""
-    q_norm: str = ""
+    q_norm: str = ""  # with {} for the head's number, where heads have weights of their own in tensors of their own
     k_norm: str = ""
+    embed_norm: str = ""
+    embed_in: str = ""  # the projections of `Decoder.embed_width`
+    embed_out: str = ""
     head: str = "lm_head"
     positions: str = ""
     qkv_grouped: bool = False  # the rows of one `qkv` tensor are [q … q k v] per KV head, not [all q, all k, all v]

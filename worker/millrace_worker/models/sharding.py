@@ -62,35 +62,47 @@ def local_attention(spec: Attention, rank: Rank) -> tuple[Attention, range, rang
     return replace(spec, num_heads=len(heads), num_kv_heads=len(kv_heads)), heads, kv_heads
 
 
-def qkv_pieces(names: Names, spec: Attention, rank: Rank) -> list[Piece]:
-    """The rows of this rank's fused projection, in the order all q, all k, all v."""
+def qkv_pieces(names: Names, spec: Attention, rank: Rank, at: str = "") -> list[Piece]:
+    """The rows of this rank's fused projection, in the order all q, all k, all v. `at`: what names begin with."""
     _, heads, kv_heads = local_attention(spec, rank)
     size, all_heads, all_kv = spec.head_dim, spec.num_heads, spec.num_kv_heads
-    if isinstance(names.qkv, tuple):
-        q, k, v = names.qkv
-        return [
-            Piece(q, all_heads * size, heads.start * size, heads.stop * size),
-            Piece(k, all_kv * size, kv_heads.start * size, kv_heads.stop * size),
-            Piece(v, all_kv * size, kv_heads.start * size, kv_heads.stop * size),
-        ]
-    group = all_heads // all_kv
-    if names.qkv_grouped:
-        q_at = [head // group * (group + 2) + head % group for head in heads]
-        k_at = [head * (group + 2) + group for head in kv_heads]
-        v_at = [at + 1 for at in k_at]
-    else:
-        q_at = list(heads)
-        k_at = [all_heads + head for head in kv_heads]
-        v_at = [all_heads + all_kv + head for head in kv_heads]
-    rows = (all_heads + 2 * all_kv) * size
-    return [Piece(names.qkv, rows, a * size, b * size) for a, b in _runs([*q_at, *k_at, *v_at])]
+    places = _head_places(names, spec, heads, kv_heads)
+    stored = {"q": all_heads, "k": all_kv, "v": all_kv, "kv": 2 * all_kv, "qkv": all_heads + 2 * all_kv}
+    pieces = []
+    for kind, path, runs in places:
+        pieces += [Piece(at + path, stored[kind] * size, a * size, b * size) for a, b in _runs(runs)]
+    return pieces
 
 
-def up_pieces(names: Names, spec: Mlp, rank: Rank) -> list[Piece]:
+def _head_places(names: Names, spec: Attention, heads: range, kv_heads: range) -> list[tuple[str, str, list[int]]]:
+    """What a stored tensor holds, its name, and the places of this rank's heads in it."""
+    all_heads, all_kv = spec.num_heads, spec.num_kv_heads
+    q_at, k_at, v_at = list(heads), list(kv_heads), [all_kv + head for head in kv_heads]
+    match names.qkv:
+        case (q, k, v):
+            return [("q", q, q_at), ("k", k, k_at), ("v", v, k_at)]
+        case (q, kv):
+            return [("q", q, q_at), ("kv", kv, k_at + v_at)]
+        case str() as path if names.qkv_grouped:
+            group = all_heads // all_kv
+            q_at = [head // group * (group + 2) + head % group for head in heads]
+            k_at = [head * (group + 2) + group for head in kv_heads]
+            return [("qkv", path, q_at + k_at + [at + 1 for at in k_at])]
+        case str() as path:
+            return [("qkv", path, q_at + [all_heads + at for at in k_at + v_at])]
+        case other:
+            raise ValueError(f"q, k and v are in one, two or three tensors, not {other}")
+
+
+def up_pieces(names: Names, spec: Mlp, rank: Rank, at: str = "") -> list[Piece]:
     """The rows of this rank's first projection; with a gate, the gate's before the other's."""
     part = rank.share(spec.size, "columns of the MLP")
-    paths = names.up if isinstance(names.up, tuple) else (names.up,)
-    return [Piece(path, spec.size, part.start, part.stop) for path in paths]
+    if isinstance(names.up, tuple):
+        return [Piece(at + path, spec.size, part.start, part.stop) for path in names.up]
+    if not spec.gated:
+        return [Piece(at + names.up, spec.size, part.start, part.stop)]
+    begins = (0, spec.size)
+    return [Piece(at + names.up, 2 * spec.size, first + part.start, first + part.stop) for first in begins]
 
 
 def _runs(places: list[int]) -> list[tuple[int, int]]:

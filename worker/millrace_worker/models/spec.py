@@ -6,19 +6,22 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Literal
 
-Activation = Literal["silu", "relu", "gelu", "gelu_tanh"]
+Activation = Literal["silu", "relu", "relu2", "gelu", "gelu_tanh"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RmsNorm:
     eps: float
     unit_offset: bool = False  # Gemma stores `weight - 1`
+    weight: bool = True  # False: all ones, not stored
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerNorm:
     eps: float
     bias: bool = True
+    unit_offset: bool = False  # Nemotron stores `weight - 1`
+    weight: bool = True  # False: all ones, not stored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,7 @@ class Rotary:
 
     theta: float
     dim: int
+    interleaved: bool = False  # paired as (2 i, 2 i + 1) instead
     scaling: LinearScaling | Llama3Scaling | None = None
 
 
@@ -61,6 +65,23 @@ class Residual(Enum):
     SEQUENTIAL = auto()  # x += attn(norm(x)); x += mlp(norm(x))
     PARALLEL = auto()  # x += attn(norm_a(x)) + mlp(norm_b(x))
     PARALLEL_SHARED_NORM = auto()  # h = norm(x); x += attn(h) + mlp(h)
+    NORMED_STREAM = auto()  # x = norm(x + attn(x)); x = norm(x + mlp(x)): the transformer of 2017
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadNorm:
+    """Each head of q and of k is normalized by itself."""
+
+    norm: RmsNorm | LayerNorm
+    own_weights: bool = False  # every head has weights of its own; otherwise all heads of q share one, and those of k
+    after_rotation: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class WidthNorm:
+    """All heads of q are normalized as one vector, and all heads of k, before the rotation."""
+
+    norm: RmsNorm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +93,8 @@ class Attention:
     scale: float | None = None  # None: head_dim ** -0.5
     window: int | None = None  # a query sees this many positions, its own included
     softcap: float | None = None
-    qk_norm: RmsNorm | None = None  # of each head of q and k, before the rotation
+    qk_norm: HeadNorm | WidthNorm | None = None
+    clip: float | None = None  # q, k and v are kept within [-clip, clip] (after `qk_norm`, before the rotation)
     qkv_bias: bool = False
     out_bias: bool = False
 
@@ -85,13 +107,18 @@ class Mlp:
     bias: bool = False
 
 
+FeedForward = Mlp  # the kinds of a layer's second block
+
+
 @dataclass(frozen=True, kw_only=True)
 class Layer:
     attention: Attention
-    mlp: Mlp
+    mlp: FeedForward
     norm: RmsNorm | LayerNorm
     residual: Residual = Residual.SEQUENTIAL
-    post_norm: bool = False  # the output of each block is normalized too: Gemma 2's sandwich
+    pre_norm: bool = True  # False: blocks read the stream as it is (OLMo 2, with `post_norm`)
+    post_norm: bool = False  # the output of each block is normalized: with `pre_norm` Gemma 2's sandwich
+    residual_scale: float = 1.0  # of what each block adds to the stream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +127,14 @@ class Decoder:
     vocab: int
     max_positions: int
     layers: tuple[Layer, ...]
-    final_norm: RmsNorm | LayerNorm
+    final_norm: RmsNorm | LayerNorm | None
     tied: bool  # the head's weight is the embedding's
-    learned_positions: bool = False
+    embed_width: int | None = None  # of the table and the head, where it is not `hidden`: a projection on either side
     embed_scale: float = 1.0
+    learned_positions: bool = False
+    position_offset: int = 0  # rows of the learned table before that of position 0
+    embed_norm: RmsNorm | LayerNorm | None = None  # of the embeddings, before the first layer
+    head_bias: bool = False
+    head_normed: bool = False  # rows of the head's weight are brought to length 1 (Baichuan 2)
+    logit_scale: float = 1.0
     logit_softcap: float | None = None

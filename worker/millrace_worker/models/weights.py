@@ -26,6 +26,10 @@ class Weights:
         """A whole tensor [size], for example a norm's weight; `name` is complete."""
         return self._empty(size).copy_(self.checkpoint.read(name, (size,)))
 
+    def part(self, name: str, shape: tuple[int, ...], rows: slice) -> Tensor:
+        """Some rows of a tensor of `shape`; `name` is complete."""
+        return self._empty(rows.stop - rows.start, *shape[1:]).copy_(self.checkpoint.read(name, shape, rows))
+
     def table(self, path: str, rows: int, width: int) -> Tensor:
         """A whole embedding table [rows, width]."""
         return self._empty(rows, width).copy_(self.checkpoint.read(f"{path}.weight", (rows, width)))
@@ -41,6 +45,15 @@ class Weights:
         else:
             self.checkpoint.read(f"{path}.weight", (rows, width), slice(0, 0))
         own[held:].zero_()
+        return own
+
+    def vocabulary_vector(self, name: str, size: int) -> Tensor:
+        """This rank's part of a vector over the vocabulary, as `vocabulary` cuts it; `name` is complete."""
+        part = self.rank.padded_share(size)
+        own = self._empty(len(part)).zero_()
+        here = slice(part.start, max(part.start, min(part.stop, size)))
+        held = self.checkpoint.read(name, (size,), here if here.stop > here.start else slice(0, 0))
+        own[: len(held)].copy_(held)
         return own
 
     def columns(self, pieces: Sequence[Piece], width: int, *, bias: bool) -> tuple[Tensor, Tensor | None]:

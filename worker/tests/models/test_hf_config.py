@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from millrace_worker.models.architectures import ARCHITECTURES, describe
+from millrace_worker.models.build.attention import alibi_slopes
 from millrace_worker.models.hf_config import ConfigError, ModelConfig
-from millrace_worker.models.load import alibi_slopes
 from millrace_worker.models.rope import frequencies
 from millrace_worker.models.spec import Decoder, LinearScaling, Llama3Scaling, Rotary
 from transformers import CONFIG_MAPPING, LlamaConfig

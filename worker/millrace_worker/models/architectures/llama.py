@@ -14,7 +14,7 @@ from millrace_worker.models.architectures.vocabulary import (
 )
 from millrace_worker.models.hf_config import ModelConfig
 from millrace_worker.models.names import Names
-from millrace_worker.models.spec import Decoder, Layer, RmsNorm
+from millrace_worker.models.spec import Decoder, HeadNorm, Layer, RmsNorm
 
 NAMES = Names(
     embed="model.embed_tokens",
@@ -77,7 +77,7 @@ def qwen2(c: ModelConfig) -> tuple[Decoder, Names]:
 def qwen3(c: ModelConfig) -> tuple[Decoder, Names]:
     norm, mlp = RmsNorm(eps=c.rms_norm_eps), gated_mlp(c, c.hidden_act)
     bias = {"qkv_bias": c.attention_bias, "out_bias": c.attention_bias}
-    normed = [attention(c, rotary(c), qk_norm=norm, window=window, **bias) for window in qwen_windows(c)]
+    normed = [attention(c, rotary(c), qk_norm=HeadNorm(norm=norm), window=window, **bias) for window in qwen_windows(c)]
     return decoder(c, [Layer(attention=heads, mlp=mlp, norm=norm) for heads in normed], norm), NAMES
 
 
