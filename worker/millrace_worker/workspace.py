@@ -20,6 +20,7 @@ class Role(Enum):
     ATTENDED = auto()
     ATTENTION_DELTA = auto()  # what the attention adds to the residual stream
     UP = auto()
+    ROUTER = auto()  # a mixture's logits
     MLP_DELTA = auto()  # what the MLP adds to it
     DELTA_NORMED = auto()  # either of them, normalized once more
     STREAM = auto()  # the residual stream itself, where an operator makes it anew: never in a workspace

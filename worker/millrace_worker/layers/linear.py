@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -43,11 +44,26 @@ NATIVE_ACTIVATIONS = ("silu", "relu", "gelu", "gelu_tanh")
 
 
 @dataclass(frozen=True)
+class ClampedGlu:
+    """What joins a gate g and what it gates, u: g * sigmoid(alpha * g) * (u + 1), g and u clamped to `limit`."""
+
+    alpha: float
+    limit: float
+
+
+@dataclass(frozen=True)
 class Epilogue:
     """Without a gate: activation(y). With one, y is [gate, up] side by side and becomes activation(gate) * up."""
 
-    activation: str
+    activation: str | ClampedGlu
     gated: bool
+
+
+class Named(Protocol):
+    """What says which implementation it is."""
+
+    @property
+    def name(self) -> str: ...
 
 
 class Linear(Protocol):
@@ -195,6 +211,8 @@ def finisher(epilogue: Epilogue | None) -> Callable[[Tensor], Tensor] | None:
     """An epilogue as operators of torch, over what the product and its bias gave."""
     if epilogue is None:
         return None
+    if isinstance(epilogue.activation, ClampedGlu):
+        return partial(_clamped_glu, epilogue.activation)
     activate = ACTIVATIONS[epilogue.activation]
     if not epilogue.gated:
         return activate
@@ -204,3 +222,10 @@ def finisher(epilogue: Epilogue | None) -> Callable[[Tensor], Tensor] | None:
         return activate(gate).mul_(up)
 
     return gate
+
+
+def _clamped_glu(form: ClampedGlu, y: Tensor) -> Tensor:
+    gate, up = y.chunk(2, dim=-1)
+    gate, up = gate.clamp(max=form.limit), up.clamp(-form.limit, form.limit)
+    # Not torch's sigmoid: a value's bits would depend on its place in the tensor.
+    return torch.exp(gate * -form.alpha).add_(1.0).reciprocal_().mul_(gate).mul_(up.add_(1.0))

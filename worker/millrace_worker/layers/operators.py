@@ -7,6 +7,7 @@ support a shape, torch computes that one operator, with the same dtypes around i
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -16,6 +17,7 @@ from millrace_worker.attention.interface import AttentionBackend, Heads
 from millrace_worker.attention.native_backend import QKV_DTYPE, ROTARY_DTYPE, NativeBackend
 from millrace_worker.attention.torch_backend import TorchBackend
 from millrace_worker.layers.embedding import Embed, Embedding, PackedEmbedding, TableSlice
+from millrace_worker.layers.experts import ExpertKind, Experts, ExpertWeights, LoopedExperts
 from millrace_worker.layers.linear import (
     NATIVE_ACTIVATIONS,
     Epilogue,
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 MAX_TIED_COPY_BYTES = 64 << 20
 
 # The residual stream, what both of a block's sides hand to it, and what the head hands to the sampler.
-FLOAT32_ROLES = (Role.STREAM, Role.ATTENTION_DELTA, Role.MLP_DELTA, Role.DELTA_NORMED, Role.LOGITS)
+FLOAT32_ROLES = (Role.STREAM, Role.ATTENTION_DELTA, Role.MLP_DELTA, Role.DELTA_NORMED, Role.ROUTER, Role.LOGITS)
 
 
 class Operators(Protocol):
@@ -51,6 +53,10 @@ class Operators(Protocol):
 
     def linear(self, weight: Tensor, bias: Tensor | None, role: Role, epilogue: Epilogue | None = None) -> Linear:
         """Holds what it needs: drop `weight`."""
+        ...
+
+    def experts(self, kind: ExpertKind, weights: Iterable[ExpertWeights]) -> Experts:
+        """Takes the experts one after the other."""
         ...
 
     def embedding(self, table: Tensor, part: TableSlice) -> Embed: ...
@@ -74,6 +80,9 @@ class TorchOperators:
 
     def linear(self, weight: Tensor, bias: Tensor | None, role: Role, epilogue: Epilogue | None = None) -> Linear:
         return make_linear(weight, bias, epilogue)
+
+    def experts(self, kind: ExpertKind, weights: Iterable[ExpertWeights]) -> Experts:
+        return LoopedExperts(kind, [expert_linears(self, kind, each) for each in weights], self.stream_dtype)
 
     def embedding(self, table: Tensor, part: TableSlice) -> Embed:
         return Embedding(table, part)
@@ -121,6 +130,9 @@ class NativeOperators:
         out = self._workspaces.take(role, num_columns(weight, epilogue), self._dtype_of(role))
         return NativeLinear(self._machine, weight, bias, out, epilogue)
 
+    def experts(self, kind: ExpertKind, weights: Iterable[ExpertWeights]) -> Experts:
+        return LoopedExperts(kind, [expert_linears(self, kind, each) for each in weights], self.stream_dtype)
+
     def embedding(self, table: Tensor, part: TableSlice) -> Embed:
         return Embedding(table, part, self.stream_dtype)
 
@@ -151,6 +163,12 @@ class CastLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._linear(x).to(self._dtype)
+
+
+def expert_linears(operators: Operators, kind: ExpertKind, weights: ExpertWeights) -> tuple[Linear, Linear]:
+    """What an expert goes up and down by."""
+    up = operators.linear(weights.up, weights.up_bias, Role.UP, kind.epilogue)
+    return up, operators.linear(weights.down, weights.down_bias, Role.MLP_DELTA)
 
 
 def choose_operators(

@@ -15,7 +15,7 @@ from millrace_worker.attention.interface import AttentionBackend, Heads
 from millrace_worker.attention.rotary import RotaryTable, Rotation
 from millrace_worker.distributed import Group
 from millrace_worker.layers.embedding import Embed, Head
-from millrace_worker.layers.linear import Linear
+from millrace_worker.layers.linear import Linear, Named
 from millrace_worker.layers.norm import Norm
 from millrace_worker.layers.qkv import QkvSteps
 from millrace_worker.models.spec import Decoder, Residual
@@ -35,7 +35,7 @@ class FeedForward(Protocol):
     """The second sublayer of a block: the normalized stream [T, D] to this rank's part of what it adds."""
 
     @property
-    def linears(self) -> tuple[Linear, ...]: ...
+    def linears(self) -> tuple[Named, ...]: ...
 
     def __call__(self, h_TD: Tensor) -> Tensor: ...
 
@@ -225,8 +225,7 @@ class CausalLM:
 
     def implementations(self) -> dict[str, str]:
         """Which implementation each operator got, for the log."""
-        layer = self._layers[0]
-        linears = sorted({each.name for each in (*layer.attn.linears, *layer.mlp.linears)})
+        linears = sorted({each.name for layer in self._layers for each in (*layer.attn.linears, *layer.mlp.linears)})
         return {
             "attention": self.backend.name,
             "linear": ", ".join(linears),

@@ -14,6 +14,8 @@ ALIASES = {
     "num_attention_heads": ("n_head",),
     "max_position_embeddings": ("n_positions",),
     "num_kv_heads": ("n_head_kv",),
+    "num_local_experts": ("num_experts", "n_routed_experts", "moe_num_experts"),
+    "num_experts_per_tok": ("moe_k",),
 }
 
 

@@ -6,6 +6,57 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
+class SplitExperts:
+    """Tensors of each expert's own; {} stands for its number."""
+
+    up: tuple[str, str]  # (gate, up)
+    down: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackedExperts:
+    """One tensor for all experts: [experts, out, in]. The names are complete."""
+
+    up: str  # 2 * size rows: the gate's first
+    down: str
+    up_bias: str = ""
+    down_bias: str = ""
+    transposed: bool = False  # [experts, in, out]
+    interleaved: bool = False  # rows of gate and up alternate
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlatExperts:
+    """One matrix [experts * size, hidden] for all experts; that of the way down is transposed. Complete names."""
+
+    gate: str
+    up: str
+    down: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mxfp4Experts:
+    """As `StackedExperts`, interleaved, with biases; the matrices in 32-value blocks of 4-bit floats, each with a scale
+    (OCP Microscaling Formats 1.0). `up` and `down` are completed by `_blocks`, `_scales` and `_bias`."""
+
+    up: str
+    down: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoeNames:
+    """The tensors of a mixture of experts, relative to the layer."""
+
+    router: str
+    experts: SplitExperts | StackedExperts | FlatExperts | Mxfp4Experts
+    correction: str = ""  # complete; of [experts], or [1, experts] where it is a row
+    correction_is_row: bool = False
+    shared_up: str | tuple[str, str] = ""
+    shared_down: str = ""
+    shared_gate: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Names:
     """Tensor names without their last part (`.weight`, `.bias`). Those inside a layer are relative to `layer`.
 
@@ -20,6 +71,7 @@ class Names:
     out: str
     up: str | tuple[str, str]  # when gated: (gate, up), or one tensor with the gate's rows first
     down: str
+    moe: MoeNames | None = None
     mlp_norm: str = ""
     attn_post_norm: str = ""
     mlp_post_norm: str = ""

@@ -100,14 +100,78 @@ class Attention:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClampedGlu:
+    """gate * sigmoid(alpha * gate) * (up + 1), the gate at most `limit`, up within -limit .. limit (gpt-oss)."""
+
+    alpha: float
+    limit: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Mlp:
     size: int
-    activation: Activation
+    activation: Activation | ClampedGlu
     gated: bool = True  # down(activation(gate(x)) * up(x)); otherwise down(activation(up(x)))
     bias: bool = False
 
 
-FeedForward = Mlp  # the kinds of a layer's second block
+class Score(Enum):
+    """What a router makes of an expert's logit."""
+
+    SOFTMAX = auto()  # over all experts
+    SIGMOID = auto()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Groups:
+    """Experts stand in `count` groups; only those of the `chosen` best groups can be chosen. A group is as good as the
+    sum of its `best` best experts (DeepSeek V2: 1, V3: 2)."""
+
+    count: int
+    chosen: int
+    best: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopK:
+    """The experts with the best scores, weighted by them.
+
+    A softmax over the chosen logits only is the same as one over all, normalized.
+    """
+
+    score: Score = Score.SOFTMAX
+    normalize: float | None = None  # the chosen scores are divided by their norm of this order (1: their sum)
+    scale: float = 1.0
+    corrected: bool = False  # a stored bias is added to the scores for the choice, not for the weights
+    groups: Groups | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseMixer:
+    """Two experts, each weighted by a softmax over those whose logits are near its own (Liu et al. 2024)."""
+
+    jitter: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputSigmoid:
+    """The best logits; their sigmoid scales what the experts take, not what they give (Llama 4)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moe:
+    """A mixture of experts (Shazeer et al. 2017): each token is computed by `top_k` of them, chosen by a router."""
+
+    num_experts: int
+    top_k: int
+    expert: Mlp
+    routing: TopK | SparseMixer | InputSigmoid
+    router_bias: bool = False
+    shared: Mlp | None = None  # computes every token
+    shared_gate: bool = False  # what it gives is multiplied by the sigmoid of one further logit
+
+
+FeedForward = Mlp | Moe  # the kinds of a layer's second block
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from millrace_worker.models.architectures import falcon, gemma, gpt2, gpt_neox, llama
+from millrace_worker.models.architectures import falcon, gemma, gpt2, gpt_neox, llama, moe
 from millrace_worker.models.architectures.vocabulary import Architecture
 from millrace_worker.models.hf_config import ConfigError, ModelConfig
 from millrace_worker.models.names import Names
@@ -13,6 +13,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "MistralForCausalLM": llama.MISTRAL,
     "Qwen2ForCausalLM": llama.QWEN2,
     "Qwen3ForCausalLM": llama.QWEN3,
+    "MixtralForCausalLM": moe.MIXTRAL,
+    "Qwen2MoeForCausalLM": moe.QWEN2_MOE,
+    "Qwen3MoeForCausalLM": moe.QWEN3_MOE,
     "Gemma2ForCausalLM": gemma.GEMMA2,
     "GPT2LMHeadModel": gpt2.GPT2,
     "GPTNeoXForCausalLM": gpt_neox.GPT_NEOX,

@@ -7,6 +7,7 @@ from millrace_worker.layers.norm import Norm, PassThrough
 from millrace_worker.models import spec as kinds
 from millrace_worker.models.build.attention import build_attention
 from millrace_worker.models.build.mlp import build_mlp
+from millrace_worker.models.build.moe import build_moe
 from millrace_worker.models.build.parts import Parts
 from millrace_worker.models.decoder import Block, DecoderLayer, FeedForward, NormedStreamLayer
 from millrace_worker.workspace import Role
@@ -44,6 +45,8 @@ def build_feed_forward(parts: Parts, at: str, spec: kinds.FeedForward) -> FeedFo
     match spec:
         case kinds.Mlp():
             return build_mlp(parts, at, spec)
+        case kinds.Moe():
+            return build_moe(parts, at, spec)
 
 
 def _pre_norm(parts: Parts, layer: kinds.Layer, path: str) -> Norm:
