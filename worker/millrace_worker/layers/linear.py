@@ -102,7 +102,7 @@ class PackedLinear:
         if epilogue is not None and (epilogue.gated or epilogue.activation not in PACKED_ACTIVATIONS):
             self._finish = finisher(epilogue)
         elif epilogue is not None:
-            self._attribute, self._algorithm = PACKED_ACTIVATIONS[epilogue.activation]
+            self._attribute, self._algorithm = PACKED_ACTIVATIONS[str(epilogue.activation)]
 
     def __call__(self, x: Tensor) -> Tensor:
         y = self._run(x, self._weight, self._bias, self._attribute, [], self._algorithm)
@@ -131,7 +131,7 @@ class NativeLinear:
         dtypes = (_name(weight.dtype), _name(out.dtype))
         values = None if bias is None else bias.float().tolist()
         shape = (weight.shape[0], weight.shape[1])
-        kind = (None, False) if epilogue is None else (epilogue.activation, epilogue.gated)
+        kind = (None, False) if epilogue is None else (str(epilogue.activation), epilogue.gated)
         self._kernel = Kernel(machine, weight.data_ptr(), shape, dtypes, values, kind)
         self._run = self._kernel.apply
         self._dtype, self._inputs, self._out = weight.dtype, weight.shape[1], out
