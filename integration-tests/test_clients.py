@@ -116,6 +116,53 @@ def test_chat(ai: openai.OpenAI) -> None:
     assert answer.usage.completion_tokens <= 9
 
 
+def test_several_choices_with_logprobs(ai: openai.OpenAI) -> None:
+    asked = {"model": "tgi", "messages": MESSAGES, "max_tokens": 9, "seed": 7, "n": 3, "logprobs": True}
+    answer = ai.chat.completions.create(**asked, top_logprobs=2)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    assert len({choice.message.content for choice in answer.choices}) > 1
+    one = ai.chat.completions.create(**asked | {"n": 1})  # pyright: ignore[reportCallIssue, reportArgumentType]
+    assert answer.choices[0].message.content == one.choices[0].message.content
+    assert answer.usage is not None
+    num_tokens = 0
+    for choice in answer.choices:
+        assert choice.logprobs is not None
+        assert choice.logprobs.content is not None
+        num_tokens += len(choice.logprobs.content)
+        assert all(len(entry.top_logprobs) == 2 and entry.logprob <= 0 for entry in choice.logprobs.content)
+        said = b"".join(
+            bytes(entry.bytes or []) for entry in choice.logprobs.content if entry.token not in checkpoints.SPECIAL
+        )
+        assert said.decode(errors="replace") == choice.message.content
+    assert answer.usage.completion_tokens == num_tokens
+
+
+def test_a_prompt_is_scored_by_its_echo(ai: openai.OpenAI) -> None:
+    """As evaluation harnesses do: nothing generated, the logprob of each prompt token; text and ids alike."""
+    ids = checkpoints.tokenizer().encode(PROMPT)
+    by_text, by_ids = (
+        ai.completions.create(model="tgi", prompt=prompt, max_tokens=0, echo=True, logprobs=0).choices[0]
+        for prompt in (PROMPT, ids)
+    )
+    assert by_text.logprobs is not None
+    assert by_ids.logprobs is not None
+    logprobs = by_text.logprobs.token_logprobs
+    assert logprobs is not None
+    assert len(logprobs) == len(ids)
+    assert logprobs[0] is None
+    assert all(logprob is not None and logprob < 0 for logprob in logprobs[1:])
+    assert by_ids.logprobs.token_logprobs == pytest.approx(logprobs)
+    assert by_text.text == PROMPT
+
+
+def test_models_are_found_by_name(ai: openai.OpenAI) -> None:
+    (served,) = ai.models.list().data
+    assert ai.models.retrieve(served.id) == served
+    with pytest.raises(openai.NotFoundError) as error:
+        ai.models.retrieve("gpt-4o")
+    assert error.value.code == "model_not_found"
+
+
 def test_streamed_chat_equals_the_whole(ai: openai.OpenAI) -> None:
     asked = {"model": "tgi", "messages": MESSAGES, "max_tokens": 9, "seed": 7, "temperature": 0.8}
     whole = ai.chat.completions.create(**asked)

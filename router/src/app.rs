@@ -66,13 +66,19 @@ pub async fn run(
     let text = Arc::new(load_text(&config).await?);
     let health = Health::default();
     let stop = CancellationToken::new();
-    let (engine, engine_task) = spawn_engine(&config, &text, &health, &metrics, &stop);
+    let detokenizer = Arc::new(Detokenizer::new(text.tokenizer()));
+    let engine_text = EngineText {
+        detokenizer: Arc::clone(&detokenizer),
+        eos_token_ids: text.eos_token_ids(),
+        model_max_length: text.model_max_length(),
+    };
+    let (engine, engine_task) = spawn_engine(&config, engine_text, &health, &metrics, &stop);
     spawn_upkeep(metrics.clone(), stop.clone());
     spawn_stop(shutdown, health.clone(), stop.clone());
 
     let num_places = config.max_places();
     let places = Arc::new(Semaphore::new(num_places as usize));
-    let context = http::Context { config, health, engine, text, metrics, places: Arc::clone(&places) };
+    let context = http::Context { config, health, engine, text, detokenizer, metrics, places: Arc::clone(&places) };
     let listener = listener.tap_io(|connection| tune(connection, READER_PATIENCE));
     let server = axum::serve(listener, http::router(context)).with_graceful_shutdown(stop.clone().cancelled_owned());
     let server = tokio::spawn(server.into_future());
@@ -147,7 +153,7 @@ async fn load_text(config: &Config) -> Result<TextModel, AppError> {
 /// The engine's task cancels `stop` when it ends, whichever way.
 fn spawn_engine(
     config: &Arc<Config>,
-    text: &TextModel,
+    text: EngineText,
     health: &Health,
     metrics: &Metrics,
     stop: &CancellationToken,
@@ -159,11 +165,7 @@ fn spawn_engine(
         commands,
         health: health.clone(),
         metrics: metrics.clone(),
-        text: EngineText {
-            detokenizer: Arc::new(Detokenizer::new(text.tokenizer())),
-            eos_token_ids: text.eos_token_ids(),
-            model_max_length: text.model_max_length(),
-        },
+        text,
         patience: READER_PATIENCE,
     };
     let (stop_when_over, health) = (stop.clone().drop_guard(), health.clone());

@@ -60,6 +60,14 @@ impl Detokenizer {
         self.special.get(id as usize).copied().unwrap_or(false)
     }
 
+    /// The bytes that a token stands for; of half a character its half, where the tokenizer works by bytes.
+    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+        match &self.decoding {
+            Decoding::Table(table) => table.bytes(id).to_vec(),
+            Decoding::Window(_) => self.token_text(id).into_bytes(),
+        }
+    }
+
     /// The text of one token on its own, special tokens included; U+FFFD for half a character.
     pub fn token_text(&self, id: u32) -> String {
         let mut stream = Stream::after(&[], &self.decoding);

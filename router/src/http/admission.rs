@@ -47,9 +47,14 @@ impl Places {
         }
     }
 
-    /// One of them; `None` when none is left.
-    pub(super) fn split(&mut self) -> Option<Self> {
-        self.0.split(1).map(Self)
+    /// `count` of them; `None` when so many are not left.
+    pub(super) fn split(&mut self, count: usize) -> Option<Self> {
+        self.0.split(count).map(Self)
+    }
+
+    /// Both together.
+    pub(super) fn merge(&mut self, other: Self) {
+        self.0.merge(other.0);
     }
 }
 
@@ -70,6 +75,18 @@ pub(super) fn places(state: &AppState, count: u32) -> Result<Places, ApiError> {
         state.counts.asked();
         state.counts.failed(Failure::Overloaded);
     })
+}
+
+/// The places that a request for `count` generations needs beside its first; `field` asked for them.
+pub(super) fn further_places(state: &AppState, count: usize, field: &'static str) -> Result<Places, ApiError> {
+    let allowed = state.config.max_concurrent_requests;
+    if count > allowed {
+        let problem = format!(
+            "asks for {count} generations, but this server takes at most {allowed} at once (max_concurrent_requests)"
+        );
+        return Err(ApiError::field(field, problem));
+    }
+    places(state, u32::try_from(count - 1).unwrap_or(u32::MAX))
 }
 
 /// Checks a request that has its place.

@@ -10,9 +10,10 @@ use crate::engine::api::{Event, Failed, Finished, Prefilled, Token};
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) prefilled: Prefilled,
-    /// The sequence with the highest mean logprob, then the others in their order.
-    pub(super) best: Sequence,
-    pub(super) others: Vec<Sequence>,
+    /// In their order.
+    pub(super) sequences: Vec<Sequence>,
+    /// Which of them has the highest mean logprob.
+    best: usize,
     pub(super) timing: Timing,
     pub(super) ticket: Ticket,
     pub(super) prompt: String,
@@ -61,21 +62,46 @@ pub(super) async fn collect(admitted: Admitted, keep_tokens: bool) -> Result<Ans
         }
     }
     generation.complete();
-    let mut sequences: Vec<Sequence> = growing.into_iter().filter_map(Growing::done).collect();
-    let best = sequences.remove(index_of_best(&sequences));
-    let timing = ticket.succeeded(&best.finished);
-    Ok(Answer { prefilled, best, others: sequences, timing, ticket, prompt, prompt_ids })
+    let sequences: Vec<Sequence> = growing.into_iter().filter_map(Growing::done).collect();
+    let best = index_of_best(&sequences);
+    let timing = ticket.succeeded(&sequences[best].finished);
+    Ok(Answer { prefilled, sequences, best, timing, ticket, prompt, prompt_ids })
 }
 
 impl Answer {
+    pub(super) fn best(&self) -> &Sequence {
+        &self.sequences[self.best]
+    }
+
+    /// All but the best, in their order.
+    pub(super) fn others(&self) -> impl Iterator<Item = &Sequence> {
+        self.sequences.iter().enumerate().filter(|(index, _)| *index != self.best).map(|(_, sequence)| sequence)
+    }
+
+    /// The `count` best, the best first; all of them in their order if none is left out.
+    pub(super) fn ranked(&self, count: usize) -> Vec<&Sequence> {
+        let mut ranked: Vec<&Sequence> = self.sequences.iter().collect();
+        if count < ranked.len() {
+            ranked.sort_by(|a, b| b.mean_logprob.total_cmp(&a.mean_logprob));
+            ranked.truncate(count);
+        }
+        ranked
+    }
+
     /// What it cost; of several sequences the best one counts.
     pub(super) fn cost(&self) -> Cost {
         Cost {
             characters: self.ticket.characters,
             prompt_tokens: self.ticket.prompt_tokens,
-            generated_tokens: self.best.finished.generated_tokens,
+            generated_tokens: self.best().finished.generated_tokens,
             timing: self.timing,
         }
+    }
+
+    /// As `cost`, with the tokens of every sequence.
+    pub(super) fn cost_of_all(&self) -> Cost {
+        let generated = self.sequences.iter().map(|sequence| sequence.finished.generated_tokens);
+        Cost { generated_tokens: generated.sum(), ..self.cost() }
     }
 }
 

@@ -33,6 +33,8 @@ pub(super) enum ApiError {
     Body { status: StatusCode, kind: &'static str, place: Option<String>, reason: String },
     #[error("the API key is missing or wrong; send it as `Authorization: Bearer <key>`")]
     Unauthorized,
+    #[error("the model `{0}` does not exist; GET /v1/models lists what is served")]
+    UnknownModel(String),
     #[error("there is no route {0}")]
     UnknownRoute(String),
     #[error("the server failed on this request; its log says why under this request id")]
@@ -94,7 +96,7 @@ impl ApiError {
             Self::Failed(Failed::Incomplete) | Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Body { status, .. } => *status,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
-            Self::UnknownRoute(_) => StatusCode::NOT_FOUND,
+            Self::UnknownRoute(_) | Self::UnknownModel(_) => StatusCode::NOT_FOUND,
         }
     }
 
@@ -110,6 +112,7 @@ impl ApiError {
             Self::Failed(Failed::Incomplete) => "incomplete_generation",
             Self::Unauthorized => "unauthorized",
             Self::UnknownRoute(_) => "not_found",
+            Self::UnknownModel(_) => "model_not_found",
             Self::Internal => "internal",
         }
     }
@@ -120,6 +123,7 @@ impl ApiError {
             Self::Field { field, .. } => Some(field),
             Self::Special { field, .. } => Some(field),
             Self::Body { place, .. } => place.as_deref(),
+            Self::UnknownModel(_) => Some("model"),
             _ => None,
         }
     }

@@ -128,15 +128,16 @@ impl Shape {
 
     fn write(self, state: &AppState, answer: &Answer) -> Vec<u8> {
         let prefill = prefill_tokens(state, answer);
-        let generated_text = self.text(&answer.prompt, &answer.best);
+        let best = answer.best();
+        let generated_text = self.text(&answer.prompt, best);
         let details = self.details.then(|| Details {
-            finish_reason: finish_reason(answer.best.finished.reason),
-            generated_tokens: answer.best.finished.generated_tokens,
-            seed: answer.best.finished.seed,
+            finish_reason: finish_reason(best.finished.reason),
+            generated_tokens: best.finished.generated_tokens,
+            seed: best.finished.seed,
             prefill: &prefill,
-            tokens: answer.best.tokens.iter().map(WireToken::from).collect(),
-            best_of_sequences: answer.others.iter().map(|other| self.loser(answer, other, &prefill)).collect(),
-            top_tokens: self.top_tokens(&answer.best),
+            tokens: best.tokens.iter().map(WireToken::from).collect(),
+            best_of_sequences: answer.others().map(|other| self.loser(answer, other, &prefill)).collect(),
+            top_tokens: self.top_tokens(best),
         });
         serde_json::to_vec(&GenerateResponse { generated_text: &generated_text, details })
             .expect("strings, numbers and lists of them are always JSON")
@@ -189,7 +190,7 @@ struct Encoder {
 impl Encode for Encoder {
     fn prefilled(&mut self, _: &Prefilled, _: &mut BytesMut) {}
 
-    fn token(&mut self, token: &Token, end: Option<&Finished>, out: &mut BytesMut) {
+    fn token(&mut self, _: usize, token: &Token, end: Option<&Finished>, out: &mut BytesMut) {
         self.index += 1;
         let full_text = match (end, &self.prompt) {
             (Some(finished), Some(prompt)) => Some(format!("{prompt}{}", finished.generated_text)),

@@ -34,6 +34,7 @@ use futures::FutureExt;
 use tokio::sync::Semaphore;
 
 use crate::config::Config;
+use crate::detokenize::Detokenizer;
 use crate::engine::api::EngineHandle;
 use crate::health::Health;
 use crate::telemetry::Metrics;
@@ -48,6 +49,7 @@ pub struct Context {
     pub health: Health,
     pub engine: EngineHandle,
     pub text: Arc<TextModel>,
+    pub detokenizer: Arc<Detokenizer>,
     pub metrics: Metrics,
     /// One permit per prompt inside the server: `max_places` of the configuration.
     pub places: Arc<Semaphore>,
@@ -69,7 +71,8 @@ pub fn router(context: Context) -> Router {
         .route("/ping", get(ops::health))
         .route("/info", get(ops::info))
         .route("/metrics", get(ops::metrics))
-        .route("/v1/models", get(openai::list));
+        .route("/v1/models", get(openai::list))
+        .route("/v1/models/{*name}", get(openai::one));
     let guard = from_fn_with_state(Arc::clone(&state), gate::guard);
     let routes = Router::new()
         .merge(guarded.route_layer(guard.clone()))

@@ -20,11 +20,11 @@ const KEEP_ALIVE_COMMENT: &[u8] = b":\n\n";
 
 pub(super) const DONE: &[u8] = b"data: [DONE]\n\n";
 
-/// How a route writes the events of one sequence.
+/// How a route writes the events of a request. `sequence` is its place in the group, 0 unless several were asked for.
 pub(super) trait Encode: Send + 'static {
     fn prefilled(&mut self, prefilled: &Prefilled, out: &mut BytesMut);
     /// `end` comes with the sequence's last token.
-    fn token(&mut self, token: &Token, end: Option<&Finished>, out: &mut BytesMut);
+    fn token(&mut self, sequence: usize, token: &Token, end: Option<&Finished>, out: &mut BytesMut);
     fn failed(&mut self, failed: &Failed, out: &mut BytesMut);
 }
 
@@ -39,8 +39,9 @@ pub(super) fn write_event(out: &mut BytesMut, event: &impl Serialize) {
 
 /// The chunks of one generation. Dropped before its end, it cancels the request.
 pub(super) fn chunks(admitted: Admitted, encoder: impl Encode) -> impl Stream<Item = Bytes> + Send + 'static {
-    let Admitted { generation, ticket, .. } = admitted;
-    let state = Running { generation, ticket, encoder, buffer: BytesMut::new(), is_over: false };
+    let Admitted { generation, ticket, num_sequences, .. } = admitted;
+    let state =
+        Running { generation, ticket, encoder, buffer: BytesMut::new(), num_open: num_sequences, is_over: false };
     stream::unfold(state, |mut state| async move {
         while !state.is_over {
             let events = state.generation.next().await;
@@ -58,6 +59,8 @@ struct Running<E> {
     ticket: Ticket,
     encoder: E,
     buffer: BytesMut,
+    /// Sequences that have not ended.
+    num_open: usize,
     is_over: bool,
 }
 
@@ -70,9 +73,9 @@ impl<E: Encode> Running<E> {
         while let Some(event) = events.next() {
             match event {
                 Event::Prefilled(prefilled) => self.encoder.prefilled(&prefilled, &mut self.buffer),
-                Event::Token { token, .. } => {
+                Event::Token { sequence, token } => {
                     let end = events.next_if(|next| matches!(next, Event::Finished { .. }));
-                    self.write_token(&token, end);
+                    self.write_token(sequence, &token, end);
                 }
                 // The engine puts a sequence's end into the mailbox together with its last token.
                 Event::Finished { .. } => self.fail(&Failed::Incomplete),
@@ -81,13 +84,15 @@ impl<E: Encode> Running<E> {
         }
     }
 
-    fn write_token(&mut self, token: &Token, end: Option<Event>) {
-        if let Some(Event::Finished { finished, .. }) = end {
-            self.encoder.token(token, Some(&finished), &mut self.buffer);
+    fn write_token(&mut self, sequence: usize, token: &Token, end: Option<Event>) {
+        let Some(Event::Finished { finished, .. }) = end else {
+            return self.encoder.token(sequence, token, None, &mut self.buffer);
+        };
+        self.encoder.token(sequence, token, Some(&finished), &mut self.buffer);
+        self.num_open -= 1;
+        if self.num_open == 0 {
             self.ticket.succeeded(&finished);
             self.end();
-        } else {
-            self.encoder.token(token, None, &mut self.buffer);
         }
     }
 

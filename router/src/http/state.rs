@@ -11,6 +11,7 @@ use super::Context;
 use super::request_id::RequestId;
 use super::request_metrics::RequestMetrics;
 use crate::config::Config;
+use crate::detokenize::Detokenizer;
 use crate::engine::api::EngineHandle;
 use crate::health::Health;
 use crate::telemetry::Metrics;
@@ -24,6 +25,7 @@ pub(super) struct AppState {
     pub(super) health: Health,
     pub(super) engine: EngineHandle,
     pub(super) text: Arc<TextModel>,
+    pub(super) detokenizer: Arc<Detokenizer>,
     pub(super) metrics: Metrics,
     pub(super) validator: Validator,
     /// One permit per prompt inside the server.
@@ -35,7 +37,7 @@ pub(super) struct AppState {
 
 impl AppState {
     pub(super) fn new(context: Context) -> Self {
-        let Context { config, health, engine, text, metrics, places } = context;
+        let Context { config, health, engine, text, detokenizer, metrics, places } = context;
         let validator = Validator::new(&config, Arc::clone(&text));
         Self {
             places,
@@ -47,6 +49,7 @@ impl AppState {
             health,
             engine,
             text,
+            detokenizer,
             metrics,
             validator,
         }

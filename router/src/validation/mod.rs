@@ -34,10 +34,12 @@ pub struct Ask {
 }
 
 /// Where the prompt's ids come from.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Prompt {
     /// Special tokens written out in the text are parsed: callers format prompts by hand.
     Text(String),
+    /// Ids as they are: nothing is added.
+    Ids(Vec<u32>),
     /// Rendered by the model's template; nothing in a message becomes a control token.
     Chat(Vec<ChatMessage>),
 }
@@ -95,7 +97,7 @@ impl Validator {
                 stop: parameters.stop.unwrap_or_default(),
                 ignore_eos: parameters.ignore_eos,
             },
-            prompt_logprobs: parameters.decoder_input_details == Some(true),
+            prompt_logprobs: parameters.decoder_input_details == Some(true) || parameters.prompt_logprobs,
             received,
             validated: Instant::now(),
         };
@@ -109,6 +111,7 @@ impl Validator {
                 let tokens = text.encode(&prompt).map_err(ChatError::Encode)?;
                 Ok((prompt, tokens))
             }
+            Prompt::Ids(ids) => Ok((text.decode(&ids, false), ids)),
             Prompt::Chat(messages) => text.chat(&messages).map(|prompt| (prompt.text, prompt.ids)),
         };
         let tokenized = self.pool.run(work).await?;

@@ -44,6 +44,14 @@ pub struct Parameters {
     /// Whether to go on after an end-of-sequence token.
     #[serde(skip)]
     pub ignore_eos: bool,
+    #[serde(skip)]
+    pub min_p: Option<f32>,
+    /// Answers wanted; unlike `best_of`, all of them are shown.
+    #[serde(skip)]
+    pub num_choices: Option<usize>,
+    /// As `decoder_input_details`, also when streaming.
+    #[serde(skip)]
+    pub prompt_logprobs: bool,
 }
 
 /// A route family's names for the fields that are called differently elsewhere.
@@ -61,6 +69,9 @@ impl Names {
     pub const COMPLETIONS: Self = Self { prompt: "prompt", max_new_tokens: "max_tokens", shorten: "shorten it" };
     pub const CHAT: Self = Self { prompt: "messages", max_new_tokens: "max_tokens", shorten: "shorten them" };
 }
+
+/// 2^64 divided by the golden ratio: multiples of it lie far apart (Knuth 1973, multiplicative hashing).
+const GOLDEN_RATIO: u64 = 0x9E37_79B9_7F4A_7C15;
 
 /// The operator's bounds.
 #[derive(Clone, Copy, Debug)]
@@ -84,7 +95,7 @@ impl Rules {
             let allowed = self.max_stop_sequences;
             return refuse("stop", format!("has {num_stops} entries, but at most {allowed} are allowed"));
         }
-        if parameters.num_sequences() > 1 && parameters.seed.is_some() {
+        if parameters.best_of.is_some_and(|best_of| best_of > 1) && parameters.seed.is_some() {
             return refuse("seed", "must be left out with `best_of` > 1: each sequence needs its own");
         }
         if parameters.top_n_tokens.is_some_and(|asked| asked > self.max_top_n_tokens) {
@@ -129,6 +140,9 @@ impl Rules {
         if matches!(prompt, Prompt::Text(text) if text.is_empty()) {
             return refuse(names.prompt, "must not be empty; send some text");
         }
+        if matches!(prompt, Prompt::Ids(ids) if ids.is_empty()) {
+            return refuse(names.prompt, "must not be empty; send at least one token id");
+        }
         let allowed = limits.max_input_tokens as usize;
         match parameters.truncate {
             None => Ok(usize::MAX),
@@ -171,6 +185,9 @@ fn check_numbers(parameters: &Parameters) -> Result<(), ValidationError> {
     if not(parameters.typical_p, open_unit) {
         return refuse("typical_p", "must be greater than 0 and less than 1; leave it out to turn it off");
     }
+    if not(parameters.min_p, |value| (0.0..=1.0).contains(&value)) {
+        return refuse("min_p", "must be between 0 and 1; 0 turns it off");
+    }
     if parameters.top_k.is_some_and(|value| value <= 0) {
         return refuse("top_k", "must be greater than 0; leave it out to turn it off");
     }
@@ -184,7 +201,7 @@ fn refuse<T>(field: &'static str, problem: impl Into<String>) -> Result<T, Valid
 impl Parameters {
     /// Sequences for this prompt; 0 counts as 1.
     pub(super) fn num_sequences(&self) -> usize {
-        self.best_of.unwrap_or(1).max(1)
+        self.best_of.unwrap_or(1).max(self.num_choices.unwrap_or(1)).max(1)
     }
 
     /// One per sequence, alike but for their seeds. Any parameter that shapes the distribution turns sampling on.
@@ -197,7 +214,7 @@ impl Parameters {
             top_k: self.top_k.unwrap_or_default().unsigned_abs(),
             top_p: self.top_p.unwrap_or(1.0),
             typical_p: self.typical_p.unwrap_or(1.0),
-            min_p: 0.0,
+            min_p: self.min_p.unwrap_or_default(),
             repetition_penalty: self.repetition_penalty.unwrap_or(1.0).min(f32::MAX),
             frequency_penalty: self.frequency_penalty.unwrap_or_default(),
             presence_penalty: self.presence_penalty.unwrap_or_default(),
@@ -205,13 +222,15 @@ impl Parameters {
             watermark: self.watermark.unwrap_or_default(),
             top_n_tokens: self.top_n_tokens.unwrap_or_default(),
         };
-        let is_shaped = common.top_k > 0 || common.top_p < 1.0 || common.typical_p < 1.0;
+        let is_shaped = common.top_k > 0 || common.top_p < 1.0 || common.typical_p < 1.0 || common.min_p > 0.0;
         let is_heated = self.temperature.is_some_and(|temperature| (temperature - 1.0).abs() > 0.0);
         common.do_sample = self.do_sample.unwrap_or_default() || is_shaped || is_heated;
         let is_seeded = self.seed.is_some() || !common.do_sample;
-        (0..self.num_sequences())
-            .map(|_| {
-                let seed = if is_seeded { common.seed } else { rand::rng().random() };
+        (0..self.num_sequences() as u64)
+            .map(|index| {
+                // The first choice is what the seed alone would give; each further one has a seed of its own.
+                let own = common.seed.wrapping_add(index.wrapping_mul(GOLDEN_RATIO));
+                let seed = if is_seeded { own } else { rand::rng().random() };
                 Arc::new(Sampling { seed, ..common.clone() })
             })
             .collect()

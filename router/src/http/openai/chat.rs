@@ -8,9 +8,10 @@ use axum::response::{IntoResponse, Response};
 
 use super::OpenAiError;
 use super::request::OpenAiRequest;
-use super::response::{AssistantMessage, ChatChoice, Completion, Envelope, SYSTEM_FINGERPRINT, Usage, finish_reason};
-use super::stream::{Form, Streamed};
-use crate::http::admission::{admit, receive};
+use super::response::{AssistantMessage, ChatChoice, Completion, Envelope, SYSTEM_FINGERPRINT, finish_reason, usage};
+use super::stream::Streamed;
+use super::wanted::{Form, Wanted};
+use crate::http::admission::{admit, further_places, receive};
 use crate::http::collect::collect;
 use crate::http::error::ApiError;
 use crate::http::headers;
@@ -22,11 +23,15 @@ pub(in crate::http) async fn chat_completions(
     State(state): State<Arc<AppState>>,
     request: Request,
 ) -> Result<Response, OpenAiError> {
-    let (arrival, place, mut request): (_, _, OpenAiRequest) = receive(&state, request).await?;
+    let (arrival, mut place, mut request): (_, _, OpenAiRequest) = receive(&state, request).await?;
     let streamed = request.stream.unwrap_or_default();
+    let prompt = conversation(&mut request)?;
+    let mut parameters = request.parameters()?;
+    let wanted = Wanted::of(&request, Form::Chat, &mut parameters, &state)?;
+    place.merge(further_places(&state, wanted.num_choices, "n")?);
     let ask = Ask {
-        prompt: conversation(&mut request)?,
-        parameters: request.parameters()?,
+        prompt,
+        parameters,
         stream: streamed,
         names: &Names::CHAT,
         request_id: arrival.request_id,
@@ -36,23 +41,25 @@ pub(in crate::http) async fn chat_completions(
     let admitted = admit(&state, ask, place).await?;
     if streamed {
         let headers = headers::of_stream(&state.compute_type, admitted.ticket.characters);
-        let answer = Streamed { form: Form::Chat, envelope, wants_usage: request.wants_usage() };
-        return Ok(sse::respond(answer.chunks(vec![admitted]), headers));
+        return Ok(sse::respond(Streamed { wanted, envelope }.chunks(vec![admitted]), headers));
     }
-    let answer = collect(admitted, false).await?;
-    let cost = answer.cost();
-    let message = AssistantMessage { role: "assistant", content: &answer.best.shown };
-    let reason = finish_reason(answer.best.finished.reason);
+    let answer = collect(admitted, wanted.logprobs.is_some()).await?;
+    let choices = answer.sequences.iter().enumerate().map(|(index, sequence)| ChatChoice {
+        index,
+        message: AssistantMessage { role: "assistant", content: &sequence.shown },
+        logprobs: wanted.logprobs.as_ref().map(|logprobs| logprobs.chat(&sequence.tokens)),
+        finish_reason: finish_reason(sequence.finished.reason),
+    });
     let completion = Completion {
         id: &envelope.id,
         object: "chat.completion",
         created: envelope.created,
         model: &envelope.model,
         system_fingerprint: SYSTEM_FINGERPRINT,
-        choices: vec![ChatChoice { index: 0, message, logprobs: None, finish_reason: reason }],
-        usage: Usage::from(&cost),
+        choices: choices.collect(),
+        usage: usage(&answer),
     };
-    Ok((headers::of_answer(&state.compute_type, &cost), Json(completion)).into_response())
+    Ok((headers::of_answer(&state.compute_type, &answer.cost_of_all()), Json(completion)).into_response())
 }
 
 fn conversation(request: &mut OpenAiRequest) -> Result<Prompt, ApiError> {

@@ -1,5 +1,6 @@
-//! `POST /v1/completions`: one or several prompts, one choice each.
+//! `POST /v1/completions`: one or several prompts, one or several choices each.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use axum::Json;
@@ -9,15 +10,16 @@ use futures::future::try_join_all;
 
 use super::OpenAiError;
 use super::request::OpenAiRequest;
-use super::response::{Completion, Envelope, SYSTEM_FINGERPRINT, TextChoice, Usage, finish_reason};
-use super::stream::{Form, Streamed};
-use crate::http::admission::{Admitted, Places, accept, places, receive, start};
-use crate::http::collect::{Answer, collect};
+use super::response::{Completion, Envelope, SYSTEM_FINGERPRINT, TextChoice, Usage, finish_reason, usage};
+use super::stream::Streamed;
+use super::wanted::{Form, Wanted};
+use crate::http::admission::{Admitted, Places, accept, further_places, receive, start};
+use crate::http::collect::{Answer, Sequence, collect};
 use crate::http::error::ApiError;
 use crate::http::headers::{self, Cost};
 use crate::http::sse;
 use crate::http::state::{AppState, Arrival};
-use crate::validation::{Ask, Names, Prompt};
+use crate::validation::{Ask, Names, Parameters};
 
 pub(in crate::http) async fn completions(
     State(state): State<Arc<AppState>>,
@@ -25,44 +27,42 @@ pub(in crate::http) async fn completions(
 ) -> Result<Response, OpenAiError> {
     let (arrival, place, mut request): (_, _, OpenAiRequest) = receive(&state, request).await?;
     let streamed = request.stream.unwrap_or_default();
-    let asks = asks(&state, &mut request, &arrival)?;
+    let mut parameters = request.parameters()?;
+    let wanted = Wanted::of(&request, Form::Text, &mut parameters, &state)?;
+    let asks = asks(&state, &mut request, &parameters, &arrival)?;
     let envelope = Envelope::new("cmpl", state.models.resolve(request.model.as_deref()));
     // Nothing runs before every prompt has been accepted: one bad prompt costs no work.
-    let placed = seat(&state, asks, place)?;
+    let placed = seat(&state, asks, wanted.num_choices, place)?;
     let accepted = try_join_all(placed.into_iter().map(|(ask, place)| accept(&state, ask, place))).await?;
     let admitted: Vec<Admitted> = accepted.into_iter().map(|accepted| start(&state, accepted)).collect();
     if streamed {
-        let characters = admitted.iter().map(|choice| choice.ticket.characters).sum();
+        let characters = admitted.iter().map(|prompt| prompt.ticket.characters).sum();
         let headers = headers::of_stream(&state.compute_type, characters);
-        let answer = Streamed { form: Form::Text, envelope, wants_usage: request.wants_usage() };
-        return Ok(sse::respond(answer.chunks(admitted), headers));
+        return Ok(sse::respond(Streamed { wanted, envelope }.chunks(admitted), headers));
     }
-    let answers = try_join_all(admitted.into_iter().map(|choice| collect(choice, false))).await?;
-    Ok(whole(&state, &envelope, &answers))
+    let keep = wanted.logprobs.is_some();
+    let answers = try_join_all(admitted.into_iter().map(|prompt| collect(prompt, keep))).await?;
+    Ok(whole(&state, &envelope, &wanted, &answers))
 }
 
-fn asks(state: &AppState, request: &mut OpenAiRequest, arrival: &Arrival) -> Result<Vec<Ask>, ApiError> {
+fn asks(
+    state: &AppState,
+    request: &mut OpenAiRequest,
+    parameters: &Parameters,
+    arrival: &Arrival,
+) -> Result<Vec<Ask>, ApiError> {
     let prompts = request.prompt.take().ok_or_else(|| ApiError::field("prompt", "is missing; send some text"))?.0;
     let allowed = state.config.max_client_batch_size;
     if prompts.is_empty() {
         return Err(ApiError::field("prompt", "must not be empty; send a string or a list of strings"));
     }
-    let parameters = request.parameters()?;
     if prompts.len() > allowed {
         let problem =
             format!("has {} entries, but at most {allowed} are allowed (max_client_batch_size)", prompts.len());
         return Err(ApiError::Special { kind: "batch size exceeded", field: "prompt", problem });
     }
-    let num_places = state.config.max_concurrent_requests;
-    if prompts.len() > num_places {
-        let problem = format!(
-            "has {} entries, but this server takes at most {num_places} prompts at once (max_concurrent_requests)",
-            prompts.len()
-        );
-        return Err(ApiError::field("prompt", problem));
-    }
     let ask = |prompt| Ask {
-        prompt: Prompt::Text(prompt),
+        prompt,
         parameters: parameters.clone(),
         stream: request.stream.unwrap_or_default(),
         names: &Names::COMPLETIONS,
@@ -72,32 +72,49 @@ fn asks(state: &AppState, request: &mut OpenAiRequest, arrival: &Arrival) -> Res
     Ok(prompts.into_iter().map(ask).collect())
 }
 
-/// A place for every prompt; the first one has been taken already.
-fn seat(state: &AppState, asks: Vec<Ask>, first: Places) -> Result<Vec<(Ask, Places)>, ApiError> {
-    let mut rest = places(state, u32::try_from(asks.len() - 1).unwrap_or(u32::MAX))?;
-    let all = std::iter::once(first).chain(std::iter::from_fn(move || rest.split()));
-    Ok(asks.into_iter().zip(all).collect())
+/// A place for every choice of every prompt; the first one has been taken already.
+fn seat(
+    state: &AppState,
+    asks: Vec<Ask>,
+    num_choices: usize,
+    mut first: Places,
+) -> Result<Vec<(Ask, Places)>, ApiError> {
+    let field = if asks.len() > 1 { "prompt" } else { "n" };
+    first.merge(further_places(state, asks.len().saturating_mul(num_choices), field)?);
+    let shares = std::iter::from_fn(move || first.split(num_choices));
+    Ok(asks.into_iter().zip(shares).collect())
 }
 
-fn whole(state: &AppState, envelope: &Envelope, answers: &[Answer]) -> Response {
-    let mut cost = Cost::default();
+fn whole(state: &AppState, envelope: &Envelope, wanted: &Wanted, answers: &[Answer]) -> Response {
+    let (mut cost, mut total) = (Cost::default(), Usage::default());
+    let mut choices = Vec::new();
     for answer in answers {
-        cost.add(&answer.cost());
+        cost.add(&answer.cost_of_all());
+        total.add(if wanted.is_prompt_only { usage(answer).of_prompt() } else { usage(answer) });
+        for sequence in answer.ranked(wanted.num_choices) {
+            choices.push(choice(choices.len(), wanted, answer, sequence));
+        }
     }
-    let choices = answers.iter().enumerate().map(|(index, answer)| TextChoice {
-        index,
-        text: &answer.best.shown,
-        logprobs: None,
-        finish_reason: finish_reason(answer.best.finished.reason),
-    });
     let completion = Completion {
         id: &envelope.id,
         object: "text_completion",
         created: envelope.created,
         model: &envelope.model,
         system_fingerprint: SYSTEM_FINGERPRINT,
-        choices: choices.collect(),
-        usage: Usage::from(&cost),
+        choices,
+        usage: total,
     };
     (headers::of_answer(&state.compute_type, &cost), Json(completion)).into_response()
+}
+
+fn choice<'a>(index: usize, wanted: &Wanted, answer: &'a Answer, sequence: &'a Sequence) -> TextChoice<'a> {
+    let shown = if wanted.is_prompt_only { "" } else { sequence.shown.as_str() };
+    let text = if wanted.echo { Cow::Owned(format!("{}{shown}", answer.prompt)) } else { Cow::Borrowed(shown) };
+    let logprobs = wanted.logprobs.as_ref().map(|logprobs| {
+        let mut offset = 0;
+        let prompt = logprobs.prompt(&answer.prompt_ids, &answer.prefilled.prompt_logprobs, &mut offset);
+        let tokens = if wanted.is_prompt_only { &[] } else { sequence.tokens.as_slice() };
+        prompt.and(logprobs.text(tokens, &mut offset))
+    });
+    TextChoice { index, text, logprobs, finish_reason: finish_reason(sequence.finished.reason) }
 }

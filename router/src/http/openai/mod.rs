@@ -1,15 +1,18 @@
-//! `OpenAI`'s routes in their plain forms: text in, text out.
+//! `OpenAI`'s routes: text in, text out.
 
 mod chat;
 mod completions;
+mod logprobs;
+mod message;
 mod models;
 mod request;
 mod response;
 mod stream;
+mod wanted;
 
 pub(super) use chat::chat_completions;
 pub(super) use completions::completions;
-pub(super) use models::{ModelNames, list};
+pub(super) use models::{ModelNames, list, one};
 
 use axum::response::{IntoResponse, Response};
 

@@ -4,10 +4,12 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Path, State};
 use serde::Serialize;
 
+use super::OpenAiError;
 use crate::config::Config;
+use crate::http::error::ApiError;
 use crate::http::state::AppState;
 
 /// Unknown names that are remembered as warned about; clients choose names, so there must be an end.
@@ -30,7 +32,7 @@ pub(in crate::http) struct ModelList {
 }
 
 #[derive(Serialize)]
-struct ModelEntry {
+pub(in crate::http) struct ModelEntry {
     id: String,
     object: &'static str,
     created: u64,
@@ -69,7 +71,20 @@ impl ModelNames {
 /// `GET /v1/models`.
 pub(in crate::http) async fn list(State(state): State<Arc<AppState>>) -> Json<ModelList> {
     let names = state.models.served.iter();
-    let entry =
-        |name: &Arc<str>| ModelEntry { id: name.to_string(), object: "model", created: 0, owned_by: name.to_string() };
-    Json(ModelList { object: "list", data: names.map(entry).collect() })
+    Json(ModelList { object: "list", data: names.map(|name| ModelEntry::of(name)).collect() })
+}
+
+/// `GET /v1/models/{name}`; names may hold slashes.
+pub(in crate::http) async fn one(
+    State(state): State<Arc<AppState>>,
+    Path(asked): Path<String>,
+) -> Result<Json<ModelEntry>, OpenAiError> {
+    let served = state.models.served.iter().find(|served| ***served == *asked);
+    Ok(Json(ModelEntry::of(served.ok_or(ApiError::UnknownModel(asked))?)))
+}
+
+impl ModelEntry {
+    fn of(name: &str) -> Self {
+        Self { id: name.to_owned(), object: "model", created: 0, owned_by: name.to_owned() }
+    }
 }

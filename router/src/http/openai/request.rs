@@ -6,19 +6,19 @@
 use std::fmt;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, SeqAccess, Visitor};
+use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde_json::Value;
 
+use super::message::Message;
 use crate::http::error::ApiError;
-use crate::tokenizer::ChatMessage;
-use crate::validation::Parameters;
+use crate::validation::{Parameters, Prompt};
 
 /// Both routes' fields: `prompt` belongs to completions, `messages` to chat.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(expecting = "an object with `prompt` or `messages`")]
 pub(super) struct OpenAiRequest {
     pub(super) model: Option<String>,
-    pub(super) prompt: Option<OneOrMany>,
+    pub(super) prompt: Option<Prompts>,
     pub(super) messages: Option<Vec<Message>>,
     pub(super) stream: Option<bool>,
     pub(super) stream_options: Option<StreamOptions>,
@@ -30,17 +30,24 @@ pub(super) struct OpenAiRequest {
     seed: Option<u64>,
     frequency_penalty: Option<f32>,
     presence_penalty: Option<f32>,
+    pub(super) n: Option<u32>,
+    /// Completions only.
+    pub(super) best_of: Option<u32>,
+    pub(super) echo: Option<bool>,
+    /// Chat: a boolean; completions: a number.
+    pub(super) logprobs: Option<Value>,
+    pub(super) top_logprobs: Option<u32>,
+
+    // Not `OpenAI`'s; other servers take them under these names.
     repetition_penalty: Option<f32>,
-    /// Not `OpenAI`'s; benchmarks of other servers send it.
+    top_k: Option<i32>,
+    min_p: Option<f32>,
+    typical_p: Option<f32>,
     ignore_eos: Option<bool>,
 
     // Features that do not exist yet: only the values that ask for nothing are taken.
-    n: Option<u32>,
-    best_of: Option<u32>,
-    echo: Option<bool>,
     suffix: Option<String>,
-    logprobs: Option<Value>,
-    top_logprobs: Option<u32>,
+    min_tokens: Option<u32>,
     logit_bias: Option<Value>,
     tools: Option<Vec<Value>>,
     tool_choice: Option<Value>,
@@ -63,27 +70,9 @@ pub(super) struct StreamOptions {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct OneOrMany(pub(super) Vec<String>);
 
-#[derive(Clone, Debug, Deserialize)]
-pub(super) struct Message {
-    role: String,
-    content: Option<Content>,
-    name: Option<String>,
-    tool_call_id: Option<String>,
-    tool_calls: Option<Vec<Value>>,
-}
-
-/// A string, or a list of parts.
-#[derive(Clone, Debug)]
-enum Content {
-    Text(String),
-    Parts(Vec<Part>),
-}
-
-#[derive(Clone, Debug, Deserialize)]
-struct Part {
-    r#type: String,
-    text: Option<String>,
-}
+/// One or several prompts, as text or as token ids.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Prompts(pub(super) Vec<Prompt>);
 
 impl OpenAiRequest {
     pub(super) fn wants_usage(&self) -> bool {
@@ -109,6 +98,10 @@ impl OpenAiRequest {
             stop: self.stop.clone().map(|stop| stop.0),
             seed: self.seed,
             repetition_penalty: self.repetition_penalty,
+            // Other servers write "all of them" as 0 or -1.
+            top_k: self.top_k.filter(|top_k| !matches!(top_k, -1 | 0)),
+            min_p: self.min_p,
+            typical_p: self.typical_p.filter(|typical_p| (typical_p - 1.0).abs() >= f32::EPSILON),
             count_penalty: self.frequency_penalty,
             presence_penalty: self.presence_penalty,
             ignore_eos: self.ignore_eos.unwrap_or_default(),
@@ -121,12 +114,8 @@ impl OpenAiRequest {
             let problem = "is not supported; leave it out".to_owned();
             return Err(ApiError::Special { kind: "suffix not supported", field: "suffix", problem });
         }
-        let asks: [(&'static str, bool); 16] = [
-            ("n", self.n.is_some_and(|n| n != 1)),
-            ("best_of", self.best_of.is_some_and(|best_of| best_of > 1)),
-            ("echo", self.echo == Some(true)),
-            ("logprobs", says_something(self.logprobs.as_ref())),
-            ("top_logprobs", self.top_logprobs.is_some_and(|top| top > 0)),
+        let asks: [(&'static str, bool); 12] = [
+            ("min_tokens", self.min_tokens.is_some_and(|min_tokens| min_tokens > 0)),
             ("logit_bias", says_something(self.logit_bias.as_ref())),
             ("tools", self.tools.as_ref().is_some_and(|tools| !tools.is_empty())),
             ("tool_choice", !is_one_of(self.tool_choice.as_ref(), &["none", "auto"])),
@@ -167,41 +156,6 @@ fn is_plain_format(format: Option<&Value>) -> bool {
     format.is_none_or(|format| is_one_of(format.get("type"), &["text"]) && format.get("type").is_some())
 }
 
-impl Message {
-    /// A message as templates see it; `index` is its place, for errors.
-    pub(super) fn into_chat(self, index: usize) -> Result<ChatMessage, ApiError> {
-        if self.tool_calls.is_some_and(|calls| !calls.is_empty()) {
-            let problem = "is not supported by this version of the server; send text only";
-            return Err(ApiError::field(format!("messages[{index}].tool_calls"), problem));
-        }
-        let content = match self.content {
-            Some(Content::Text(text)) => text,
-            Some(Content::Parts(parts)) => joined(parts, index)?,
-            None => {
-                let problem = "is missing; send a string or a list of text parts";
-                return Err(ApiError::field(format!("messages[{index}].content"), problem));
-            }
-        };
-        Ok(ChatMessage { role: self.role, content, name: self.name, tool_call_id: self.tool_call_id })
-    }
-}
-
-/// The text of message `index`, without anything between its parts.
-fn joined(parts: Vec<Part>, index: usize) -> Result<String, ApiError> {
-    let mut whole = String::new();
-    for (place, part) in parts.into_iter().enumerate() {
-        let field = format!("messages[{index}].content[{place}]");
-        match (part.r#type.as_str(), part.text) {
-            ("text", Some(text)) => whole.push_str(&text),
-            ("text", None) => return Err(ApiError::field(field, "has no `text`")),
-            (kind, _) => {
-                return Err(ApiError::field(field, format!("has type {kind}, but this model takes text only")));
-            }
-        }
-    }
-    Ok(whole)
-}
-
 impl<'de> Deserialize<'de> for OneOrMany {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Either;
@@ -209,7 +163,7 @@ impl<'de> Deserialize<'de> for OneOrMany {
             type Value = OneOrMany;
 
             fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str("a string or a list of strings (token ids are not supported)")
+                formatter.write_str("a string or a list of strings")
             }
 
             fn visit_str<E>(self, text: &str) -> Result<OneOrMany, E> {
@@ -228,28 +182,26 @@ impl<'de> Deserialize<'de> for OneOrMany {
     }
 }
 
-impl<'de> Deserialize<'de> for Content {
+impl<'de> Deserialize<'de> for Prompts {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Either;
-        impl<'de> Visitor<'de> for Either {
-            type Value = Content;
-
-            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str("a string or a list of parts")
-            }
-
-            fn visit_str<E>(self, text: &str) -> Result<Content, E> {
-                Ok(Content::Text(text.to_owned()))
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Content, A::Error> {
-                let mut parts = Vec::new();
-                while let Some(part) = items.next_element()? {
-                    parts.push(part);
-                }
-                Ok(Content::Parts(parts))
-            }
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Form {
+            Text(String),
+            Ids(Vec<u32>),
+            Texts(Vec<String>),
+            Lists(Vec<Vec<u32>>),
         }
-        deserializer.deserialize_any(Either)
+        let expected = "a string, a list of strings, a list of token ids, or a list of lists of token ids";
+        Ok(Self(
+            match Form::deserialize(deserializer).map_err(|_| de::Error::custom(format!("expected {expected}")))? {
+                Form::Text(text) => vec![Prompt::Text(text)],
+                // An empty list is a list of no prompts.
+                Form::Ids(ids) if ids.is_empty() => Vec::new(),
+                Form::Ids(ids) => vec![Prompt::Ids(ids)],
+                Form::Texts(texts) => texts.into_iter().map(Prompt::Text).collect(),
+                Form::Lists(lists) => lists.into_iter().map(Prompt::Ids).collect(),
+            },
+        ))
     }
 }

@@ -1,13 +1,15 @@
 //! What `OpenAI`'s clients get: whole answers and the pieces of streamed ones.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::logprobs::{ChatLogprobs, TextLogprobs};
 use crate::engine::api::FinishReason;
-use crate::http::headers::Cost;
+use crate::http::collect::Answer;
 
 /// In every answer: which build of the server gave it.
 pub(super) const SYSTEM_FINGERPRINT: &str = concat!(env!("CARGO_PKG_VERSION"), "-native");
@@ -42,8 +44,8 @@ pub(super) struct Completion<'a, C> {
 #[derive(Debug, Serialize)]
 pub(super) struct TextChoice<'a> {
     pub(super) index: usize,
-    pub(super) text: &'a str,
-    pub(super) logprobs: Option<()>,
+    pub(super) text: Cow<'a, str>,
+    pub(super) logprobs: Option<TextLogprobs>,
     pub(super) finish_reason: &'static str,
 }
 
@@ -51,7 +53,7 @@ pub(super) struct TextChoice<'a> {
 pub(super) struct ChatChoice<'a> {
     pub(super) index: usize,
     pub(super) message: AssistantMessage<'a>,
-    pub(super) logprobs: Option<()>,
+    pub(super) logprobs: Option<ChatLogprobs>,
     pub(super) finish_reason: &'static str,
 }
 
@@ -62,27 +64,45 @@ pub(super) struct AssistantMessage<'a> {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[expect(clippy::struct_field_names, reason = "the keys on the wire")]
 pub(super) struct Usage {
     prompt_tokens: u32,
     completion_tokens: u32,
     total_tokens: u32,
+    prompt_tokens_details: PromptTokensDetails,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+struct PromptTokensDetails {
+    /// Of the prompt's tokens: how many had been computed for somebody before.
+    cached_tokens: u32,
 }
 
 impl Usage {
     pub(super) fn new(prompt_tokens: u32, completion_tokens: u32) -> Self {
-        Self { prompt_tokens, completion_tokens, total_tokens: prompt_tokens + completion_tokens }
+        let total_tokens = prompt_tokens + completion_tokens;
+        Self { prompt_tokens, completion_tokens, total_tokens, prompt_tokens_details: PromptTokensDetails::default() }
+    }
+
+    pub(super) fn with_cached(self, cached_tokens: u32) -> Self {
+        Self { prompt_tokens_details: PromptTokensDetails { cached_tokens }, ..self }
+    }
+
+    /// Where nothing of what was generated is shown.
+    pub(super) fn of_prompt(self) -> Self {
+        Self { completion_tokens: 0, total_tokens: self.prompt_tokens, ..self }
     }
 
     pub(super) fn add(&mut self, other: Self) {
-        *self = Self::new(self.prompt_tokens + other.prompt_tokens, self.completion_tokens + other.completion_tokens);
+        let cached = self.prompt_tokens_details.cached_tokens + other.prompt_tokens_details.cached_tokens;
+        *self = Self::new(self.prompt_tokens + other.prompt_tokens, self.completion_tokens + other.completion_tokens)
+            .with_cached(cached);
     }
 }
 
-impl From<&Cost> for Usage {
-    fn from(cost: &Cost) -> Self {
-        Self::new(cost.prompt_tokens, cost.generated_tokens)
-    }
+/// Of all sequences of one prompt, those that were not shown included.
+pub(super) fn usage(answer: &Answer) -> Usage {
+    let cost = answer.cost_of_all();
+    Usage::new(cost.prompt_tokens, cost.generated_tokens).with_cached(answer.prefilled.cached_tokens)
 }
 
 pub(super) fn finish_reason(reason: FinishReason) -> &'static str {

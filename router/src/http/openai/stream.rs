@@ -8,25 +8,17 @@ use futures::stream::{self, SelectAll, Stream, StreamExt};
 use serde::Serialize;
 
 use super::response::{Envelope, SYSTEM_FINGERPRINT, Usage, finish_reason};
+use super::wanted::{Form, Wanted};
 use crate::engine::api::{Failed, Finished, Prefilled, Token};
 use crate::http::admission::Admitted;
 use crate::http::error::{ApiError, Dialect};
 use crate::http::sse::{self, DONE, Encode};
 
-/// How the two routes differ.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Form {
-    Text,
-    Chat,
-}
-
 /// One streamed answer.
 #[derive(Debug)]
 pub(super) struct Streamed {
-    pub(super) form: Form,
+    pub(super) wanted: Wanted,
     pub(super) envelope: Envelope,
-    /// Whether a chunk with the usage ends it.
-    pub(super) wants_usage: bool,
 }
 
 /// Of all choices together.
@@ -37,31 +29,44 @@ struct Totals {
 }
 
 impl Streamed {
-    /// The chunks of all choices as they come, then what ends the answer.
-    pub(super) fn chunks(self, choices: Vec<Admitted>) -> impl Stream<Item = Bytes> + Send + 'static {
+    /// The chunks of all choices as they come, then what ends the answer. One of `prompts` has as many choices as were
+    /// asked for.
+    pub(super) fn chunks(self, prompts: Vec<Admitted>) -> impl Stream<Item = Bytes> + Send + 'static {
         let totals = Arc::new(Mutex::new(Totals::default()));
         let mut all = SelectAll::new();
-        for (index, admitted) in choices.into_iter().enumerate() {
-            let encoder = self.encoder(index, admitted.ticket.prompt_tokens, Arc::clone(&totals));
+        for (index, mut admitted) in prompts.into_iter().enumerate() {
+            let encoder = self.encoder(index, &mut admitted, Arc::clone(&totals));
             all.push(Box::pin(sse::chunks(admitted, encoder)));
         }
         all.chain(stream::once(async move { self.ending(&totals) }))
     }
 
-    fn encoder(&self, index: usize, prompt_tokens: u32, totals: Arc<Mutex<Totals>>) -> ChoiceEncoder {
-        let mut head = self.head();
-        head.extend_from_slice(format!("[{{\"index\":{index},").as_bytes());
-        let tail = match (self.form, self.wants_usage) {
+    fn encoder(&self, prompt: usize, admitted: &mut Admitted, totals: Arc<Mutex<Totals>>) -> PromptEncoder {
+        let first = prompt * self.wanted.num_choices;
+        let tail = match (self.wanted.form, self.wanted.usage) {
             (Form::Text, false) => "}]}\n\n",
             (Form::Text, true) | (Form::Chat, _) => "}],\"usage\":null}\n\n",
         };
-        ChoiceEncoder { form: self.form, head, tail, prompt_tokens, totals, has_begun: false }
+        let choices = (first..first + self.wanted.num_choices).map(|index| {
+            let mut head = self.head();
+            head.extend_from_slice(format!("[{{\"index\":{index},").as_bytes());
+            Choice { head, has_begun: false, unsaid: Vec::new(), offset: 0 }
+        });
+        PromptEncoder {
+            choices: choices.collect(),
+            wanted: self.wanted.clone(),
+            tail,
+            prompt: if self.wanted.echo { std::mem::take(&mut admitted.prompt) } else { String::new() },
+            prompt_ids: std::mem::take(&mut admitted.prompt_ids),
+            prompt_tokens: admitted.ticket.prompt_tokens,
+            totals,
+        }
     }
 
     /// A chunk up to its choices.
     fn head(&self) -> Vec<u8> {
         let Envelope { id, created, model } = &self.envelope;
-        let object = match self.form {
+        let object = match self.wanted.form {
             Form::Text => "text_completion",
             Form::Chat => "chat.completion.chunk",
         };
@@ -76,7 +81,7 @@ impl Streamed {
     fn ending(&self, totals: &Mutex<Totals>) -> Bytes {
         let totals = totals.lock().unwrap_or_else(PoisonError::into_inner);
         let mut out = BytesMut::new();
-        if self.wants_usage && !totals.has_failed {
+        if self.wanted.usage && !totals.has_failed {
             out.put_slice(&self.head());
             out.put_slice(b"[],\"usage\":");
             write_json(&mut out, &totals.usage);
@@ -87,75 +92,133 @@ impl Streamed {
     }
 }
 
-/// The stream of one choice.
+/// The stream of one prompt's choices.
 #[derive(Debug)]
-struct ChoiceEncoder {
-    form: Form,
-    /// A chunk up to what is new in it.
-    head: Vec<u8>,
+struct PromptEncoder {
+    choices: Vec<Choice>,
+    wanted: Wanted,
     /// A chunk from behind its finish reason.
     tail: &'static str,
+    /// Empty unless it is to be repeated.
+    prompt: String,
+    /// Empty unless its logprobs are wanted.
+    prompt_ids: Vec<u32>,
     prompt_tokens: u32,
     totals: Arc<Mutex<Totals>>,
-    has_begun: bool,
 }
 
-impl ChoiceEncoder {
-    /// A conversation's first chunk says who speaks.
-    fn begin(&mut self, out: &mut BytesMut) {
-        if self.form == Form::Chat && !self.has_begun {
-            self.write(
-                out,
-                "\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null,\"finish_reason\":null",
-            );
+#[derive(Debug)]
+struct Choice {
+    /// A chunk up to what is new in it.
+    head: Vec<u8>,
+    has_begun: bool,
+    /// Tokens whose logprobs no chunk has carried yet: their text may be held back.
+    unsaid: Vec<Token>,
+    /// Characters of the tokens so far.
+    offset: usize,
+}
+
+impl PromptEncoder {
+    /// A conversation's first chunk says who speaks; a completion that echoes begins with the prompt.
+    fn begin(&mut self, index: usize, prompt_logprobs: &[Option<f32>], out: &mut BytesMut) {
+        if std::mem::replace(&mut self.choices[index].has_begun, true) {
+            return;
         }
-        self.has_begun = true;
+        if self.wanted.form == Form::Chat {
+            let news = "\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null,\"finish_reason\":null";
+            self.write(index, news, out);
+        }
+        if self.wanted.echo {
+            let columns =
+                self.wanted.logprobs.as_ref().map(|logprobs| {
+                    logprobs.prompt(&self.prompt_ids, prompt_logprobs, &mut self.choices[index].offset)
+                });
+            out.put_slice(&self.choices[index].head);
+            out.put_slice(b"\"text\":");
+            write_json(out, &self.prompt);
+            out.put_slice(b",\"logprobs\":");
+            write_json(out, &columns);
+            out.put_slice(b",\"finish_reason\":null");
+            out.put_slice(self.tail.as_bytes());
+        }
     }
 
-    fn write(&self, out: &mut BytesMut, news: &str) {
-        out.put_slice(&self.head);
+    fn write(&self, index: usize, news: &str, out: &mut BytesMut) {
+        out.put_slice(&self.choices[index].head);
         out.put_slice(news.as_bytes());
         out.put_slice(self.tail.as_bytes());
     }
 
-    fn write_text(&self, out: &mut BytesMut, text: &str) {
+    fn write_text(&mut self, index: usize, text: &str, out: &mut BytesMut) {
         if text.is_empty() {
             return;
         }
-        let (before, after): (&[u8], &[u8]) = match self.form {
-            Form::Text => (b"\"text\":", b",\"logprobs\":null,\"finish_reason\":null"),
-            Form::Chat => (b"\"delta\":{\"content\":", b"},\"logprobs\":null,\"finish_reason\":null"),
+        let (before, after): (&[u8], &[u8]) = match self.wanted.form {
+            Form::Text => (b"\"text\":", b",\"logprobs\":"),
+            Form::Chat => (b"\"delta\":{\"content\":", b"},\"logprobs\":"),
         };
-        out.put_slice(&self.head);
+        out.put_slice(&self.choices[index].head);
         out.put_slice(before);
         write_json(out, text);
         out.put_slice(after);
+        self.write_logprobs(index, out);
+        out.put_slice(b",\"finish_reason\":null");
         out.put_slice(self.tail.as_bytes());
     }
 
-    fn finish(&self, finished: &Finished, out: &mut BytesMut) {
-        self.write_text(out, &finished.delta);
-        let nothing = match self.form {
-            Form::Text => "\"text\":\"\"",
-            Form::Chat => "\"delta\":{}",
+    /// Those of all tokens since the last chunk.
+    fn write_logprobs(&mut self, index: usize, out: &mut BytesMut) {
+        let choice = &mut self.choices[index];
+        let Some(logprobs) = self.wanted.logprobs.as_ref().filter(|_| !choice.unsaid.is_empty()) else {
+            return out.put_slice(b"null");
         };
+        match self.wanted.form {
+            Form::Chat => write_json(out, &logprobs.chat(&choice.unsaid)),
+            Form::Text => write_json(out, &logprobs.text(&choice.unsaid, &mut choice.offset)),
+        }
+        choice.unsaid.clear();
+    }
+
+    fn finish(&mut self, index: usize, finished: &Finished, out: &mut BytesMut) {
+        let mut generated_tokens = finished.generated_tokens;
+        if self.wanted.is_prompt_only {
+            generated_tokens = 0;
+        } else {
+            self.write_text(index, &finished.delta, out);
+        }
+        out.put_slice(&self.choices[index].head);
+        out.put_slice(match self.wanted.form {
+            Form::Text => b"\"text\":\"\"",
+            Form::Chat => b"\"delta\":{}",
+        });
+        out.put_slice(b",\"logprobs\":");
+        self.write_logprobs(index, out);
         let reason = finish_reason(finished.reason);
-        self.write(out, &format!("{nothing},\"logprobs\":null,\"finish_reason\":\"{reason}\""));
+        out.put_slice(format!(",\"finish_reason\":\"{reason}\"{}", self.tail).as_bytes());
         let mut totals = self.totals.lock().unwrap_or_else(PoisonError::into_inner);
-        totals.usage.add(Usage::new(self.prompt_tokens, finished.generated_tokens));
+        totals.usage.add(Usage::new(0, generated_tokens));
     }
 }
 
-impl Encode for ChoiceEncoder {
-    fn prefilled(&mut self, _: &Prefilled, out: &mut BytesMut) {
-        self.begin(out);
+impl Encode for PromptEncoder {
+    fn prefilled(&mut self, prefilled: &Prefilled, out: &mut BytesMut) {
+        for index in 0..self.choices.len() {
+            self.begin(index, &prefilled.prompt_logprobs, out);
+        }
+        let mut totals = self.totals.lock().unwrap_or_else(PoisonError::into_inner);
+        totals.usage.add(Usage::new(self.prompt_tokens, 0).with_cached(prefilled.cached_tokens));
     }
 
-    fn token(&mut self, token: &Token, end: Option<&Finished>, out: &mut BytesMut) {
-        self.begin(out);
-        self.write_text(out, &token.delta);
+    fn token(&mut self, sequence: usize, token: &Token, end: Option<&Finished>, out: &mut BytesMut) {
+        self.begin(sequence, &[], out);
+        if !self.wanted.is_prompt_only {
+            if self.wanted.logprobs.is_some() {
+                self.choices[sequence].unsaid.push(token.clone());
+            }
+            self.write_text(sequence, &token.delta, out);
+        }
         if let Some(finished) = end {
-            self.finish(finished, out);
+            self.finish(sequence, finished, out);
         }
     }
 

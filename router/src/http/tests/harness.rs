@@ -12,6 +12,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tower::ServiceExt;
 
 use crate::config::Config;
+use crate::detokenize::Detokenizer;
 use crate::engine::api::{
     Command, EngineHandle, Event, FinishReason, Finished, Mailbox, Prefilled, Times, Token, TopToken,
 };
@@ -39,6 +40,10 @@ pub(super) struct Answer {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
     pub(super) body: String,
+}
+
+pub(super) fn detokenizer() -> Detokenizer {
+    Detokenizer::new(fixture::text_model().tokenizer())
 }
 
 pub(super) const LIMITS: Limits =
@@ -77,6 +82,7 @@ impl Server {
             config: Arc::new(config),
             health: health.clone(),
             engine,
+            detokenizer: Arc::new(detokenizer()),
             text: Arc::new(text),
             metrics: metrics.clone(),
         };

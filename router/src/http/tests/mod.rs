@@ -4,6 +4,7 @@ mod answers;
 mod deviations;
 mod harness;
 mod openai;
+mod openai_choices;
 mod operators;
 mod refusals;
 mod streams;

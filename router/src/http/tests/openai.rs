@@ -43,7 +43,7 @@ async fn a_chat_answer_has_openais_shape() {
                 "logprobs": null,
                 "finish_reason": "length",
             }],
-            "usage": { "prompt_tokens": 6, "completion_tokens": 2, "total_tokens": 8 },
+            "usage": { "prompt_tokens": 6, "completion_tokens": 2, "total_tokens": 8, "prompt_tokens_details": { "cached_tokens": 0 } },
         })
     );
     assert_eq!(answer.header("x-compute-characters"), Some("33"));
@@ -86,14 +86,14 @@ async fn usage_ends_a_stream_that_asked_for_it() {
     let events = server.post("/v1/chat/completions", chat(options)).await.events();
     let [.., usage, done] = events.as_slice() else { panic!("too few events") };
     assert_eq!(done, "[DONE]");
-    let tokens = json!({ "prompt_tokens": 6, "completion_tokens": 2, "total_tokens": 8 });
+    let tokens = json!({ "prompt_tokens": 6, "completion_tokens": 2, "total_tokens": 8, "prompt_tokens_details": { "cached_tokens": 0 } });
     assert_eq!((&usage["choices"], &usage["usage"]), (&json!([]), &tokens));
 
     let body = json!({ "prompt": ["a", "bc"], "max_tokens": 2, "stream": true,
                        "stream_options": { "include_usage": true } });
     let events = server.post("/v1/completions", body).await.events();
     let usage = &events[events.len() - 2];
-    let tokens = json!({ "prompt_tokens": 5, "completion_tokens": 4, "total_tokens": 9 });
+    let tokens = json!({ "prompt_tokens": 5, "completion_tokens": 4, "total_tokens": 9, "prompt_tokens_details": { "cached_tokens": 0 } });
     assert_eq!((&usage["choices"], &usage["usage"]), (&json!([]), &tokens));
 }
 
@@ -122,7 +122,7 @@ async fn a_completion_has_openais_shape_and_choices_in_the_order_of_prompts() {
                 { "index": 0, "text": "[2][2]", "logprobs": null, "finish_reason": "length" },
                 { "index": 1, "text": "[8][8]", "logprobs": null, "finish_reason": "length" },
             ],
-            "usage": { "prompt_tokens": 10, "completion_tokens": 4, "total_tokens": 14 },
+            "usage": { "prompt_tokens": 10, "completion_tokens": 4, "total_tokens": 14, "prompt_tokens_details": { "cached_tokens": 0 } },
         })
     );
     assert_eq!(answer.header("x-compute-characters"), Some("8"));
@@ -313,6 +313,9 @@ async fn model_names_mean_what_they_say_and_unknown_ones_are_echoed() {
     let list = server.get("/v1/models").await.json();
     let entry = |id: &str| json!({ "id": id, "object": "model", "created": 0, "owned_by": id });
     assert_eq!(list, json!({ "object": "list", "data": [entry("test/model"), entry("alias")] }));
+    assert_eq!(server.get("/v1/models/test/model").await.json(), entry("test/model"));
+    let unknown = server.get("/v1/models/gpt-4o").await;
+    assert_eq!((unknown.status, &unknown.json()["error"]["code"]), (StatusCode::NOT_FOUND, &json!("model_not_found")));
 }
 
 #[tokio::test]

@@ -54,6 +54,7 @@ async fn before_the_first_worker_requests_are_refused_with_a_time_to_retry() {
         config: crate::config::Config::read(arguments, |_| None).unwrap().into(),
         health: Health::default(),
         engine,
+        detokenizer: super::harness::detokenizer().into(),
         text: crate::tokenizer::fixture::text_model().into(),
         metrics: metrics.clone(),
         places: tokio::sync::Semaphore::new(1).into(),

@@ -108,6 +108,7 @@ async fn an_engine_that_is_gone_ends_the_stream_with_an_error() {
         config: crate::config::Config::read(["millrace-router", "--model-id", "m"], |_| None).unwrap().into(),
         health: server.health.clone(),
         engine,
+        detokenizer: super::harness::detokenizer().into(),
         text: crate::tokenizer::fixture::text_model().into(),
         metrics: server.metrics.clone(),
     };

@@ -1,0 +1,129 @@
+//! `OpenAI`'s two ways of writing logprobs down: entries with bytes for chat, columns with offsets for completions.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::detokenize::Detokenizer;
+use crate::engine::api::{Token, TopToken};
+
+/// What `OpenAI` writes for minus infinity, which JSON has no number for.
+const IMPOSSIBLE: f32 = -9999.0;
+
+/// What was asked for, and the bytes behind each id.
+#[derive(Clone, Debug)]
+pub(super) struct Logprobs {
+    /// Most likely tokens to list at each position.
+    pub(super) num_top: usize,
+    pub(super) detokenizer: Arc<Detokenizer>,
+}
+
+#[derive(Debug, Default, Serialize)]
+pub(super) struct ChatLogprobs {
+    content: Vec<ChatLogprob>,
+    refusal: Option<()>,
+}
+
+#[derive(Debug, Serialize)]
+struct ChatLogprob {
+    #[serde(flatten)]
+    token: OneLogprob,
+    top_logprobs: Vec<OneLogprob>,
+}
+
+#[derive(Debug, Serialize)]
+struct OneLogprob {
+    token: String,
+    logprob: f32,
+    bytes: Vec<u8>,
+}
+
+/// Columns of equal length.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct TextLogprobs {
+    tokens: Vec<String>,
+    /// The first token of a prompt has none.
+    token_logprobs: Vec<Option<f32>>,
+    /// Absent where only the tokens' own were asked for. Prompt tokens have none.
+    top_logprobs: Option<Vec<Option<Map<String, Value>>>>,
+    /// Where each token starts, in characters of the choice's text.
+    text_offset: Vec<usize>,
+}
+
+impl Logprobs {
+    pub(super) fn chat<'a>(&self, tokens: impl IntoIterator<Item = &'a Token>) -> ChatLogprobs {
+        let content = tokens.into_iter().map(|token| ChatLogprob {
+            token: self.one(token.id, token.logprob),
+            top_logprobs: self.top(token).map(|top| self.one(top.id, top.logprob)).collect(),
+        });
+        ChatLogprobs { content: content.collect(), refusal: None }
+    }
+
+    /// Columns of generated tokens, the first of which starts at character `offset`; that moves behind the last.
+    pub(super) fn text<'a>(&self, tokens: impl IntoIterator<Item = &'a Token>, offset: &mut usize) -> TextLogprobs {
+        let mut columns = self.columns();
+        for token in tokens {
+            let text = self.token_text(token.id);
+            let top = self.top(token).map(|top| (self.token_text(top.id), finite(top.logprob).into()));
+            let top: Map<String, Value> = top.chain([(text.clone(), finite(token.logprob).into())]).collect();
+            columns.push(text, Some(finite(token.logprob)), Some(top), offset);
+        }
+        columns
+    }
+
+    /// Columns of a prompt's tokens.
+    pub(super) fn prompt(&self, ids: &[u32], logprobs: &[Option<f32>], offset: &mut usize) -> TextLogprobs {
+        let mut columns = self.columns();
+        for (index, id) in ids.iter().enumerate() {
+            let logprob = logprobs.get(index).copied().flatten().map(finite);
+            columns.push(self.token_text(*id), logprob, None, offset);
+        }
+        columns
+    }
+
+    fn columns(&self) -> TextLogprobs {
+        TextLogprobs { top_logprobs: (self.num_top > 0).then(Vec::new), ..TextLogprobs::default() }
+    }
+
+    /// Ties can make a row longer than asked.
+    fn top<'a>(&self, token: &'a Token) -> impl Iterator<Item = &'a TopToken> + use<'a> {
+        token.top_tokens.iter().take(self.num_top)
+    }
+
+    fn one(&self, id: u32, logprob: f32) -> OneLogprob {
+        let bytes = self.detokenizer.token_bytes(id);
+        OneLogprob { token: String::from_utf8_lossy(&bytes).into_owned(), logprob: finite(logprob), bytes }
+    }
+
+    fn token_text(&self, id: u32) -> String {
+        String::from_utf8_lossy(&self.detokenizer.token_bytes(id)).into_owned()
+    }
+}
+
+impl TextLogprobs {
+    fn push(&mut self, text: String, logprob: Option<f32>, top: Option<Map<String, Value>>, offset: &mut usize) {
+        self.text_offset.push(*offset);
+        *offset += text.chars().count();
+        self.tokens.push(text);
+        self.token_logprobs.push(logprob);
+        if let Some(rows) = &mut self.top_logprobs {
+            rows.push(top);
+        }
+    }
+
+    /// The columns of both, one after the other.
+    pub(super) fn and(mut self, more: Self) -> Self {
+        self.tokens.extend(more.tokens);
+        self.token_logprobs.extend(more.token_logprobs);
+        self.text_offset.extend(more.text_offset);
+        if let (Some(rows), Some(further)) = (&mut self.top_logprobs, more.top_logprobs) {
+            rows.extend(further);
+        }
+        self
+    }
+}
+
+fn finite(logprob: f32) -> f32 {
+    if logprob.is_finite() { logprob } else { IMPOSSIBLE }
+}

@@ -1,0 +1,244 @@
+//! Several choices, logprobs, the prompt itself: what an answer shows beside one text.
+
+use axum::http::StatusCode;
+use serde_json::{Value, json};
+
+use super::harness::{LIMITS, Server, finished};
+use crate::engine::api::{Event, FinishReason, Prefilled, Token, TopToken};
+use crate::request::ValidRequest;
+use crate::tokenizer::fixture;
+
+const CHAT: &str = "/v1/chat/completions";
+const COMPLETIONS: &str = "/v1/completions";
+
+fn of(path: &str, fields: &Value) -> Value {
+    let mut body = if path == CHAT {
+        json!({ "messages": [{ "role": "user", "content": "Hi" }], "max_tokens": 3 })
+    } else {
+        json!({ "prompt": "Hi", "max_tokens": 3 })
+    };
+    body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    body
+}
+
+/// The two bytes of "é" and a "!", the text of each byte as it completes; the stop-string search holds the last one
+/// back until the end. Every sequence says it, one logprob point worse than the one before.
+fn speak(request: &ValidRequest) -> Vec<Vec<Event>> {
+    let prompt_logprobs = if request.prompt_logprobs {
+        std::iter::once(None).chain((1..request.prompt.len()).map(|at| Some(-(at as f32)))).collect()
+    } else {
+        Vec::new()
+    };
+    let model = fixture::text_model();
+    let encoded = model.tokenizer().encode_fast("é!", false).unwrap();
+    let said: Vec<(u32, &str)> = encoded.get_ids().iter().copied().zip(["", "é", ""]).collect();
+    let length = said.len().min(request.stopping.max_new_tokens as usize);
+    let mut batches = vec![vec![Event::Prefilled(Prefilled { cached_tokens: 2, prompt_logprobs })]];
+    for (at, (id, delta)) in said.into_iter().take(length).enumerate() {
+        let mut batch = Vec::new();
+        for (sequence, sampling) in request.sampling.iter().enumerate() {
+            let top = |rank: u8| TopToken {
+                id: fixture::byte(b'a' + rank),
+                text: String::new(),
+                logprob: -0.5,
+                special: false,
+            };
+            // A tie: one more than asked.
+            let top_tokens = if sampling.top_n_tokens > 0 {
+                (0..=sampling.top_n_tokens as u8).map(top).collect()
+            } else {
+                Vec::new()
+            };
+            let logprob = if at == 2 { f32::NEG_INFINITY } else { -1.0 - sequence as f32 };
+            let token = Token { id, text: delta.into(), delta: delta.into(), logprob, special: false, top_tokens };
+            batch.push(Event::Token { sequence, token });
+            if at + 1 == length {
+                let end = finished(at as u32 + 1, FinishReason::Length, None);
+                let finished = crate::engine::api::Finished { delta: "!".repeat(usize::from(at == 2)), ..end };
+                batch.push(Event::Finished { sequence, finished });
+            }
+        }
+        batches.push(batch);
+    }
+    batches
+}
+
+/// The choices of a streamed answer as a whole answer would have them, and its chunks.
+async fn streamed(server: &Server, path: &str, fields: &Value) -> (Vec<Value>, Vec<Value>) {
+    let mut body = of(path, fields);
+    body["stream"] = json!(true);
+    body["stream_options"] = json!({ "include_usage": true });
+    let mut events = server.post(path, body).await.events();
+    assert_eq!(events.pop(), Some(json!("[DONE]")));
+    let mut choices: Vec<Value> = Vec::new();
+    for chunk in &events {
+        for new in chunk["choices"].as_array().unwrap() {
+            let index = new["index"].as_u64().unwrap() as usize;
+            while choices.len() <= index {
+                choices.push(json!({ "text": "", "logprobs": {}, "finish_reason": null }));
+            }
+            let whole = &mut choices[index];
+            assert!(whole["finish_reason"].is_null(), "nothing comes after the end");
+            let text = new["text"].as_str().or(new["delta"]["content"].as_str()).unwrap_or_default();
+            whole["text"] = json!(format!("{}{text}", whole["text"].as_str().unwrap()));
+            whole["finish_reason"] = new["finish_reason"].clone();
+            for (column, values) in new["logprobs"].as_object().into_iter().flatten() {
+                let Some(values) = values.as_array() else { continue };
+                let all = &mut whole["logprobs"][column];
+                let joined = all.as_array().into_iter().flatten().chain(values).cloned().collect::<Vec<_>>();
+                *all = json!(joined);
+            }
+        }
+    }
+    (choices, events)
+}
+
+#[tokio::test]
+async fn streamed_choices_are_what_whole_ones_are() {
+    let server = Server::playing(speak);
+    for (path, fields) in [
+        (CHAT, json!({})),
+        (CHAT, json!({ "n": 3 })),
+        (CHAT, json!({ "logprobs": true, "top_logprobs": 2, "n": 2 })),
+        (CHAT, json!({ "logprobs": true })),
+        (COMPLETIONS, json!({ "n": 2, "prompt": ["Hi", "a"] })),
+        (COMPLETIONS, json!({ "logprobs": 2, "echo": true, "n": 2 })),
+        (COMPLETIONS, json!({ "logprobs": 0, "echo": true, "max_tokens": 0 })),
+        (COMPLETIONS, json!({ "logprobs": 1 })),
+        (COMPLETIONS, json!({ "echo": true })),
+        (COMPLETIONS, json!({ "prompt": [[10, 11], [12]] })),
+    ] {
+        let whole = server.post(path, of(path, &fields)).await;
+        assert_eq!(whole.status, StatusCode::OK, "{}", whole.body);
+        let whole = whole.json();
+        let (choices, chunks) = streamed(&server, path, &fields).await;
+        assert_eq!(whole["usage"], chunks.last().unwrap()["usage"], "{fields}");
+        assert_eq!(whole["choices"].as_array().unwrap().len(), choices.len(), "{fields}");
+        for (index, (whole, streamed)) in whole["choices"].as_array().unwrap().iter().zip(&choices).enumerate() {
+            let text = if path == CHAT { &whole["message"]["content"] } else { &whole["text"] };
+            assert_eq!((&whole["index"], text), (&json!(index), &streamed["text"]), "{fields}");
+            assert_eq!(whole["finish_reason"], streamed["finish_reason"], "{fields}");
+            for (column, values) in whole["logprobs"].as_object().into_iter().flatten() {
+                let is_absent = values.is_null() || values == &json!([]);
+                assert!(is_absent || values == &streamed["logprobs"][column], "{fields}: {column}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn chat_logprobs_have_bytes_and_as_many_top_tokens_as_asked() {
+    let server = Server::playing(speak);
+    let body = of(CHAT, &json!({ "logprobs": true, "top_logprobs": 1 }));
+    let answer = server.post(CHAT, body).await.json();
+    let top = json!([{ "token": "a", "logprob": -0.5, "bytes": [97] }]);
+    let half = |byte: u8| json!({ "token": "\u{FFFD}", "logprob": -1.0, "bytes": [byte], "top_logprobs": top });
+    let last = json!({ "token": "!", "logprob": -9999.0, "bytes": [33], "top_logprobs": top });
+    let content = json!([half(0xC3), half(0xA9), last]);
+    assert_eq!(answer["choices"][0]["logprobs"], json!({ "content": content, "refusal": null }));
+    assert_eq!(answer["choices"][0]["message"]["content"], "é!");
+    assert_eq!(answer["usage"]["prompt_tokens_details"], json!({ "cached_tokens": 2 }));
+    // Without `logprobs`, their number asks for nothing.
+    let answer = server.post(CHAT, of(CHAT, &json!({ "top_logprobs": 1 }))).await.json();
+    assert_eq!(answer["choices"][0]["logprobs"], Value::Null);
+}
+
+#[tokio::test]
+async fn completions_echo_the_prompt_with_its_logprobs() {
+    let server = Server::playing(speak);
+    let answer = server.post(COMPLETIONS, of(COMPLETIONS, &json!({ "echo": true, "logprobs": 1 }))).await.json();
+    let choice = &answer["choices"][0];
+    assert_eq!(choice["text"], "Hié!");
+    let logprobs = &choice["logprobs"];
+    assert_eq!(logprobs["tokens"], json!(["<s>", "H", "i", "\u{FFFD}", "\u{FFFD}", "!"]));
+    assert_eq!(logprobs["token_logprobs"], json!([null, -1.0, -2.0, -1.0, -1.0, -9999.0]));
+    assert_eq!(logprobs["top_logprobs"][1], Value::Null);
+    assert_eq!(logprobs["top_logprobs"][5], json!({ "a": -0.5, "!": -9999.0 }));
+    assert_eq!(logprobs["text_offset"], json!([0, 3, 4, 5, 6, 7]));
+
+    let body = of(COMPLETIONS, &json!({ "echo": true, "logprobs": 0, "max_tokens": 0 }));
+    let answer = server.post(COMPLETIONS, body).await.json();
+    assert_eq!(answer["choices"][0]["text"], "Hi");
+    assert_eq!(answer["choices"][0]["logprobs"]["tokens"], json!(["<s>", "H", "i"]));
+    assert_eq!(answer["choices"][0]["logprobs"]["top_logprobs"], Value::Null);
+    assert_eq!(answer["usage"]["completion_tokens"], 0);
+}
+
+#[tokio::test]
+async fn the_best_choices_come_first_when_more_were_made_than_are_shown() {
+    let server = Server::with(&["--max-best-of", "4"], &[], speak);
+    let answer = server.post(COMPLETIONS, of(COMPLETIONS, &json!({ "n": 2, "best_of": 4, "max_tokens": 2 }))).await;
+    let answer = answer.json();
+    assert_eq!(server.last_request().sampling.len(), 4);
+    assert_eq!(answer["choices"].as_array().unwrap().len(), 2);
+    assert_eq!(answer["usage"]["completion_tokens"], 8, "those that are not shown were made too");
+}
+
+#[tokio::test]
+async fn a_seed_gives_every_choice_its_own_and_the_first_the_seed_itself() {
+    let server = Server::playing(speak);
+    let seeds = async |fields: &Value| {
+        server.post(CHAT, of(CHAT, fields)).await;
+        server.last_request().sampling.iter().map(|sampling| sampling.seed).collect::<Vec<_>>()
+    };
+    let three = seeds(&json!({ "seed": 7, "n": 3 })).await;
+    assert_eq!(three, seeds(&json!({ "seed": 7, "n": 3 })).await);
+    assert_eq!(seeds(&json!({ "seed": 7 })).await, [7]);
+    assert!(three[0] == 7 && three[1] != three[2] && three[1] != 7, "{three:?}");
+}
+
+#[tokio::test]
+async fn prompts_of_ids_are_taken_as_they_are() {
+    let server = Server::playing(speak);
+    let body = of(COMPLETIONS, &json!({ "prompt": [fixture::byte(b'o'), fixture::byte(b'k')], "echo": true }));
+    let answer = server.post(COMPLETIONS, body).await.json();
+    assert_eq!(server.last_request().prompt, [fixture::byte(b'o'), fixture::byte(b'k')]);
+    assert_eq!(answer["choices"][0]["text"], "oké!");
+    for prompt in [json!([]), json!([[]]), json!([LIMITS.vocab_size]), json!([1, "a"]), json!([-1]), json!(7)] {
+        let answer = server.post(COMPLETIONS, of(COMPLETIONS, &json!({ "prompt": prompt }))).await;
+        assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY, "{}", answer.body);
+        assert!(answer.body.contains("prompt"), "{}", answer.body);
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_shown_is_refused_by_name() {
+    let server = Server::with(&["--max-concurrent-requests", "4"], &[], speak);
+    for (path, fields, field) in [
+        (CHAT, json!({ "n": 0 }), "n"),
+        (CHAT, json!({ "n": 5 }), "n"),
+        (CHAT, json!({ "logprobs": true, "top_logprobs": 6 }), "top_logprobs"),
+        (CHAT, json!({ "logprobs": 3 }), "logprobs"),
+        (COMPLETIONS, json!({ "n": 3, "prompt": ["a", "b"] }), "prompt"),
+        (COMPLETIONS, json!({ "logprobs": 6 }), "logprobs"),
+        (COMPLETIONS, json!({ "logprobs": -1 }), "logprobs"),
+        (COMPLETIONS, json!({ "logprobs": "2" }), "logprobs"),
+        (COMPLETIONS, json!({ "n": 3, "best_of": 2 }), "best_of"),
+        (COMPLETIONS, json!({ "best_of": 2, "stream": true }), "best_of"),
+        (COMPLETIONS, json!({ "max_tokens": 0 }), "max_tokens"),
+        (CHAT, json!({ "min_p": 1.5 }), "min_p"),
+    ] {
+        let answer = server.post(path, of(path, &fields)).await;
+        assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY, "{fields}: {}", answer.body);
+        assert_eq!(answer.json()["error"]["param"], field, "{fields}");
+    }
+    assert_eq!(server.num_requests(), 0);
+    for _ in 0..3 {
+        let answer = server.post(CHAT, of(CHAT, &json!({ "n": 4 }))).await;
+        assert_eq!(answer.json()["choices"].as_array().map(Vec::len), Some(4), "every place came back");
+    }
+}
+
+#[tokio::test]
+async fn further_ways_to_sample_reach_the_engine() {
+    let server = Server::playing(speak);
+    let sampling = async |fields: Value| {
+        let answer = server.post(CHAT, of(CHAT, &fields)).await;
+        assert_eq!(answer.status, StatusCode::OK, "{}", answer.body);
+        (*server.last_request().sampling[0]).clone()
+    };
+    let shaped = sampling(json!({ "top_k": 5, "min_p": 0.25, "typical_p": 0.5 })).await;
+    assert_eq!((shaped.top_k, shaped.min_p, shaped.typical_p), (5, 0.25, 0.5));
+    let neutral = sampling(json!({ "top_k": -1, "min_p": 0, "typical_p": 1.0 })).await;
+    assert_eq!((neutral.top_k, neutral.min_p, neutral.typical_p), (0, 0.0, 1.0));
+}
