@@ -17,6 +17,9 @@ class Role(Enum):
 
     NORMED = auto()  # what the linear layers of a block take
     QKV = auto()
+    LATENT = auto()  # of queries, or of keys and values; normalized before the next one is made
+    LATENT_NORMED = auto()
+    LATENT_QUERY = auto()
     ATTENDED = auto()
     ATTENTION_DELTA = auto()  # what the attention adds to the residual stream
     UP = auto()

@@ -52,6 +52,24 @@ class Heads:
         return 2 * self.num_kv_heads * self.head_dim
 
 
+class PagedLayer(Protocol):
+    """What every kind of attention tells about a layer."""
+
+    @property
+    def layer(self) -> int: ...
+
+    @property
+    def num_heads(self) -> int: ...
+
+    @property
+    def rule(self) -> ScoreRule: ...
+
+    @property
+    def width(self) -> int:
+        """Values per token that the KV pool keeps for this layer."""
+        ...
+
+
 class AttentionBackend(Protocol):
     name: str
     page_size: int

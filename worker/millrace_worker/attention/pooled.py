@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from millrace_worker.attention.interface import Heads
+from millrace_worker.attention.interface import PagedLayer
 from millrace_worker.kv_pool import KvGeometry, KvPool
 
 PAGE_SIZE = 16
@@ -16,7 +18,7 @@ class Pooled:
 
     page_size = PAGE_SIZE
 
-    def __init__(self, layers: list[Heads], dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, layers: Sequence[PagedLayer], dtype: torch.dtype, device: torch.device) -> None:
         """Raises ValueError when layers keep K and V of different sizes."""
         widths = {heads.width for heads in layers}
         if len(widths) != 1:

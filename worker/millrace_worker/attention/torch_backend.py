@@ -5,6 +5,7 @@ It is the reference for faster backends, and what runs where there is none.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from millrace_worker.attention import plan as planning
 from millrace_worker.attention.bias import decode_bias, tail_bias
-from millrace_worker.attention.interface import Heads, ScoreRule
+from millrace_worker.attention.interface import Heads, PagedLayer, ScoreRule
 from millrace_worker.attention.pooled import PAGE_SIZE, Pooled
 from millrace_worker.attention.rotary import Rotation, rotate_
 from millrace_worker.step import Batch
@@ -69,7 +70,7 @@ class TorchBackend(Pooled):
 
     name = "torch (gathered pages)"
 
-    def __init__(self, layers: list[Heads], dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, layers: Sequence[PagedLayer], dtype: torch.dtype, device: torch.device) -> None:
         """Raises ValueError when layers keep K and V of different sizes."""
         super().__init__(layers, dtype, device)
         self._rules = list(dict.fromkeys(heads.rule for heads in layers))
@@ -160,20 +161,25 @@ class TorchBackend(Pooled):
             out_CNH[first:stop] = out[0].transpose(0, 1)
 
     def _gather(self, heads: Heads, pages: Tensor, num_rows: int, num_keys: int) -> tuple[Tensor, Tensor]:
-        """K and V of the first `num_keys` keys of `num_rows` rows of pages: [num_rows, K, num_keys, H] each.
+        """K and V of the first `num_keys` keys of `num_rows` rows of pages: [num_rows, K, num_keys, H] each."""
+        gathered = self._gather_pages(heads.layer, pages)
+        kv = gathered.view(num_rows, -1, 2, heads.num_kv_heads, heads.head_dim)[:, :num_keys]
+        k, v = kv.permute(2, 0, 3, 1, 4).unbind()
+        return k, v
 
-        Valid until the next gather: they lie in one buffer that only grows, since a fresh one for each layer would cost
+    def _gather_pages(self, layer: int, pages: Tensor) -> Tensor:
+        """What the pool has in `pages`, one after the other: [pages, page_size * width].
+
+        Valid until the next gather: it lies in one buffer that only grows, since a fresh one for each layer would cost
         more in page faults than the copy.
         """
-        stored = self.pool.pages[heads.layer]
+        stored = self.pool.pages[layer]
         needed = len(pages) * stored.shape[1]
         if len(self._workspace) < needed:
             self._workspace = torch.empty(needed, dtype=stored.dtype, device=stored.device)
         gathered = self._workspace[:needed].view(len(pages), -1)
         torch.index_select(stored, 0, pages, out=gathered)
-        kv = gathered.view(num_rows, -1, 2, heads.num_kv_heads, heads.head_dim)[:, :num_keys]
-        k, v = kv.permute(2, 0, 3, 1, 4).unbind()
-        return k, v
+        return gathered
 
 
 def _attention(heads: Heads, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:

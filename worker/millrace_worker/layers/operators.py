@@ -7,13 +7,14 @@ support a shape, torch computes that one operator, with the same dtypes around i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
-from millrace_worker.attention.interface import AttentionBackend, Heads
+from millrace_worker.attention.interface import AttentionBackend, Heads, PagedLayer
+from millrace_worker.attention.latent_backend import LatentBackend, LatentHeads
 from millrace_worker.attention.native_backend import QKV_DTYPE, ROTARY_DTYPE, NativeBackend
 from millrace_worker.attention.torch_backend import TorchBackend
 from millrace_worker.layers.embedding import Embed, Embedding, PackedEmbedding, TableSlice
@@ -38,8 +39,16 @@ if TYPE_CHECKING:
 # step, each in its own way. A larger one is kept once: packed where rows can be read from that, else plain.
 MAX_TIED_COPY_BYTES = 64 << 20
 
-# The residual stream, what both of a block's sides hand to it, and what the head hands to the sampler.
-FLOAT32_ROLES = (Role.STREAM, Role.ATTENTION_DELTA, Role.MLP_DELTA, Role.DELTA_NORMED, Role.ROUTER, Role.LOGITS)
+# Latents before their norm, the residual stream, what both of a block's sides hand to it, and the head to the sampler.
+FLOAT32_ROLES = (
+    Role.LATENT,
+    Role.STREAM,
+    Role.ATTENTION_DELTA,
+    Role.MLP_DELTA,
+    Role.DELTA_NORMED,
+    Role.ROUTER,
+    Role.LOGITS,
+)
 
 
 class Operators(Protocol):
@@ -69,9 +78,9 @@ class Operators(Protocol):
 class TorchOperators:
     """Everything in the weights' dtype, on any device."""
 
-    def __init__(self, layers: list[Heads], dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, layers: Sequence[PagedLayer], dtype: torch.dtype, device: torch.device) -> None:
         self.stream_dtype = self.rotary_dtype = dtype
-        self.backend: AttentionBackend = TorchBackend(layers, dtype, device)
+        self.backend: AttentionBackend = torch_backend(layers, dtype, device)
 
     def norm(self, weights: NormWeights, role: Role) -> Norm:
         if weights.rms:
@@ -97,16 +106,17 @@ class NativeOperators:
 
     stream_dtype = torch.float32
 
-    def __init__(self, machine: Machine, layers: list[Heads], dtype: torch.dtype) -> None:
+    def __init__(self, machine: Machine, layers: Sequence[PagedLayer], dtype: torch.dtype) -> None:
         self._machine, self._dtype = machine, dtype
         self._workspaces = Workspaces()
         self._attention_dtype = self.rotary_dtype = dtype
         self.backend: AttentionBackend
-        if NativeBackend.supports(layers, dtype):
+        plain = [each for each in layers if isinstance(each, Heads)]
+        if len(plain) == len(layers) and NativeBackend.supports(plain, dtype):
             self._attention_dtype, self.rotary_dtype = QKV_DTYPE, ROTARY_DTYPE
-            self.backend = NativeBackend(machine, layers, dtype, self._workspaces)
+            self.backend = NativeBackend(machine, plain, dtype, self._workspaces)
         else:
-            self.backend = TorchBackend(layers, dtype, torch.device("cpu"))
+            self.backend = torch_backend(layers, dtype, torch.device("cpu"))
 
     @staticmethod
     def supports(dtype: torch.dtype, device: torch.device) -> bool:
@@ -171,8 +181,16 @@ def expert_linears(operators: Operators, kind: ExpertKind, weights: ExpertWeight
     return up, operators.linear(weights.down, weights.down_bias, Role.MLP_DELTA)
 
 
+def torch_backend(layers: Sequence[PagedLayer], dtype: torch.dtype, device: torch.device) -> TorchBackend:
+    """The one for the layers' kind of attention. Raises ValueError when they are of several."""
+    latent = {isinstance(each, LatentHeads) for each in layers}
+    if len(latent) != 1:
+        raise ValueError("layers with and without latents in one model are not implemented")
+    return (LatentBackend if latent.pop() else TorchBackend)(layers, dtype, device)
+
+
 def choose_operators(
-    machine: Machine | None, layers: list[Heads], dtype: torch.dtype, device: torch.device
+    machine: Machine | None, layers: Sequence[PagedLayer], dtype: torch.dtype, device: torch.device
 ) -> Operators:
     """Native ones where there are kernels (`cpu_kernels.find`) and they compute `dtype`; else torch's."""
     if machine is not None and NativeOperators.supports(dtype, device):

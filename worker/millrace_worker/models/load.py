@@ -11,9 +11,8 @@ from millrace_worker.distributed import Group
 from millrace_worker.layers.operators import choose_operators
 from millrace_worker.models import spec as kinds
 from millrace_worker.models.architectures import describe
-from millrace_worker.models.build.attention import local_heads
 from millrace_worker.models.build.ends import build_ends
-from millrace_worker.models.build.layer import build_layer
+from millrace_worker.models.build.layer import build_layer, layer_heads
 from millrace_worker.models.build.parts import Parts
 from millrace_worker.models.checkpoint import Checkpoint
 from millrace_worker.models.decoder import CausalLM
@@ -48,7 +47,7 @@ def load_model(
 
 
 def _load(spec: kinds.Decoder, names: Names, weights: Weights, group: Group, kernels: Machine | None) -> CausalLM:
-    heads = [local_heads(names, weights, index, layer.attention) for index, layer in enumerate(spec.layers)]
+    heads = [layer_heads(names, weights, index, layer.attention) for index, layer in enumerate(spec.layers)]
     operators = choose_operators(kernels, heads, weights.dtype, weights.device)
     parts = Parts(spec, names, weights, group, operators)
     positions = (layer.attention.position for layer in spec.layers)

@@ -57,6 +57,18 @@ class MoeNames:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LatentNames:
+    """Tensors of latent attention, relative to `Names.layer`."""
+
+    query: str
+    down: str  # rows of the latent, then of the shared key
+    norm: str
+    up: str  # per head: rows of its key, then of its value
+    query_down: str = ""
+    query_norm: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Names:
     """Tensor names without their last part (`.weight`, `.bias`). Those inside a layer are relative to `layer`.
 
@@ -80,6 +92,7 @@ class Names:
     embed_norm: str = ""
     embed_in: str = ""  # the projections of `Decoder.embed_width`
     embed_out: str = ""
+    latent: LatentNames | None = None
     head: str = "lm_head"
     positions: str = ""
     qkv_grouped: bool = False  # the rows of one `qkv` tensor are [q … q k v] per KV head, not [all q, all k, all v]

@@ -108,6 +108,23 @@ class ClampedGlu:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LatentAttention:
+    """Keys and values of all heads are made of one small vector per token, its latent; the rotated part of the key is
+    one for all heads (DeepSeek-AI 2024, DeepSeek-V2). A head's query and key are a plain part, then a rotated one."""
+
+    num_heads: int
+    query_latent_dim: int | None  # None: queries have no latent
+    latent_dim: int
+    plain_dim: int
+    rotated_dim: int
+    value_dim: int
+    position: Rotary
+    scale: float
+    norm: RmsNorm  # of the latents
+    bias: bool = False  # of the projections to the latents, and of the last one
+
+
+@dataclass(frozen=True, kw_only=True)
 class Mlp:
     size: int
     activation: Activation | ClampedGlu
@@ -176,7 +193,7 @@ FeedForward = Mlp | Moe  # the kinds of a layer's second block
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    attention: Attention
+    attention: Attention | LatentAttention
     mlp: FeedForward
     norm: RmsNorm | LayerNorm
     residual: Residual = Residual.SEQUENTIAL

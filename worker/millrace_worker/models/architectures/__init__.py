@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from millrace_worker.models.architectures import falcon, gemma, gpt2, gpt_neox, llama, moe
+from millrace_worker.models.architectures import deepseek, falcon, gemma, gpt2, gpt_neox, llama, moe
 from millrace_worker.models.architectures.vocabulary import Architecture
 from millrace_worker.models.hf_config import ConfigError, ModelConfig
 from millrace_worker.models.names import Names
 from millrace_worker.models.spec import Decoder
 
 ARCHITECTURES: dict[str, Architecture] = {
+    "DeepseekV2ForCausalLM": deepseek.DEEPSEEK_V2,
+    "DeepseekV3ForCausalLM": deepseek.DEEPSEEK_V3,
     "LlamaForCausalLM": llama.LLAMA,
     "MistralForCausalLM": llama.MISTRAL,
     "Qwen2ForCausalLM": llama.QWEN2,

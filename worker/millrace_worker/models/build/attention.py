@@ -45,9 +45,11 @@ def local_heads(names: Names, weights: Weights, layer: int, attention: kinds.Att
     )
 
 
-def build_attention(parts: Parts, heads: Heads, rotaries: list[kinds.Rotary]) -> AttentionLayer:
+def build_attention(
+    parts: Parts, attention: kinds.Attention, heads: Heads, rotaries: list[kinds.Rotary]
+) -> AttentionLayer:
     names, weights, linear = parts.names, parts.weights, parts.operators.linear
-    attention, at, hidden = parts.spec.layers[heads.layer].attention, parts.at(heads.layer), parts.spec.hidden
+    at, hidden = parts.at(heads.layer), parts.spec.hidden
     _, query_heads, _ = local_attention(attention, weights.rank)
     part = range(query_heads.start * heads.head_dim, query_heads.stop * heads.head_dim)
     shape = (hidden, attention.num_heads * heads.head_dim)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from millrace_worker.attention.interface import Heads
+from millrace_worker.attention.latent_backend import LatentHeads
 from millrace_worker.layers.norm import Norm, PassThrough
 from millrace_worker.models import spec as kinds
-from millrace_worker.models.build.attention import build_attention
+from millrace_worker.models.build.attention import build_attention, local_heads
+from millrace_worker.models.build.latent import build_latent_attention, latent_heads
 from millrace_worker.models.build.mlp import build_mlp
 from millrace_worker.models.build.moe import build_moe
 from millrace_worker.models.build.parts import Parts
-from millrace_worker.models.decoder import Block, DecoderLayer, FeedForward, NormedStreamLayer
+from millrace_worker.models.decoder import Attention, Block, DecoderLayer, FeedForward, NormedStreamLayer
+from millrace_worker.models.names import Names
+from millrace_worker.models.weights import Weights
 from millrace_worker.workspace import Role
 
 
-def build_layer(parts: Parts, heads: Heads, rotaries: list[kinds.Rotary]) -> Block:
+def build_layer(parts: Parts, heads: Heads | LatentHeads, rotaries: list[kinds.Rotary]) -> Block:
     """Layer `heads.layer` of the spec."""
     spec, names, at = parts.spec.layers[heads.layer], parts.names, parts.at(heads.layer)
-    attn, mlp = build_attention(parts, heads, rotaries), build_feed_forward(parts, at, spec.mlp)
+    attn, mlp = _build_attention(parts, heads, rotaries), build_feed_forward(parts, at, spec.mlp)
     if spec.residual is kinds.Residual.NORMED_STREAM:
         return NormedStreamLayer(
             attn=attn,
@@ -38,6 +42,26 @@ def build_layer(parts: Parts, heads: Heads, rotaries: list[kinds.Rotary]) -> Blo
         scale=spec.residual_scale,
         group=parts.group,
     )
+
+
+def layer_heads(
+    names: Names, weights: Weights, layer: int, spec: kinds.Attention | kinds.LatentAttention
+) -> Heads | LatentHeads:
+    """This rank's heads of one layer."""
+    match spec:
+        case kinds.Attention():
+            return local_heads(names, weights, layer, spec)
+        case kinds.LatentAttention():
+            return latent_heads(names, weights, layer, spec)
+
+
+def _build_attention(parts: Parts, heads: Heads | LatentHeads, rotaries: list[kinds.Rotary]) -> Attention:
+    match parts.spec.layers[heads.layer].attention, heads:
+        case kinds.Attention() as spec, Heads():
+            return build_attention(parts, spec, heads, rotaries)
+        case kinds.LatentAttention() as spec, LatentHeads():
+            return build_latent_attention(parts, spec, heads, rotaries)
+    raise TypeError("heads are of the kind of their layer's attention")
 
 
 def build_feed_forward(parts: Parts, at: str, spec: kinds.FeedForward) -> FeedForward:

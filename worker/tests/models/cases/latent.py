@@ -4,4 +4,21 @@ from __future__ import annotations
 
 from .case import Case
 
-CASES: dict[str, Case] = {}
+LATENT = {
+    "intermediate_size": 96,
+    "first_k_dense_replace": 3,
+    "kv_lora_rank": 24,
+    "q_lora_rank": 40,
+    "qk_nope_head_dim": 20,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 12,
+}
+# Chunks find it cheaper to make keys and values of these.
+WIDE_LATENT = {"kv_lora_rank": 64, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8}
+
+CASES: dict[str, Case] = {
+    "deepseek-v2": Case("deepseek_v2", LATENT),
+    "deepseek-v2, lite": Case("deepseek_v2", LATENT | {"q_lora_rank": None, "v_head_dim": 40}),
+    "deepseek-v3": Case("deepseek_v3", LATENT | WIDE_LATENT),
+    "deepseek-v3, halves, biased": Case("deepseek_v3", LATENT | {"rope_interleave": False, "attention_bias": True}),
+}
