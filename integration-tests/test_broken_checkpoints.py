@@ -3,58 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import checkpoints
 import pytest
 import torch
-from conftest import free_port
+from refusals import start
 from safetensors.torch import load_file, save_file
 
-SECONDS = 90.0  # a start that is refused takes a few; a machine under load may need more
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
-
-
-@dataclass(frozen=True)
-class Refused:
-    """How a launcher ended that could not serve."""
-
-    status: int
-    sentence: str
-    log: str
-
-
-def start(folder: Path, *flags: str) -> Refused:
-    """Starts the launcher as a user does; nothing of it may be alive when it has ended."""
-    launcher = str(Path(sys.executable).parent / "millrace-launcher")
-    command = [launcher, "--model-id", str(folder), "--hostname", "127.0.0.1", "--port", str(free_port()), *flags]
-    mark = f"{folder}-{time.monotonic_ns()}"
-    environment = os.environ | {"MILLRACE_TEST_MARK": mark}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False)
-    assert marked(mark) == []
-    *_, last = ended.stderr.strip().splitlines()
-    return Refused(ended.returncode, last, ended.stdout + ended.stderr)
-
-
-def marked(mark: str) -> list[str]:
-    """The processes that have inherited the mark."""
-    found: list[str] = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if mark.encode() in (process / "environ").read_bytes():
-                found.append((process / "cmdline").read_text())
-        except OSError:
-            continue
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
 """From a model's name to a folder on this machine: the shipped demo, a local folder, or the Hugging Face hub.
 
-Of a hub repository only safetensors, configuration and tokenizer files of its top folder are fetched; nothing that
-could run code. Files land in the hub's own cache: an interrupted download goes on where it stopped, a second start
-fetches nothing.
+Of a hub repository only safetensors, configuration and tokenizer files of its top folder are fetched, and pickled
+weights where there are no others; nothing that could run code, for pickles are never loaded as such (`conversion.py`).
+Files land in the hub's own cache: an interrupted download goes on where it stopped, a second start fetches nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from millrace_launcher.errors import LauncherError, Variant
-from millrace_launcher.model_folder import check_model_folder, demo_folder
+from millrace_launcher.model_folder import check_model_folder, demo_folder, weights_among
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -77,15 +77,18 @@ def locate_model(source: ModelSource, log: Log) -> LocatedModel:
 def files_to_fetch(names: Iterable[str]) -> list[str]:
     """Of a repository's file names those that serving needs.
 
-    Mistral's repositories carry their weights twice, once as `consolidated*`: those are taken only when alone.
+    Mistral's repositories carry their weights twice, once as `consolidated*`: those are taken only when alone. So are
+    pickled weights, which have to be converted.
     """
     top = [name for name in names if "/" not in name]
     weights = [name for name in top if name.endswith(".safetensors")]
     usual = [name for name in weights if not name.startswith("consolidated")]
     if usual:
         weights = usual
-    settings = [name for name in top if name.endswith((".json", ".jinja")) and not name.endswith(".bin.index.json")]
-    return sorted(weights) + sorted(settings)
+    settings = [name for name in top if name.endswith((".json", ".jinja"))]
+    if weights:
+        settings = [name for name in settings if not name.endswith(".bin.index.json")]
+    return (sorted(weights) or weights_among(top)) + sorted(settings)
 
 
 def _local_folder(model_id: str) -> Path | None:
@@ -138,10 +141,10 @@ def _download(api: HfApi, source: ModelSource, log: Log) -> Path:
     repository = api.model_info(source.model_id, revision=source.revision, files_metadata=True)
     sizes = {file.rfilename: file.size or 0 for file in repository.siblings or []}
     wanted = files_to_fetch(sizes)
-    if not any(name.endswith(".safetensors") for name in wanted):
+    if not any(name.endswith((".safetensors", ".bin", ".pt", ".pth")) for name in wanted):
         raise _failed(
-            f"{source.model_id} has no *.safetensors file in its top folder; pickled weights are not loaded: "
-            "choose a revision or a repository with safetensors"
+            f"{source.model_id} has neither a *.safetensors file nor a pytorch_model.bin in its top folder: choose a "
+            "revision or a repository with weights"
         )
     if not sys.stderr.isatty():
         disable_progress_bars()

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from millrace_launcher.conversion import Converter, hub_cache
 from millrace_launcher.errors import LauncherError, UsageError, Variant
 from millrace_launcher.flags import FLAG_TABLE, Arguments
 from millrace_launcher.hardware import look_at_machine, runtime_report
@@ -21,12 +22,12 @@ from millrace_launcher.help_text import help_text, usage, version
 from millrace_launcher.hub import LocatedModel, ModelSource, locate_model
 from millrace_launcher.interrupts import Interrupts
 from millrace_launcher.logs import Log, log_from_environment
-from millrace_launcher.model_folder import folder_with_other_weights
+from millrace_launcher.model_folder import check_override, folder_with_other_weights, has_only_pickled_weights
 from millrace_launcher.notices import foreign_notices
 from millrace_launcher.parser import Information, parse
 from millrace_launcher.ports import ReservedPort, reserve_http_port, reserve_master_port
 from millrace_launcher.private_folder import PrivateFolder, remove_stale_folders
-from millrace_launcher.resolve import Programs, Settled, launch_plan, settle
+from millrace_launcher.resolve import Programs, Settled, inherited, launch_plan, settle
 from millrace_launcher.shell import Shell
 from millrace_launcher.timeline import Timeline
 
@@ -79,7 +80,7 @@ class Launch:
                 self._log.info(f"Removed {stale}, left by a launcher that was killed")
             self._folder = PrivateFolder.make(self._arguments.shard_uds_path, settled.num_shard)
             self._timeline.mark("resolve")
-            model = self._model(self._folder)
+            model = self._model(self._folder, programs)
             self._timeline.mark("fetch")
             settled = settled.at_commit(model.commit)
             plan = launch_plan(settled, programs, model.folder, self._folder.uds_prefix, self._childrens_environment())
@@ -110,15 +111,23 @@ class Launch:
         self._port = reserve_http_port(arguments.hostname, arguments.port)
         return replace(settled, arguments=replace(arguments, port=self._port.number))
 
-    def _model(self, private: PrivateFolder) -> LocatedModel:
+    def _model(self, private: PrivateFolder, programs: Programs) -> LocatedModel:
         arguments = self._arguments
         source = ModelSource.from_environment(
             arguments.model_id, arguments.revision, arguments.huggingface_hub_cache, self._environment
         )
         model = locate_model(source, self._log)
-        if arguments.weights_cache_override is None:
+        weights = model.folder
+        if arguments.weights_cache_override is not None:
+            weights = Path(arguments.weights_cache_override)
+            check_override(weights)
+        if has_only_pickled_weights(weights):
+            environment = inherited(self._environment)
+            weights = Converter(programs.converter, environment, hub_cache(source.cache)).safetensors_of(
+                weights, self._log
+            )
+        if weights == model.folder:
             return model
-        weights = Path(arguments.weights_cache_override)
         return replace(model, folder=folder_with_other_weights(model.folder, weights, private.path / "model"))
 
     def _childrens_environment(self) -> Mapping[str, str]:
@@ -132,7 +141,7 @@ class Launch:
 
 def find_programs(environment: Mapping[str, str]) -> Programs:
     """The worker module of this Python; the router from MILLRACE_ROUTER, beside this Python, or on PATH."""
-    worker = (sys.executable, "-P", "-m", "millrace_worker")
+    python = (sys.executable, "-P", "-m")
     given = environment.get("MILLRACE_ROUTER")
     beside = Path(sys.executable).parent / "millrace-router"
     candidates = [given] if given else [str(beside), "millrace-router"]
@@ -143,7 +152,9 @@ def find_programs(environment: Mapping[str, str]) -> Programs:
             f"the router program was not found as {' or '.join(candidates)}; install the package millrace-router or "
             "set MILLRACE_ROUTER to the program's path",
         )
-    return Programs(worker=worker, router=(found,))
+    return Programs(
+        worker=(*python, "millrace_worker"), router=(found,), converter=(*python, "millrace_worker.convert")
+    )
 
 
 def shown_arguments(arguments: Arguments) -> str:

@@ -31,10 +31,11 @@ class Command:
 
 @dataclass(frozen=True)
 class Programs:
-    """How the two kinds of children are started, without their flags."""
+    """How the children are started, without their flags. `converter` makes safetensors of pickled weights."""
 
     worker: tuple[str, ...]
     router: tuple[str, ...]
+    converter: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def launch_plan(
 ) -> LaunchPlan:
     """The commands of all children; the model is in `model_path` by now and the port is not 0."""
     arguments = settled.arguments
-    shared = _inherited(environment)
+    shared = inherited(environment)
     router_environment = dict(shared)
     if arguments.api_key is not None:
         router_environment["API_KEY"] = arguments.api_key
@@ -243,7 +244,7 @@ def _compute_type(environment: Mapping[str, str], machine: Machine, num_shard: i
     return f"{num_shard}-{machine.card.lower().replace(' ', '-')}"
 
 
-def _inherited(environment: Mapping[str, str]) -> dict[str, str]:
+def inherited(environment: Mapping[str, str]) -> dict[str, str]:
     """The environment of every child: without secrets, and without the flags' variables, which argv replaces."""
     ours = {row.environment for row in FLAG_TABLE} | set(SECRET_ENVIRONMENT)
     kept = {name: value for name, value in environment.items() if name not in ours}

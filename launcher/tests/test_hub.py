@@ -12,7 +12,7 @@ import pytest
 from millrace_launcher.errors import LauncherError, Variant
 from millrace_launcher.hub import LocatedModel, ModelSource, files_to_fetch, locate_model
 from millrace_launcher.logs import Log
-from millrace_launcher.model_folder import check_model_folder, demo_folder, folder_with_other_weights
+from millrace_launcher.model_folder import check_model_folder, check_override, demo_folder, folder_with_other_weights
 
 from launcher.tests.fakes.stand_in_hub import Repository, StandInHub
 
@@ -126,11 +126,14 @@ def test_a_model_that_does_not_exist_may_have_been_meant_as_a_folder(
     assert no_folder in offline
 
 
-def test_weights_that_are_only_pickled_are_refused_before_anything_is_fetched(
-    hub: StandInHub, source: ModelSource
-) -> None:
-    del hub.repositories[NAME].files["model.safetensors"]
-    assert "safetensors" in refusal(source)
+def test_pickled_weights_are_fetched_when_there_are_no_others(hub: StandInHub, source: ModelSource) -> None:
+    files = hub.repositories[NAME].files
+    del files["model.safetensors"]
+    assert set(found(source)) == SERVED - {"model.safetensors"} | {"pytorch_model.bin"}
+    del files["pytorch_model.bin"]
+    hub.requests.clear()
+    hub.repositories[NAME].revisions["main"] = "e" * 40
+    assert "neither a *.safetensors file nor a pytorch_model.bin" in refusal(source)
     assert hub.fetched() == []
 
 
@@ -206,7 +209,15 @@ def test_the_environment_names_token_endpoint_and_mode() -> None:
             ["model-1-of-2.safetensors", "model-2-of-2.safetensors", "model.safetensors.index.json"],
             ["model-1-of-2.safetensors", "model-2-of-2.safetensors", "model.safetensors.index.json"],
         ),
-        (["pytorch_model.bin.index.json", "chat_template.jinja", "run.py"], ["chat_template.jinja"]),
+        (
+            ["model.safetensors", "pytorch_model.bin.index.json", "chat_template.jinja", "run.py"],
+            ["model.safetensors", "chat_template.jinja"],
+        ),
+        (
+            ["pytorch_model-2.bin", "pytorch_model-1.bin", "pytorch_model.bin.index.json", "training_args.bin"],
+            ["pytorch_model-1.bin", "pytorch_model-2.bin", "pytorch_model.bin.index.json"],
+        ),
+        (["optimizer.pt", "consolidated.00.pth", "config.json"], ["consolidated.00.pth", "config.json"]),
         (["original/model.safetensors"], []),
     ],
 )
@@ -238,7 +249,7 @@ def test_the_demo_is_shipped_whole() -> None:
         ({"config__json": None}, "config.json"),
         ({"tokenizer__json": None}, r"tokenizer\.json .*AutoTokenizer\.from_pretrained.*save_pretrained"),
         ({"model__safetensors": None}, "safetensors"),
-        ({"model__safetensors": None, "model__bin": b"x"}, "pickled"),
+        ({"model__safetensors": None, "optimizer__bin": b"x"}, "safetensors"),
         ({"config__json": b"{"}, "config.json"),
         ({"config__json": b"[]"}, "config.json"),
     ],
@@ -279,4 +290,4 @@ def test_other_weights_replace_only_the_weights(tmp_path: Path) -> None:
     assert {path.name for path in joined.iterdir()} == (SERVED - {"model.safetensors"}) | {"other.safetensors"}
     assert (joined / "config.json").read_bytes() == FILES["config.json"]
     with pytest.raises(LauncherError, match="weights-cache-override"):
-        folder_with_other_weights(model, tmp_path / "absent", tmp_path / "again")
+        check_override(tmp_path / "absent")
