@@ -47,7 +47,7 @@ def test_absent_fields_mean_what_transformers_takes_them_for(architecture: str) 
     if architecture == "FalconForCausalLM":
         sizes = {key: value for key, value in SIZES.items() if key not in ("intermediate_size", "num_key_value_heads")}
     if architecture.startswith("Deepseek"):
-        sizes = SIZES | {"first_k_dense_replace": 2}
+        sizes = SIZES | {"first_k_dense_replace": 1, "num_experts_per_tok": 2}
     if architecture == "GPT2LMHeadModel":
         sizes = {"vocab_size": 99, "n_embd": 64, "n_layer": 2, "n_head": 4}
     whole = CONFIG_MAPPING[MODEL_TYPES[architecture]](**sizes).to_dict()

@@ -6,10 +6,10 @@ import math
 from dataclasses import replace
 
 from millrace_worker.models.architectures import llama
-from millrace_worker.models.architectures.vocabulary import Architecture, decoder, gated_mlp, rotary
+from millrace_worker.models.architectures.vocabulary import Architecture, activation, decoder, gated_mlp, rotary
 from millrace_worker.models.hf_config import ConfigError, ModelConfig
-from millrace_worker.models.names import LatentNames, Names
-from millrace_worker.models.spec import Decoder, LatentAttention, Layer, RmsNorm
+from millrace_worker.models.names import LatentNames, MoeNames, Names, SplitExperts
+from millrace_worker.models.spec import Decoder, Groups, LatentAttention, Layer, Mlp, Moe, RmsNorm, Score, TopK
 
 LATENT = LatentNames(
     query_down="self_attn.q_a_proj",
@@ -20,6 +20,13 @@ LATENT = LatentNames(
     up="self_attn.kv_b_proj",
 )
 
+EXPERTS = MoeNames(
+    router="mlp.gate",
+    experts=SplitExperts(up=("mlp.experts.{}.gate_proj", "mlp.experts.{}.up_proj"), down="mlp.experts.{}.down_proj"),
+    shared_up=("mlp.shared_experts.gate_proj", "mlp.shared_experts.up_proj"),
+    shared_down="mlp.shared_experts.down_proj",
+)
+
 COMMON = llama.DEFAULTS | {
     "kv_lora_rank": 512,
     "q_lora_rank": 1536,
@@ -27,9 +34,31 @@ COMMON = llama.DEFAULTS | {
     "qk_rope_head_dim": 64,
     "v_head_dim": 128,
     "rope_interleave": True,
+    "moe_layer_freq": 1,
 }
-V2_DEFAULTS = COMMON | {"first_k_dense_replace": 0}
-V3_DEFAULTS = COMMON | {"max_position_embeddings": 4096, "first_k_dense_replace": 3, "num_nextn_predict_layers": 1}
+V2_DEFAULTS = COMMON | {
+    "first_k_dense_replace": 0,
+    "n_routed_experts": 64,
+    "n_shared_experts": 2,
+    "moe_intermediate_size": 1407,
+    "topk_method": "greedy",
+    "norm_topk_prob": False,
+    "routed_scaling_factor": 1.0,
+}
+V3_DEFAULTS = COMMON | {
+    "max_position_embeddings": 4096,
+    "first_k_dense_replace": 3,
+    "n_routed_experts": 256,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 2048,
+    "topk_method": "noaux_tc",
+    "n_group": 8,
+    "topk_group": 4,
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 2.5,
+    "num_nextn_predict_layers": 1,
+}
 
 # Of the norms of both latents, whatever `rms_norm_eps` is.
 LATENT_EPS = 1e-6
@@ -59,21 +88,70 @@ def stretch(c: ModelConfig) -> float:
     return 1.0 + 0.1 * rope["mscale_all_dim"] * math.log(max(1.0, rope["factor"]))
 
 
-def names(c: ModelConfig) -> Names:
+def names(c: ModelConfig, *, corrected: bool) -> Names:
     """Layers beyond the last one predict further tokens: they are not served."""
     latent = LATENT if c.q_lora_rank is not None else replace(LATENT, query="self_attn.q_proj")
     first, more = c.size("num_hidden_layers"), c.get("num_nextn_predict_layers", 0)
     ignored = tuple(f"model.layers.{layer}.*" for layer in range(first, first + more))
-    return replace(llama.NAMES, qkv="", latent=latent, ignored=llama.NAMES.ignored + ignored)
+    experts = replace(EXPERTS, correction="mlp.gate.e_score_correction_bias" if corrected else "")
+    return replace(llama.NAMES, qkv="", latent=latent, moe=experts, ignored=llama.NAMES.ignored + ignored)
 
 
-def deepseek(c: ModelConfig) -> tuple[Decoder, Names]:
-    if c.first_k_dense_replace < c.size("num_hidden_layers"):
-        raise ConfigError("config.json: `first_k_dense_replace`: layers that mix experts are not implemented")
-    norm = RmsNorm(eps=c.rms_norm_eps)
-    layer = Layer(attention=latent_attention(c), mlp=gated_mlp(c, c.hidden_act, bias=c.mlp_bias), norm=norm)
-    return decoder(c, layer, norm), names(c)
+def mixture(c: ModelConfig, routing: TopK) -> Moe:
+    """What the layers from `first_k_dense_replace` on have; shared experts are stored as one of their common size."""
+    size, gated = c.size("moe_intermediate_size"), activation(c.hidden_act)
+    shared = Mlp(size=size * c.n_shared_experts, activation=gated) if c.n_shared_experts else None
+    if c.moe_layer_freq != 1:
+        raise ConfigError(f"config.json: `moe_layer_freq` {c.moe_layer_freq} is not implemented (1 is)")
+    count, chosen = c.size("n_routed_experts"), c.size("num_experts_per_tok")
+    groups = routing.groups
+    eligible = count if groups is None else count // groups.count * groups.chosen
+    if chosen > eligible or (groups is not None and (count % groups.count or groups.chosen > groups.count)):
+        raise ConfigError(
+            f"config.json: `num_experts_per_tok` {chosen} of `n_routed_experts` {count} cannot be chosen "
+            f"with `n_group` {c.n_group} and `topk_group` {c.topk_group}"
+        )
+    expert = Mlp(size=size, activation=gated)
+    return Moe(num_experts=count, top_k=chosen, expert=expert, routing=routing, shared=shared)
 
 
-DEEPSEEK_V2 = Architecture(deepseek, V2_DEFAULTS)
-DEEPSEEK_V3 = Architecture(deepseek, V3_DEFAULTS)
+def deepseek(c: ModelConfig, routing: TopK) -> tuple[Decoder, Names]:
+    norm, heads, dense = RmsNorm(eps=c.rms_norm_eps), latent_attention(c), gated_mlp(c, c.hidden_act, bias=c.mlp_bias)
+    count, first = c.size("num_hidden_layers"), c.first_k_dense_replace
+    blocks = [dense] * min(first, count) + [mixture(c, routing)] * max(0, count - first)
+    layers = [Layer(attention=heads, mlp=mlp, norm=norm) for mlp in blocks]
+    return decoder(c, layers, norm), names(c, corrected=routing.corrected)
+
+
+def v2(c: ModelConfig) -> tuple[Decoder, Names]:
+    if c.norm_topk_prob:
+        raise ConfigError("config.json: `norm_topk_prob` is not implemented for DeepSeek V2, which never has it")
+    match c.topk_method:
+        case "greedy":
+            groups = None
+        case "group_limited_greedy":
+            groups = Groups(count=c.size("n_group"), chosen=c.size("topk_group"), best=1)
+        case other:
+            raise ConfigError(
+                f"config.json: `topk_method` {other!r} is not implemented (greedy, group_limited_greedy are)"
+            )
+    return deepseek(c, TopK(scale=c.routed_scaling_factor, groups=groups))
+
+
+def v3(c: ModelConfig) -> tuple[Decoder, Names]:
+    if c.topk_method != "noaux_tc":
+        raise ConfigError(
+            f"config.json: `topk_method` {c.topk_method!r} is not implemented for DeepSeek V3 (noaux_tc is)"
+        )
+    routing = TopK(
+        score=Score.SIGMOID,
+        normalize=1.0 if c.norm_topk_prob else None,
+        scale=c.routed_scaling_factor,
+        corrected=True,
+        groups=Groups(count=c.size("n_group"), chosen=c.size("topk_group"), best=2),
+    )
+    return deepseek(c, routing)
+
+
+DEEPSEEK_V2 = Architecture(v2, V2_DEFAULTS)
+DEEPSEEK_V3 = Architecture(v3, V3_DEFAULTS)

@@ -6,7 +6,10 @@ from .case import Case
 
 LATENT = {
     "intermediate_size": 96,
-    "first_k_dense_replace": 3,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 40,
     "kv_lora_rank": 24,
     "q_lora_rank": 40,
     "qk_nope_head_dim": 20,
@@ -16,9 +19,17 @@ LATENT = {
 # Chunks find it cheaper to make keys and values of these.
 WIDE_LATENT = {"kv_lora_rank": 64, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8}
 
+GROUPS = {"n_group": 4, "topk_group": 2}
+
 CASES: dict[str, Case] = {
-    "deepseek-v2": Case("deepseek_v2", LATENT),
+    "deepseek-v2": Case(
+        "deepseek_v2",
+        LATENT | GROUPS | {"topk_method": "group_limited_greedy", "routed_scaling_factor": 3.0, "n_shared_experts": 2},
+    ),
     "deepseek-v2, lite": Case("deepseek_v2", LATENT | {"q_lora_rank": None, "v_head_dim": 40}),
-    "deepseek-v3": Case("deepseek_v3", LATENT | WIDE_LATENT),
-    "deepseek-v3, halves, biased": Case("deepseek_v3", LATENT | {"rope_interleave": False, "attention_bias": True}),
+    "deepseek-v3": Case("deepseek_v3", LATENT | WIDE_LATENT | GROUPS),
+    "deepseek-v3, halves, biased": Case(
+        "deepseek_v3",
+        LATENT | GROUPS | {"rope_interleave": False, "attention_bias": True, "norm_topk_prob": False},
+    ),
 }
