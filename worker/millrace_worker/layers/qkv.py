@@ -45,7 +45,7 @@ class QkWidthNorm:
         self._shares = torch.tensor(totals, dtype=torch.float32, device=q.device).reciprocal_()
 
     def __call__(self, x: Tensor) -> Tensor:
-        flat_TC = x.flatten(1).float()
+        flat_TC = x.flatten(1).to(torch.float32, copy=True)
         q_TC, k_TC = flat_TC[:, : self._num_q], flat_TC[:, self._num_q :]
         squares_T2 = torch.stack([torch.linalg.vector_norm(each, dim=-1) for each in (q_TC, k_TC)], dim=1).square_()
         means_T2 = self._group.all_reduce(squares_T2).mul_(self._shares)

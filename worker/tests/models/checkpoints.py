@@ -46,9 +46,9 @@ def save(folder: Path, case: Case) -> Saved:
     torch.manual_seed(crc32(repr((case.model_type, dict(case.over))).encode()))
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=case.reference).eval()
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                parameter.add_(torch.randn_like(parameter), alpha=0.2)
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            if tensor.ndim == 1 or name.endswith("bias"):
+                tensor.add_(torch.randn_like(tensor), alpha=0.2)
     model.save_pretrained(folder)
     _rename(folder / "model.safetensors", case)
     return Saved(folder, model)

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from millrace_worker.models.architectures import deepseek, falcon, gemma, gpt2, gpt_neox, llama, moe
+from millrace_worker.models.architectures import (
+    dbrx,
+    deepseek,
+    falcon,
+    gemma,
+    gpt2,
+    gpt_neox,
+    granite_moe,
+    llama,
+    moe,
+    shared_moe,
+)
 from millrace_worker.models.architectures.vocabulary import Architecture
 from millrace_worker.models.hf_config import ConfigError, ModelConfig
 from millrace_worker.models.names import Names
@@ -15,7 +26,14 @@ ARCHITECTURES: dict[str, Architecture] = {
     "MistralForCausalLM": llama.MISTRAL,
     "Qwen2ForCausalLM": llama.QWEN2,
     "Qwen3ForCausalLM": llama.QWEN3,
+    "DbrxForCausalLM": dbrx.DBRX,
+    "Ernie4_5_MoeForCausalLM": shared_moe.ERNIE_MOE,
+    "Glm4MoeForCausalLM": shared_moe.GLM4_MOE,
+    "GraniteMoeForCausalLM": granite_moe.GRANITE_MOE,
+    "GraniteMoeSharedForCausalLM": granite_moe.GRANITE_MOE,
     "MixtralForCausalLM": moe.MIXTRAL,
+    "OlmoeForCausalLM": moe.OLMOE,
+    "PhimoeForCausalLM": moe.PHIMOE,
     "Qwen2MoeForCausalLM": moe.QWEN2_MOE,
     "Qwen3MoeForCausalLM": moe.QWEN3_MOE,
     "Gemma2ForCausalLM": gemma.GEMMA2,

@@ -1,4 +1,4 @@
-"""Families whose layers are mixtures of experts and that are Llamas otherwise: Mixtral, Qwen 2 and 3 MoE."""
+"""Mixtures of experts that are Llamas otherwise: Mixtral, Phi-3.5-MoE, Qwen 2 and 3 MoE, OLMoE."""
 
 from __future__ import annotations
 
@@ -16,7 +16,19 @@ from millrace_worker.models.architectures.vocabulary import (
 )
 from millrace_worker.models.hf_config import ConfigError, ModelConfig
 from millrace_worker.models.names import MoeNames, Names, SplitExperts
-from millrace_worker.models.spec import Decoder, FeedForward, HeadNorm, Layer, Mlp, Moe, RmsNorm, TopK
+from millrace_worker.models.spec import (
+    Decoder,
+    FeedForward,
+    HeadNorm,
+    Layer,
+    LayerNorm,
+    Mlp,
+    Moe,
+    RmsNorm,
+    SparseMixer,
+    TopK,
+    WidthNorm,
+)
 
 MIXTRAL_NAMES = replace(
     NAMES,
@@ -55,9 +67,25 @@ def mixture(c: ModelConfig, size: int, **over: Any) -> Moe:
 def mixtral(c: ModelConfig) -> tuple[Decoder, Names]:
     norm = RmsNorm(eps=c.rms_norm_eps)
     heads = attention(c, rotary(c), window=c.sliding_window)
-    return decoder(
-        c, Layer(attention=heads, mlp=mixture(c, c.size("intermediate_size")), norm=norm), norm
-    ), MIXTRAL_NAMES
+    layer = Layer(attention=heads, mlp=mixture(c, c.size("intermediate_size")), norm=norm)
+    return decoder(c, layer, norm), MIXTRAL_NAMES
+
+
+def phimoe(c: ModelConfig) -> tuple[Decoder, Names]:
+    if c.size("num_experts_per_tok") != 2:
+        raise ConfigError(f"config.json: `num_experts_per_tok` must be 2 for this router, not {c.num_experts_per_tok}")
+    norm, bias = LayerNorm(eps=c.rms_norm_eps), {"qkv_bias": c.attention_bias, "out_bias": c.attention_bias}
+    heads = attention(c, rotary(c), window=c.sliding_window, **bias)
+    moe = mixture(c, c.size("intermediate_size"), routing=SparseMixer(jitter=c.router_jitter_noise))
+    layer = Layer(attention=heads, mlp=moe, norm=norm)
+    return decoder(c, layer, norm, head_bias=c.lm_head_bias), MIXTRAL_NAMES
+
+
+def olmoe(c: ModelConfig) -> tuple[Decoder, Names]:
+    norm, bias = RmsNorm(eps=c.rms_norm_eps), {"qkv_bias": c.attention_bias, "out_bias": c.attention_bias}
+    heads = attention(c, rotary(c), qk_norm=WidthNorm(norm=norm), clip=c.clip_qkv, **bias)
+    moe = mixture(c, c.size("intermediate_size"))
+    return decoder(c, Layer(attention=heads, mlp=moe, norm=norm), norm), QWEN_NAMES
 
 
 def qwen_blocks(c: ModelConfig, moe: Moe) -> list[FeedForward]:
@@ -92,12 +120,23 @@ MIXTRAL_DEFAULTS = DEFAULTS | {
     "num_local_experts": 8,
     "num_experts_per_tok": 2,
 }
-QWEN_MOE_DEFAULTS = QWEN_DEFAULTS | {
-    "decoder_sparse_step": 1,
-    "mlp_only_layers": [],
-    "norm_topk_prob": False,
-}
 MIXTRAL = Architecture(mixtral, MIXTRAL_DEFAULTS)
+PHIMOE = Architecture(
+    phimoe, MIXTRAL_DEFAULTS | {"num_local_experts": 16, "router_jitter_noise": 0.01, "lm_head_bias": False}
+)
+OLMOE = Architecture(
+    olmoe,
+    DEFAULTS
+    | {
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+        "clip_qkv": None,
+        "norm_topk_prob": False,
+        "num_local_experts": 64,
+        "num_experts_per_tok": 8,
+    },
+)
+QWEN_MOE_DEFAULTS = QWEN_DEFAULTS | {"decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": False}
 QWEN2_MOE = Architecture(
     qwen2_moe,
     QWEN_MOE_DEFAULTS

@@ -7,14 +7,43 @@ from typing import Any
 from .case import GATED, Case
 
 EXPERTS: dict[str, Any] = {"num_experts_per_tok": 2, "initializer_range": 0.2}
-QWEN = EXPERTS | {"num_key_value_heads": 2, "intermediate_size": 96, "moe_intermediate_size": 48, "num_experts": 6}
+QWEN = GATED | EXPERTS | {"moe_intermediate_size": 48, "num_experts": 6}
 SHARED = {"shared_expert_intermediate_size": 80, "decoder_sparse_step": 1}
+GLM = GATED | EXPERTS | {"moe_intermediate_size": 48, "n_routed_experts": 8, "n_shared_experts": 2}
+GLM |= {"head_dim": 32, "use_qk_norm": True, "routed_scaling_factor": 1.7}
+ERNIE = GATED | {"moe_k": 2, "moe_num_experts": 6, "moe_intermediate_size": 48, "moe_num_shared_experts": 1}
+ERNIE |= {"initializer_range": 0.2, "moe_layer_interval": 2}
+GRANITE = GATED | EXPERTS | {"num_local_experts": 5, "embedding_multiplier": 3.0, "logits_scaling": 0.5}
+GRANITE |= {"residual_multiplier": 0.7, "attention_multiplier": 0.2}
+DBRX = {
+    "initializer_range": 0.2,
+    "attn_config": {"kv_n_heads": 2, "clip_qkv": 1.5, "rope_theta": 10000.0},
+    "ffn_config": {
+        "ffn_hidden_size": 48,
+        "moe_num_experts": 6,
+        "moe_top_k": 3,
+        "moe_normalize_expert_weights": 2.0,
+    },
+}
 
 CASES = {
     "mixtral": Case("mixtral", GATED | EXPERTS | {"num_local_experts": 5}, thorough=True),
+    "phimoe": Case(
+        "phimoe", GATED | EXPERTS | {"num_local_experts": 6, "router_jitter_noise": 0.2, "lm_head_bias": True}
+    ),
+    "phimoe, windows and biases": Case(
+        "phimoe", GATED | EXPERTS | {"num_local_experts": 4, "sliding_window": 9, "attention_bias": True}
+    ),
+    "dbrx": Case("dbrx", DBRX),
     "qwen2-moe": Case("qwen2_moe", QWEN | SHARED, thorough=True),
     "qwen2-moe, normalized, alternating": Case(
         "qwen2_moe", QWEN | SHARED | {"norm_topk_prob": True, "decoder_sparse_step": 2}
     ),
     "qwen3-moe": Case("qwen3_moe", QWEN | {"head_dim": 32, "mlp_only_layers": [1]}),
+    "olmoe": Case("olmoe", GATED | EXPERTS | {"num_experts": 8, "clip_qkv": 2.0}),
+    "granite-moe": Case("granitemoe", GRANITE),
+    "granite-moe, shared": Case("granitemoeshared", GRANITE | {"shared_intermediate_size": 80}),
+    "glm4-moe": Case("glm4_moe", GLM),
+    "glm4-moe, groups": Case("glm4_moe", GLM | {"n_group": 4, "topk_group": 2}, thorough=True),
+    "ernie-moe": Case("ernie4_5_moe", ERNIE),
 }
