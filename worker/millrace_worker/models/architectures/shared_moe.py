@@ -44,7 +44,7 @@ def sigmoid_routing(c: ModelConfig) -> TopK:
 def extra_layers(c: ModelConfig) -> tuple[str, ...]:
     """Patterns of the layers after the last, which predict further tokens and are not used."""
     last = c.size("num_hidden_layers")
-    return tuple(f".layers.{last + index}.*" for index in range(c.get("num_nextn_predict_layers") or 0))
+    return tuple(f".layers.{last + index}.*" for index in range(c.num_nextn_predict_layers or 0))
 
 
 def glm4_moe(c: ModelConfig) -> tuple[Decoder, Names]:
@@ -82,6 +82,7 @@ GLM4_MOE = Architecture(
     | {
         "partial_rotary_factor": 0.5,
         "use_qk_norm": False,
+        "num_nextn_predict_layers": 1,
         "num_key_value_heads": 8,
         "num_local_experts": 128,
         "num_experts_per_tok": 8,
