@@ -99,6 +99,7 @@ class InputBuilder:
                 counts=work.counts,
                 page_table=rows.page_table,
                 page_table_host=rows.page_table_host,
+                lengths=rows.lengths[work.rows],
             ),
             token_ids=token_ids_T,
             positions=positions_T,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
@@ -22,7 +22,18 @@ class Batch:
     counts: np.ndarray  # int64 [B], at least 1
     page_table: Tensor  # int32 [max_rows, max_pages], on the device
     page_table_host: np.ndarray  # int32 [max_rows, max_pages], the same on the host
+    lengths: np.ndarray | None = None  # int64 [B]: tokens known of each sequence; None: no more than this step computes
 
     @property
     def num_tokens(self) -> int:
         return int(self.counts.sum())
+
+    def known(self) -> np.ndarray:
+        """[B]: how many tokens of each sequence are known."""
+        return self.starts + self.counts if self.lengths is None else self.lengths
+
+    def select(self, kept: np.ndarray) -> Batch:
+        """The entries where `kept` is true."""
+        lengths = None if self.lengths is None else self.lengths[kept]
+        columns = (self.rows[kept], self.starts[kept], self.counts[kept])
+        return replace(self, rows=columns[0], starts=columns[1], counts=columns[2], lengths=lengths)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from millrace_worker.attention.interface import AttentionBackend, Heads
-from millrace_worker.attention.rotary import RotaryTable, Rotation
+from millrace_worker.attention.rotary import RotaryTable, Rotation, StepRotation, SwitchedRotaryTable
 from millrace_worker.distributed import Group
 from millrace_worker.layers.embedding import Embed, Head
 from millrace_worker.layers.linear import Linear, Named
@@ -151,7 +151,7 @@ class Ends:
     embed_in: Linear | None  # from the table's width to the layers', where they differ
     positions: Embed | None
     embed_norm: Norm | None
-    rotaries: list[RotaryTable]
+    rotaries: list[RotaryTable | SwitchedRotaryTable]
     final_norm: Norm
     embed_out: Linear | None
     head: Head
@@ -172,6 +172,14 @@ class Ends:
         return self.head(h_RD if self.embed_out is None else self.embed_out(h_RD))
 
 
+@dataclass(frozen=True)
+class DecoderStep:
+    """What all layers need to know of a step."""
+
+    attention: Any
+    rotaries: list[StepRotation]
+
+
 class CausalLM:
     """A loaded model on this rank, as `model.Model` describes it."""
 
@@ -183,20 +191,19 @@ class CausalLM:
         self.page_size, self.missing = backend.page_size, dict[str, str]()
         self._ends, self._layers = ends, layers
 
-    def plan(self, batch: Batch) -> Any:
-        """The step as the attention of all layers sees it."""
-        return self.backend.plan(batch)
+    def plan(self, batch: Batch) -> DecoderStep:
+        return DecoderStep(self.backend.plan(batch), [table.plan(batch) for table in self._ends.rotaries])
 
     @torch.inference_mode()
-    def hidden(self, token_ids_T: Tensor, positions_T: Tensor, step: object) -> Tensor:
+    def hidden(self, token_ids_T: Tensor, positions_T: Tensor, step: DecoderStep) -> Tensor:
         """The residual stream [T, D] after the last layer, for `logits`; K and V of every token go to the pool.
 
         `token_ids_T` and `positions_T` are int64 on the device; `step` is `plan(batch)` of the same tokens.
         """
         x, delta = self._ends.first(token_ids_T, positions_T), None
-        rotations = [table.gather(positions_T) for table in self._ends.rotaries]
+        rotations = [rotary.gather(positions_T) for rotary in step.rotaries]
         for layer in self._layers:
-            x, delta = layer(x, delta, rotations, step)
+            x, delta = layer(x, delta, rotations, step.attention)
         return x if delta is None else x.add_(delta)
 
     @torch.inference_mode()
@@ -205,7 +212,7 @@ class CausalLM:
         return self._ends.last(hidden_RD)
 
     def forward(
-        self, token_ids_T: Tensor, positions_T: Tensor, step: object, logits_index_R: Tensor | None
+        self, token_ids_T: Tensor, positions_T: Tensor, step: DecoderStep, logits_index_R: Tensor | None
     ) -> Tensor | None:
         """`logits` of the tokens that `logits_index_R` (int64, on the device) names; None names all."""
         hidden_TD = self.hidden(token_ids_T, positions_T, step)

@@ -88,19 +88,36 @@ class ModelConfig:
             raise ConfigError(f"config.json: `{name}` must be a positive whole number, not {value!r}")
         return value
 
-    def rope_parameters(self) -> dict[str, Any]:
+    def rope_parameters(self, layer_type: str | None = None) -> dict[str, Any]:
         """`rope_type`, `rope_theta`, `partial_rotary_factor` and what the type needs, whichever way they were written.
 
-        transformers 5 nests all in `rope_parameters`; 4 has `rope_theta` and `rope_scaling` side by side, GPT-NeoX
-        `rotary_emb_base` and `rotary_pct`.
+        transformers 5 nests all in `rope_parameters`, in some families for each layer type; 4 has `rope_theta` and
+        `rope_scaling` side by side, GPT-NeoX `rotary_emb_base` and `rotary_pct`. Families that tell layer types apart
+        name one: there `rope_scaling` means full attention, and `rope_local_base_freq` is the theta of sliding windows.
         """
-        nested = self._values.get("rope_parameters")
-        scaling = self._values.get("rope_scaling") or {}
-        found = dict(nested) if nested is not None else dict(scaling)
-        if any(isinstance(value, dict) for value in found.values()):
-            raise ConfigError("config.json: rope parameters per layer type are not implemented")
-        found.setdefault("rope_type", found.pop("type", "default"))
-        found.setdefault("rope_theta", self.get("rope_theta", self.get("rotary_emb_base", 10000.0)))
-        factor = self.get("partial_rotary_factor", self.get("rotary_pct", 1.0))
-        found.setdefault("partial_rotary_factor", factor)
+        nested, theta = (
+            self._values.get("rope_parameters"),
+            self.get("rope_theta", self.get("rotary_emb_base", 10000.0)),
+        )
+        if nested is not None:
+            found = self._of_layers(nested, layer_type)
+        elif layer_type == "sliding_attention":
+            found, theta = {}, self.get("rope_local_base_freq", theta)
+        else:
+            found = dict(self._values.get("rope_scaling") or {})
+        found["rope_type"] = found.get("rope_type") or found.get("type") or "default"
+        found.setdefault("rope_theta", theta)
+        found.setdefault("partial_rotary_factor", self.get("partial_rotary_factor", self.get("rotary_pct", 1.0)))
         return found
+
+    def _of_layers(self, nested: Mapping[str, Any], layer_type: str | None) -> dict[str, Any]:
+        kinds = {name: value for name, value in nested.items() if name.endswith("_attention")}
+        if not kinds:
+            return dict(nested)
+        chosen = kinds.get(layer_type) if layer_type else None
+        if layer_type is None and all(value == next(iter(kinds.values())) for value in kinds.values()):
+            chosen = next(iter(kinds.values()))
+        if not isinstance(chosen, dict):
+            wanted = f"of {layer_type} layers" if layer_type else "that are the same in all layers"
+            raise ConfigError(f"config.json: `rope_parameters` {wanted} are needed; it has those of {', '.join(kinds)}")
+        return dict(chosen)

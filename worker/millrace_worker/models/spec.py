@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Literal
 
+from millrace_worker.models.scaling import Scaling
+
 Activation = Literal["silu", "relu", "relu2", "gelu", "gelu_tanh"]
 
 
@@ -25,30 +27,13 @@ class LayerNorm:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearScaling:
-    """Positions are divided by `factor` (Chen et al. 2023, position interpolation)."""
-
-    factor: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Llama3Scaling:
-    """Llama 3.1: long wavelengths are stretched by `factor`, short ones kept, those between interpolated."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_positions: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class Rotary:
     """Rotary embedding (Su et al. 2021) of the leading `dim` dimensions of each head, paired as (i, i + dim / 2)."""
 
     theta: float
     dim: int
     interleaved: bool = False  # paired as (2 i, 2 i + 1) instead
-    scaling: LinearScaling | Llama3Scaling | None = None
+    scaling: Scaling | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from millrace_worker.attention import torch_backend
 from millrace_worker.attention.interface import Heads, ScoreRule
-from millrace_worker.attention.rotary import RotaryTable, rotate_
 from millrace_worker.attention.torch_backend import TorchBackend
 from millrace_worker.step import Batch
 from torch.nn.attention.flex_attention import flex_attention
@@ -121,19 +120,6 @@ def test_a_rows_result_does_not_depend_on_its_neighbours() -> None:
     for row in range(6):
         (alone,) = pages.step([(row, 49, 1)])
         torch.testing.assert_close(alone, together[row], atol=1e-6, rtol=1e-5)
-
-
-def test_a_rotation_equals_the_complex_product() -> None:
-    """Pairs (i, i + R / 2) as complex numbers, turned by exp(i * angle); the other dimensions stay."""
-    frequencies, positions = torch.rand(6), torch.tensor([0, 3, 17, 99])
-    table = RotaryTable(frequencies, 100, torch.float32)
-    x = torch.randn(4, 3, 16)
-    turned = torch.complex(x[..., :6], x[..., 6:12]) * torch.polar(
-        torch.ones(4, 6), positions[:, None] * frequencies
-    ).unsqueeze(1)
-    expected = torch.cat((turned.real, turned.imag, x[..., 12:]), dim=-1)
-    rotate_(x, table.gather(positions))
-    torch.testing.assert_close(x, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_layers_of_different_sizes_are_refused() -> None:

@@ -82,6 +82,7 @@ class PagedRun:
             counts=np.array([count for _, _, _, count in entries]),
             page_table=torch.from_numpy(self.table),
             page_table_host=self.table,
+            lengths=np.array([len(sequences[sequence]) for sequence, *_ in entries]),
         )
         device = self.device
         order = self._shuffled(len(tokens)) if self.random.random() < 0.5 else None

@@ -73,7 +73,7 @@ def latent_attention(c: ModelConfig) -> LatentAttention:
         plain_dim=plain,
         rotated_dim=rotated,
         value_dim=c.size("v_head_dim"),
-        position=replace(rotary(c), dim=rotated, interleaved=c.rope_interleave),
+        position=replace(rotary(c, dim=rotated), interleaved=c.rope_interleave),
         scale=(plain + rotated) ** -0.5 * stretch(c) ** 2,
         norm=RmsNorm(eps=LATENT_EPS),
         bias=c.attention_bias,

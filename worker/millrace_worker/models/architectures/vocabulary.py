@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from millrace_worker.models.architectures import positions
 from millrace_worker.models.hf_config import ConfigError, ModelConfig
 from millrace_worker.models.names import Names
 from millrace_worker.models.spec import (
@@ -15,8 +16,6 @@ from millrace_worker.models.spec import (
     Decoder,
     Layer,
     LayerNorm,
-    LinearScaling,
-    Llama3Scaling,
     Mlp,
     RmsNorm,
     Rotary,
@@ -50,32 +49,9 @@ def head_dim(c: ModelConfig) -> int:
     return hidden // heads
 
 
-def rotary(c: ModelConfig) -> Rotary:
-    """Raises ConfigError for a kind of scaling that is not implemented, or that lacks a parameter."""
-    rope = c.rope_parameters()
-    try:
-        scaling = _rope_scaling(rope)
-    except KeyError as missing:
-        raise ConfigError(f"config.json: rope type {rope['rope_type']!r} needs the parameter {missing}") from None
-    dim = int(head_dim(c) * rope["partial_rotary_factor"])
-    return Rotary(theta=float(rope["rope_theta"]), dim=dim, scaling=scaling)
-
-
-def _rope_scaling(rope: Mapping[str, Any]) -> LinearScaling | Llama3Scaling | None:
-    match rope["rope_type"]:
-        case "default":
-            return None
-        case "linear":
-            return LinearScaling(factor=rope["factor"])
-        case "llama3":
-            return Llama3Scaling(
-                factor=rope["factor"],
-                low_freq_factor=rope["low_freq_factor"],
-                high_freq_factor=rope["high_freq_factor"],
-                original_max_positions=rope["original_max_position_embeddings"],
-            )
-        case other:
-            raise ConfigError(f"config.json: rope type {other!r} is not implemented (default, linear, llama3 are)")
+def rotary(c: ModelConfig, layer_type: str | None = None, *, dim: int | None = None) -> Rotary:
+    """The positions of layers of `layer_type`, of `dim` dimensions instead of a head's; raises ConfigError."""
+    return positions.rotary(c, dim or head_dim(c), layer_type)
 
 
 def attention(c: ModelConfig, position: Rotary | Alibi | None, **over: Any) -> Attention:
@@ -121,7 +97,7 @@ def decoder(c: ModelConfig, layers: Layer | list[Layer], norm: RmsNorm | LayerNo
     common = {
         "hidden": c.size("hidden_size"),
         "vocab": c.size("vocab_size"),
-        "max_positions": c.size("max_position_embeddings"),
+        "max_positions": positions.longest(c.size("max_position_embeddings"), every),
         "layers": every,
         "final_norm": norm,
         "tied": bool(c.tie_word_embeddings),

@@ -5,14 +5,13 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from millrace_worker.attention.rotary import RotaryTable
 from millrace_worker.layers.embedding import Embed, Head, TableSlice
 from millrace_worker.layers.linear import Linear
 from millrace_worker.layers.norm import PassThrough
 from millrace_worker.models import spec as kinds
 from millrace_worker.models.build.parts import Parts
 from millrace_worker.models.decoder import Ends
-from millrace_worker.models.rope import frequencies
+from millrace_worker.models.rope import rotary_table
 from millrace_worker.workspace import Role
 
 
@@ -26,8 +25,7 @@ def build_ends(parts: Parts, rotaries: list[kinds.Rotary]) -> Ends:
         positions=_positions(parts),
         embed_norm=None if spec.embed_norm is None else parts.norm(spec.embed_norm, names.embed_norm, Role.STREAM),
         rotaries=[
-            RotaryTable(frequencies(rotary).to(weights.device), spec.max_positions, operators.rotary_dtype)
-            for rotary in rotaries
+            rotary_table(rotary, spec.max_positions, operators.rotary_dtype, weights.device) for rotary in rotaries
         ],
         final_norm=(
             PassThrough(weights.dtype)

@@ -4,14 +4,6 @@ from __future__ import annotations
 
 from .case import GATED, WIDE, Case
 
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 10000.0,
-    "factor": 4.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 40,
-}
 WIDE_HEADS = {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True, "head_dim": 24}
 GEMMA2 = {"head_dim": 16, "sliding_window": 18, "query_pre_attn_scalar": 20, "attn_logit_softcapping": 4.0}
 FALCON_RW = {"alibi": True, "parallel_attn": False, "multi_query": False, "bias": True}
@@ -19,7 +11,6 @@ FALCON_RW = {"alibi": True, "parallel_attn": False, "multi_query": False, "bias"
 CASES = {
     "llama": Case("llama", GATED, thorough=True),
     "llama, tied, biased, wide heads": Case("llama", GATED | WIDE_HEADS),
-    "llama, 3.1 rope": Case("llama", GATED | {"rope_parameters": LLAMA3}),
     "llama, packed": Case("llama", GATED | WIDE | {"intermediate_size": 704}, thorough=True),
     "mistral, window 9": Case("mistral", GATED | {"sliding_window": 9}, thorough=True),
     "mistral, no window": Case("mistral", GATED | {"sliding_window": None}),
