@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use tokenizers::Tokenizer;
 
-pub use chat::{ChatError, ChatMessage, ChatPrompt};
+pub use chat::{ChatError, ChatPrompt, Conversation, Ending};
 
 use chat::Chat;
 use files::ModelFiles;
@@ -77,12 +77,12 @@ impl TextModel {
         let added = tokenizer.get_added_tokens_decoder();
         let special_ids = added.iter().filter(|(_, token)| token.special).map(|(id, _)| *id).collect();
         let mut eos_token_ids = files.eos_token_ids;
-        eos_token_ids.extend(files.eos_token.as_deref().and_then(|eos| tokenizer.token_to_id(eos)));
+        eos_token_ids.extend(files.special_tokens.get("eos_token").and_then(|eos| tokenizer.token_to_id(eos)));
         eos_token_ids.sort_unstable();
         eos_token_ids.dedup();
 
         let longest_token = bound::longest_token(&files.tokenizer, &tokenizer);
-        let chat = Chat::new(&tokenizer, files.chat_template.as_deref(), files.bos_token, files.eos_token);
+        let chat = Chat::new(&tokenizer, &files.chat_templates, &files.special_tokens);
         Ok(Self {
             tokenizer,
             special_ids,
@@ -137,8 +137,8 @@ impl TextModel {
     }
 
     /// Renders a conversation by the model's template and encodes it. Text in a message never becomes a control token.
-    pub fn chat(&self, messages: &[ChatMessage]) -> Result<ChatPrompt, ChatError> {
-        self.chat.prompt(messages)
+    pub fn chat(&self, conversation: &Conversation) -> Result<ChatPrompt, ChatError> {
+        self.chat.prompt(conversation)
     }
 }
 

@@ -43,8 +43,11 @@ impl SequenceText {
     /// text of its own.
     pub fn new(detokenizer: Arc<Detokenizer>, prompt: &[u32], stop: StopStrings) -> Self {
         let context = &prompt[prompt.len().saturating_sub(CONTEXT_TOKENS)..];
-        let without_special: Vec<u32> = context.iter().copied().filter(|id| !detokenizer.is_special(*id)).collect();
-        let differs = without_special.len() != context.len();
+        // However many special tokens a prompt ends with, text before them is what visible text follows.
+        let visible = prompt.iter().rev().filter(|id| !detokenizer.is_special(**id)).take(CONTEXT_TOKENS);
+        let mut without_special: Vec<u32> = visible.copied().collect();
+        without_special.reverse();
+        let differs = without_special != context;
         Self {
             kept: Stream::after(context, &detokenizer.decoding),
             visible: differs.then(|| Stream::after(&without_special, &detokenizer.decoding)),

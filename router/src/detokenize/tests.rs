@@ -122,6 +122,16 @@ fn ids_below(limit: u32, length: usize) -> impl Strategy<Value = Vec<u32>> {
     prop::collection::vec(0..limit, 0..length)
 }
 
+#[test]
+fn text_goes_on_behind_any_number_of_special_tokens() {
+    for tokenizer in [metaspace(), word_piece()] {
+        for num_special in 0..9 {
+            let prompt = [vec![2], vec![0; num_special]].concat();
+            check_whole(&tokenizer, &prompt, &[2]).unwrap();
+        }
+    }
+}
+
 proptest! {
     #[test]
     fn byte_level_pieces_make_the_whole(ids in ids_below(270, 40)) {

@@ -1,24 +1,44 @@
 //! From a conversation to the ids that the model's chat template makes of it.
 
-use std::borrow::Cow;
+use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
 
 use super::EncodeError;
-use super::control_tokens::ControlTokens;
-use super::template::ChatTemplate;
+use super::control_tokens::{ControlTokens, GOES_ON};
+use super::template::{ChatTemplate, Scene};
 
-/// A message as templates see it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-#[cfg_attr(test, derive(serde::Deserialize))]
-pub struct ChatMessage {
-    pub role: String,
-    pub content: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub tool_call_id: Option<String>,
+/// Strings under these keys are compared by templates and never shown as somebody's words.
+const COMPARED: [&str; 2] = ["role", "type"];
+
+/// What a conversation's template is told.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Conversation {
+    /// Objects with at least a `role`; anything else in them is the template's affair.
+    pub messages: Vec<Value>,
+    /// Function schemas as `OpenAI` writes them.
+    pub tools: Option<Value>,
+    pub documents: Option<Value>,
+    /// Further variables of the template.
+    pub variables: Map<String, Value>,
+    /// Which of the model's templates, by name.
+    pub template: Option<String>,
+    pub ending: Ending,
+}
+
+/// How the prompt ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ending {
+    /// As the original: the assistant's turn opens, unless the last message is its own; then that goes on.
+    #[default]
+    Either,
+    /// With the header of the assistant's turn.
+    Opened,
+    /// Behind the last message.
+    Closed,
+    /// Inside the last message, which goes on.
+    Continued,
 }
 
 /// A rendered conversation.
@@ -32,6 +52,8 @@ pub struct ChatPrompt {
 pub enum ChatError {
     #[error("this model has no chat template; use a completions route, or start with one (--tokenizer-config-path)")]
     NoTemplate,
+    #[error("there is no chat template `{asked}`; this model has {known}")]
+    UnknownTemplate { asked: String, known: String },
     #[error("{0}")]
     Template(String),
     #[error(transparent)]
@@ -41,7 +63,8 @@ pub enum ChatError {
 /// The chat side of a model; one that does not work leaves the rest of the server alone.
 #[derive(Debug)]
 pub(super) struct Chat {
-    renderer: Option<Result<Renderer, String>>,
+    /// By name.
+    renderers: BTreeMap<String, Result<Renderer, String>>,
 }
 
 #[derive(Debug)]
@@ -51,53 +74,123 @@ struct Renderer {
 }
 
 impl Chat {
+    /// `special_tokens` are the variables such as `bos_token` that every template is told.
     pub(super) fn new(
         tokenizer: &Tokenizer,
-        template: Option<&str>,
-        bos_token: Option<String>,
-        eos_token: Option<String>,
+        templates: &BTreeMap<String, String>,
+        special_tokens: &BTreeMap<String, String>,
     ) -> Self {
-        let renderer = template.map(|source| {
+        let renderer = |source: &str| {
             let control = ControlTokens::new(tokenizer, source)?;
-            let template = ChatTemplate::compile(source, bos_token, eos_token).map_err(|error| error.to_string())?;
+            let template = ChatTemplate::compile(source, special_tokens).map_err(|error| error.to_string())?;
             Ok(Renderer { template, control })
-        });
-        Self { renderer }
+        };
+        Self { renderers: templates.iter().map(|(name, source)| (name.clone(), renderer(source))).collect() }
     }
 
-    pub(super) fn prompt(&self, messages: &[ChatMessage]) -> Result<ChatPrompt, ChatError> {
-        match &self.renderer {
-            None => Err(ChatError::NoTemplate),
-            Some(Err(reason)) => Err(ChatError::Template(reason.clone())),
-            Some(Ok(renderer)) => renderer.prompt(messages),
+    pub(super) fn prompt(&self, conversation: &Conversation) -> Result<ChatPrompt, ChatError> {
+        match self.choose(conversation)? {
+            Err(reason) => Err(ChatError::Template(reason.clone())),
+            Ok(renderer) => renderer.prompt(conversation),
         }
+    }
+
+    /// The one that is asked for; else, with tools, the one for tools; else the default, or the only one there is.
+    fn choose(&self, conversation: &Conversation) -> Result<&Result<Renderer, String>, ChatError> {
+        if let Some(asked) = &conversation.template {
+            let known = || self.renderers.keys().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+            let unknown = || ChatError::UnknownTemplate { asked: asked.clone(), known: known() };
+            return self.renderers.get(asked).ok_or_else(unknown);
+        }
+        let for_tools = conversation.tools.as_ref().and_then(|_| self.renderers.get("tool_use"));
+        let usual = for_tools.or_else(|| self.renderers.get("default"));
+        let only = || self.renderers.values().next().filter(|_| self.renderers.len() == 1);
+        usual.or_else(only).ok_or(ChatError::NoTemplate)
     }
 }
 
 impl Renderer {
-    fn prompt(&self, messages: &[ChatMessage]) -> Result<ChatPrompt, ChatError> {
-        let guarded: Vec<ChatMessage> = messages.iter().map(|message| self.guard(message)).collect();
-        let rendered = self.template.render(&guarded).map_err(|error| ChatError::Template(error.to_string()))?;
-        let rendered = match guarded.last() {
-            Some(last) if last.role == "assistant" => continued(&rendered, &last.content),
-            _ => Cow::Borrowed(rendered.as_str()),
+    fn prompt(&self, conversation: &Conversation) -> Result<ChatPrompt, ChatError> {
+        let guard = |value: &Value| self.guard(value, false);
+        let variables = conversation.variables.iter().map(|(name, value)| (name.clone(), guard(value)));
+        let mut scene = Scene {
+            messages: conversation.messages.iter().map(guard).collect(),
+            tools: conversation.tools.as_ref().map(guard),
+            documents: conversation.documents.as_ref().map(guard),
+            variables: variables.collect(),
+            opens: matches!(conversation.ending, Ending::Either | Ending::Opened),
         };
-        Ok(ChatPrompt { ids: self.control.encode(&rendered)?, text: ControlTokens::plain(&rendered) })
+        self.template.adapt(&mut scene.messages);
+        if conversation.ending == Ending::Continued {
+            tag(scene.messages.last_mut())?;
+        }
+        let rendered = self.template.render(&scene).map_err(|error| ChatError::Template(error.to_string()))?;
+        let rendered = ended(&rendered, conversation.ending, scene.messages.last())?;
+        Ok(ChatPrompt { ids: self.control.encode(rendered)?, text: ControlTokens::plain(rendered) })
     }
 
-    fn guard(&self, message: &ChatMessage) -> ChatMessage {
-        let guard = |text: &String| self.control.guard(text);
-        ChatMessage {
-            role: guard(&message.role),
-            content: self.control.guard_ends(&message.content),
-            name: message.name.as_ref().map(guard),
-            tool_call_id: message.tool_call_id.as_ref().map(guard),
+    /// The same value with every text in it made harmless. Texts may stand between the template's own words.
+    fn guard(&self, value: &Value, is_compared: bool) -> Value {
+        match value {
+            Value::String(text) if is_compared => Value::String(self.control.guard(text)),
+            Value::String(text) => Value::String(self.control.guard_ends(text)),
+            Value::Array(items) => Value::Array(items.iter().map(|item| self.guard(item, false)).collect()),
+            Value::Object(fields) => Value::Object(
+                fields
+                    .iter()
+                    .map(|(key, value)| (self.control.guard(key), self.guard(value, COMPARED.contains(&key.as_str()))))
+                    .collect(),
+            ),
+            Value::Null | Value::Bool(_) | Value::Number(_) => value.clone(),
         }
     }
 }
 
+/// The rendered conversation up to where generation begins.
+fn ended<'a>(rendered: &'a str, ending: Ending, last: Option<&Value>) -> Result<&'a str, ChatError> {
+    match ending {
+        Ending::Either if last.is_some_and(|message| message["role"] == "assistant") => {
+            Ok(last.and_then(words).map_or(rendered, |words| continued(rendered, words)))
+        }
+        Ending::Either | Ending::Opened | Ending::Closed => Ok(rendered),
+        Ending::Continued => resumed(rendered),
+    }
+}
+
+/// A message's text, or the last one of its parts.
+fn words(message: &Value) -> Option<&str> {
+    match &message["content"] {
+        Value::String(text) => Some(text),
+        Value::Array(parts) => parts.iter().rev().find_map(|part| part["text"].as_str()),
+        _ => None,
+    }
+}
+
 /// A conversation that ends with the assistant's words goes on from there: what the template puts behind them is cut.
-fn continued<'a>(rendered: &'a str, last: &str) -> Cow<'a, str> {
+fn continued<'a>(rendered: &'a str, last: &str) -> &'a str {
     let end = [last, last.trim()].into_iter().find_map(|words| Some(rendered.rfind(words)? + words.len()));
-    Cow::Borrowed(rendered[..end.unwrap_or(rendered.len())].trim_end())
+    rendered[..end.unwrap_or(rendered.len())].trim_end()
+}
+
+/// Stands behind the words that are to go on, as in transformers; its space tells whether the template trims them.
+fn tag(message: Option<&mut Value>) -> Result<(), ChatError> {
+    let words = message.and_then(|message| match &mut message["content"] {
+        Value::String(text) => Some(text),
+        Value::Array(parts) => parts.iter_mut().rev().find_map(|part| match part.get_mut("text") {
+            Some(Value::String(text)) => Some(text),
+            _ => None,
+        }),
+        _ => None,
+    });
+    let none = || ChatError::Template("`continue_final_message` needs a last message with text in it".to_owned());
+    words.ok_or_else(none)?.extend([GOES_ON, ' ']);
+    Ok(())
+}
+
+/// Up to where the tagged words end.
+fn resumed(rendered: &str) -> Result<&str, ChatError> {
+    let hidden = "`continue_final_message` is set, but the template does not show the last message";
+    let end = rendered.rfind(GOES_ON).ok_or_else(|| ChatError::Template(hidden.to_owned()))?;
+    let is_kept = rendered[end + GOES_ON.len_utf8()..].starts_with(' ');
+    Ok(if is_kept { &rendered[..end] } else { rendered[..end].trim_end() })
 }

@@ -19,6 +19,8 @@ use super::EncodeError;
 /// `MARK` stands inside what would be a control token, `QUOTED` behind one that is too short to stand in.
 const MARK: char = '\u{FDD0}';
 const QUOTED: char = '\u{FDD2}';
+/// Free for whoever has to find a place again in the rendered text.
+pub(super) const GOES_ON: char = '\u{FDD3}';
 const SPELLING_START: char = '\u{FDD1}';
 const FIRST_DIGIT: u32 = 0xFDE0;
 const NONCHARACTERS: std::ops::RangeInclusive<char> = '\u{FDD0}'..='\u{FDEF}';

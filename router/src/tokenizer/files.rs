@@ -1,5 +1,7 @@
 //! Which file of a model folder says what.
 
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -11,9 +13,10 @@ use super::LoadError;
 pub(super) struct ModelFiles {
     pub(super) tokenizer_path: PathBuf,
     pub(super) tokenizer: Vec<u8>,
-    pub(super) bos_token: Option<String>,
-    pub(super) eos_token: Option<String>,
-    pub(super) chat_template: Option<String>,
+    /// By the names that templates know them by, such as `bos_token`.
+    pub(super) special_tokens: BTreeMap<String, String>,
+    /// By name; one that has none is the `default`.
+    pub(super) chat_templates: BTreeMap<String, String>,
     pub(super) model_max_length: Option<u32>,
     /// From config.json and `generation_config.json`.
     pub(super) eos_token_ids: Vec<u32>,
@@ -41,42 +44,59 @@ impl ModelFiles {
         Ok(Self {
             tokenizer_path,
             tokenizer,
-            bos_token: token_text(&tokenizer_config, "bos_token"),
-            eos_token: token_text(&tokenizer_config, "eos_token"),
-            chat_template: chat_template(folder, &tokenizer_config, tokenizer_config_path.is_some())?,
+            special_tokens: special_tokens(&tokenizer_config),
+            chat_templates: chat_templates(folder, &tokenizer_config, tokenizer_config_path.is_some())?,
             model_max_length: max_length(&tokenizer_config),
             eos_token_ids,
         })
     }
 }
 
-/// A template that the operator names wins; then the files of its own, newest form first; then the tokenizer's config.
-fn chat_template(folder: &Path, tokenizer_config: &Value, is_explicit: bool) -> Result<Option<String>, LoadError> {
-    let configured = tokenizer_config.get("chat_template").and_then(default_template);
-    if is_explicit && configured.is_some() {
-        return Ok(configured);
-    }
-    let path = folder.join("chat_template.jinja");
-    match std::fs::read_to_string(&path) {
-        Ok(template) => return Ok(Some(template)),
-        Err(source) if source.kind() == std::io::ErrorKind::NotFound => {}
-        Err(source) => return Err(LoadError::Unreadable { path, source }),
+const DEFAULT: &str = "default";
+
+/// Templates that the operator names win; then the files of their own, newest form first; then the tokenizer's config.
+fn chat_templates(
+    folder: &Path,
+    tokenizer_config: &Value,
+    is_explicit: bool,
+) -> Result<BTreeMap<String, String>, LoadError> {
+    let mut templates = tokenizer_config.get("chat_template").map(named_templates).unwrap_or_default();
+    if is_explicit && !templates.is_empty() {
+        return Ok(templates);
     }
     let file = read_json(&folder.join("chat_template.json"))?;
-    let in_file = file.as_ref().and_then(|file| file.get("chat_template")).and_then(default_template);
-    Ok(in_file.or(configured))
+    templates.extend(file.as_ref().and_then(|file| file.get("chat_template")).map(named_templates).unwrap_or_default());
+    if let Some(template) = read_text(&folder.join("chat_template.jinja"))? {
+        templates.insert(DEFAULT.to_owned(), template);
+    }
+    let additional = folder.join("additional_chat_templates");
+    for entry in std::fs::read_dir(&additional).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if let (Some("jinja"), Some(name)) = (path.extension().and_then(OsStr::to_str), path.file_stem())
+            && let Some(template) = read_text(&path)?
+        {
+            templates.insert(name.to_string_lossy().into_owned(), template);
+        }
+    }
+    Ok(templates)
 }
 
-/// A template is a string, or a list of named ones of which `default` counts.
-fn default_template(value: &Value) -> Option<String> {
+/// A template is a string, or a list of named ones.
+fn named_templates(value: &Value) -> BTreeMap<String, String> {
+    let named =
+        |entry: &Value| Some((entry.get("name")?.as_str()?.to_owned(), entry.get("template")?.as_str()?.to_owned()));
     match value {
-        Value::String(template) => Some(template.clone()),
-        Value::Array(named) => named
-            .iter()
-            .find(|entry| entry.get("name").and_then(Value::as_str) == Some("default"))
-            .and_then(|entry| entry.get("template")?.as_str())
-            .map(str::to_owned),
-        _ => None,
+        Value::String(template) => [(DEFAULT.to_owned(), template.clone())].into(),
+        Value::Array(entries) => entries.iter().filter_map(named).collect(),
+        _ => BTreeMap::new(),
+    }
+}
+
+fn read_text(path: &Path) -> Result<Option<String>, LoadError> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(LoadError::Unreadable { path: path.to_owned(), source }),
     }
 }
 
@@ -90,10 +110,11 @@ fn read_json(path: &Path) -> Result<Option<Value>, LoadError> {
     parsed.map(Some).map_err(|source| LoadError::Malformed { path: path.to_owned(), source })
 }
 
-/// `"</s>"` or `{"content": "</s>", …}`.
-fn token_text(config: &Value, name: &str) -> Option<String> {
-    let token = config.get(name)?;
-    token.as_str().or_else(|| token.get("content")?.as_str()).map(str::to_owned)
+/// Every `…_token`: `"</s>"` or `{"content": "</s>", …}`.
+fn special_tokens(config: &Value) -> BTreeMap<String, String> {
+    let text = |token: &Value| token.as_str().or_else(|| token.get("content")?.as_str()).map(str::to_owned);
+    let fields = config.as_object().into_iter().flatten().filter(|(name, _)| name.ends_with("_token"));
+    fields.filter_map(|(name, token)| Some((name.clone(), text(token)?))).collect()
 }
 
 /// One id or a list of ids.

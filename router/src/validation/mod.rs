@@ -17,7 +17,7 @@ pub use pool::{PoolFault, TokenizerPool};
 use crate::config::Config;
 use crate::health::{Health, Limits};
 use crate::request::{Stopping, ValidRequest};
-use crate::tokenizer::{ChatError, ChatMessage, TextModel};
+use crate::tokenizer::{ChatError, Conversation, TextModel};
 use parameters::Rules;
 
 /// One generation for one prompt, as any route asks for it.
@@ -34,14 +34,14 @@ pub struct Ask {
 }
 
 /// Where the prompt's ids come from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Prompt {
     /// Special tokens written out in the text are parsed: callers format prompts by hand.
     Text(String),
     /// Ids as they are: nothing is added.
     Ids(Vec<u32>),
     /// Rendered by the model's template; nothing in a message becomes a control token.
-    Chat(Vec<ChatMessage>),
+    Chat(Box<Conversation>),
 }
 
 /// A request that passed, and its prompt as text.
@@ -112,11 +112,12 @@ impl Validator {
                 Ok((prompt, tokens))
             }
             Prompt::Ids(ids) => Ok((text.decode(&ids, false), ids)),
-            Prompt::Chat(messages) => text.chat(&messages).map(|prompt| (prompt.text, prompt.ids)),
+            Prompt::Chat(conversation) => text.chat(&conversation).map(|prompt| (prompt.text, prompt.ids)),
         };
         let tokenized = self.pool.run(work).await?;
         tokenized.map_err(|error| match error {
             ChatError::Encode(error) => ValidationError::field(names.prompt, error.to_string()),
+            ChatError::UnknownTemplate { .. } => ValidationError::field("chat_template", error.to_string()),
             ChatError::NoTemplate | ChatError::Template(_) => ValidationError::Template(error.to_string()),
         })
     }

@@ -4,7 +4,7 @@ use std::time::Instant;
 use super::{Ask, Checked, Names, Parameters, Prompt, ValidationError, Validator};
 use crate::config::Config;
 use crate::health::{Health, Limits};
-use crate::tokenizer::{ChatMessage, fixture};
+use crate::tokenizer::{Conversation, fixture};
 
 fn validator(flags: &[&str]) -> Validator {
     let arguments = ["millrace-router", "--model-id", "m"].iter().chain(flags).copied();
@@ -108,7 +108,8 @@ async fn limits_are_those_in_force_and_without_any_nothing_is_checked() {
 #[tokio::test]
 async fn a_conversation_is_tokenized_without_added_tokens_and_its_errors_are_the_templates() {
     let said = |role: &str| {
-        Prompt::Chat(vec![ChatMessage { role: role.to_owned(), content: "a".to_owned(), ..ChatMessage::default() }])
+        let messages = vec![serde_json::json!({ "role": role, "content": "a" })];
+        Prompt::Chat(Box::new(Conversation { messages, ..Conversation::default() }))
     };
     let checked = validator(&[]).check(ask(said("user"), Parameters::default()), &ready()).await.unwrap();
     assert_eq!(checked.request.prompt, [0, 2, fixture::byte(b'a'), 5, 3]);

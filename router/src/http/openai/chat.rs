@@ -7,13 +7,13 @@ use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 
 use super::OpenAiError;
+use super::message::conversation;
 use super::request::OpenAiRequest;
 use super::response::{AssistantMessage, ChatChoice, Completion, Envelope, SYSTEM_FINGERPRINT, finish_reason, usage};
 use super::stream::Streamed;
 use super::wanted::{Form, Wanted};
 use crate::http::admission::{admit, further_places, receive};
 use crate::http::collect::collect;
-use crate::http::error::ApiError;
 use crate::http::headers;
 use crate::http::sse;
 use crate::http::state::AppState;
@@ -25,8 +25,8 @@ pub(in crate::http) async fn chat_completions(
 ) -> Result<Response, OpenAiError> {
     let (arrival, mut place, mut request): (_, _, OpenAiRequest) = receive(&state, request).await?;
     let streamed = request.stream.unwrap_or_default();
-    let prompt = conversation(&mut request)?;
     let mut parameters = request.parameters()?;
+    let prompt = Prompt::Chat(Box::new(conversation(&mut request)?));
     let wanted = Wanted::of(&request, Form::Chat, &mut parameters, &state)?;
     place.merge(further_places(&state, wanted.num_choices, "n")?);
     let ask = Ask {
@@ -60,13 +60,4 @@ pub(in crate::http) async fn chat_completions(
         usage: usage(&answer),
     };
     Ok((headers::of_answer(&state.compute_type, &answer.cost_of_all()), Json(completion)).into_response())
-}
-
-fn conversation(request: &mut OpenAiRequest) -> Result<Prompt, ApiError> {
-    let messages = request.messages.take().ok_or_else(|| ApiError::field("messages", "is missing; send a list"))?;
-    if messages.is_empty() {
-        return Err(ApiError::field("messages", "must not be empty; send at least one message"));
-    }
-    let messages = messages.into_iter().enumerate().map(|(index, message)| message.into_chat(index));
-    Ok(Prompt::Chat(messages.collect::<Result<_, _>>()?))
 }

@@ -7,7 +7,7 @@ use std::fmt;
 
 use serde::Deserialize;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::message::Message;
 use crate::http::error::ApiError;
@@ -39,6 +39,13 @@ pub(super) struct OpenAiRequest {
     pub(super) top_logprobs: Option<u32>,
 
     // Not `OpenAI`'s; other servers take them under these names.
+    /// Further variables of the chat template.
+    pub(super) chat_template_kwargs: Option<Map<String, Value>>,
+    /// One of the model's templates by name.
+    pub(super) chat_template: Option<String>,
+    pub(super) documents: Option<Vec<Value>>,
+    pub(super) add_generation_prompt: Option<bool>,
+    pub(super) continue_final_message: Option<bool>,
     repetition_penalty: Option<f32>,
     top_k: Option<i32>,
     min_p: Option<f32>,
@@ -49,7 +56,7 @@ pub(super) struct OpenAiRequest {
     suffix: Option<String>,
     min_tokens: Option<u32>,
     logit_bias: Option<Value>,
-    tools: Option<Vec<Value>>,
+    pub(super) tools: Option<Vec<Value>>,
     tool_choice: Option<Value>,
     functions: Option<Vec<Value>>,
     function_call: Option<Value>,
@@ -71,7 +78,7 @@ pub(super) struct StreamOptions {
 pub(super) struct OneOrMany(pub(super) Vec<String>);
 
 /// One or several prompts, as text or as token ids.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Prompts(pub(super) Vec<Prompt>);
 
 impl OpenAiRequest {
@@ -109,6 +116,10 @@ impl OpenAiRequest {
         })
     }
 
+    fn forbids_calls(&self) -> bool {
+        self.tool_choice.as_ref().is_some_and(|choice| choice == "none")
+    }
+
     fn refuse_later_features(&self) -> Result<(), ApiError> {
         if self.suffix.is_some() {
             let problem = "is not supported; leave it out".to_owned();
@@ -117,7 +128,8 @@ impl OpenAiRequest {
         let asks: [(&'static str, bool); 12] = [
             ("min_tokens", self.min_tokens.is_some_and(|min_tokens| min_tokens > 0)),
             ("logit_bias", says_something(self.logit_bias.as_ref())),
-            ("tools", self.tools.as_ref().is_some_and(|tools| !tools.is_empty())),
+            // Without a choice there is nothing to call: the template shows the tools all the same.
+            ("tools", self.tools.as_ref().is_some_and(|tools| !tools.is_empty()) && !self.forbids_calls()),
             ("tool_choice", !is_one_of(self.tool_choice.as_ref(), &["none", "auto"])),
             ("functions", self.functions.as_ref().is_some_and(|functions| !functions.is_empty())),
             ("function_call", !is_one_of(self.function_call.as_ref(), &["none", "auto"])),

@@ -242,3 +242,42 @@ async fn further_ways_to_sample_reach_the_engine() {
     let neutral = sampling(json!({ "top_k": -1, "min_p": 0, "typical_p": 1.0 })).await;
     assert_eq!((neutral.top_k, neutral.min_p, neutral.typical_p), (0, 0.0, 1.0));
 }
+
+#[tokio::test]
+async fn what_the_template_is_told_comes_from_the_request() {
+    let server = Server::playing(speak);
+    let prompt = async |fields: Value| {
+        let answer = server.post(CHAT, of(CHAT, &fields)).await;
+        assert_eq!(answer.status, StatusCode::OK, "{}", answer.body);
+        server.last_request().prompt
+    };
+    let open = prompt(json!({})).await;
+    let closed = prompt(json!({ "add_generation_prompt": false })).await;
+    assert_eq!(open[..open.len() - 1], closed);
+    let unknown = json!({ "chat_template_kwargs": { "enable_thinking": false }, "documents": [{ "text": "x" }] });
+    assert_eq!(prompt(unknown).await, open, "this template knows neither");
+    let tool = json!({ "type": "function", "function": { "name": "f", "parameters": {} } });
+    assert_eq!(prompt(json!({ "tools": [tool], "tool_choice": "none" })).await, open);
+    let call = json!({ "id": "1", "type": "function", "function": { "name": "f", "arguments": "{}" } });
+    let history = json!({ "messages": [
+        { "role": "user", "content": "Hi", "name": null },
+        { "role": "assistant", "content": "calling", "tool_calls": [call], "refusal": null },
+        { "role": "tool", "content": "42", "tool_call_id": "1" },
+    ] });
+    assert!(prompt(history).await.len() > open.len());
+    let goes_on = [json!({ "role": "user", "content": "Hi" }), json!({ "role": "assistant", "content": "It is " })];
+    let trimmed = prompt(json!({ "messages": goes_on })).await;
+    let kept = prompt(json!({ "messages": goes_on, "continue_final_message": true })).await;
+    assert_eq!([trimmed.as_slice(), &[fixture::byte(b' ')]].concat(), kept);
+    for (fields, field) in [
+        (json!({ "continue_final_message": true, "add_generation_prompt": true }), "continue_final_message"),
+        (json!({ "chat_template_kwargs": { "messages": [] } }), "chat_template_kwargs.messages"),
+        (json!({ "chat_template": "rag" }), "chat_template"),
+        (json!({ "messages": [{ "role": "user", "content": "x", "name": 3 }] }), "messages[0].name"),
+        (json!({ "messages": [{ "role": "user", "content": "x", "tool_calls": {} }] }), "messages[0].tool_calls"),
+    ] {
+        let answer = server.post(CHAT, of(CHAT, &fields)).await;
+        assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY, "{fields}");
+        assert_eq!(answer.json()["error"]["param"], field, "{fields}: {}", answer.body);
+    }
+}

@@ -318,7 +318,11 @@ async fn messages_and_prompts_of_other_kinds_are_refused() {
         ("/v1/chat/completions", json!({ "messages": "hi" }), "messages"),
         ("/v1/chat/completions", parts(json!({ "type": "text" })), "messages[0].content[0]"),
         ("/v1/chat/completions", parts(json!({ "type": "image_url" })), "messages[0].content[0]"),
-        ("/v1/chat/completions", message(json!({ "role": "a", "tool_calls": [{}] })), "messages[0].tool_calls"),
+        (
+            "/v1/chat/completions",
+            message(json!({ "role": "a", "tool_calls": [{}] })),
+            "messages[0].tool_calls[0].function.name",
+        ),
         ("/v1/completions", json!({}), "prompt"),
         ("/v1/completions", json!({ "prompt": [] }), "prompt"),
         ("/v1/completions", json!({ "prompt": "" }), "prompt"),
