@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import millrace_worker.models.checkpoint as checkpoint_module
 import pytest
 import torch
 from millrace_worker.models.checkpoint import Checkpoint
@@ -140,6 +141,27 @@ def test_a_wrong_dtype_is_named(tmp_path: Path, dtype: torch.dtype) -> None:
     with pytest.raises(CheckpointError, match=expected):
         Checkpoint(tmp_path).read("weight", (4,))
     assert Checkpoint(tmp_path).read("weight", (4,), dtypes=(dtype,)).dtype is dtype
+
+
+def test_pages_that_were_read_are_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mapped pages are memory of the process as long as it holds them: a second copy of the weights."""
+    path, size = tmp_path / "model.safetensors", 1 << 20
+    save_file({str(number): torch.randint(99, (size // 4,)).float() for number in range(12)}, path)
+    monkeypatch.setattr(checkpoint_module, "MAX_HELD_BYTES", 2 * size)
+    checkpoint, copies = Checkpoint(path.parent), []
+    for number in range(12):
+        view = checkpoint.read(str(number), (size // 4,))
+        copies.append((view, view.clone()))
+        # Up to the limit, what is read now, and what the system maps around it.
+        assert resident_bytes(path) < 4 * size
+    assert all(view.equal(copy) for view, copy in copies)
+    assert resident_bytes(path) > 11 * size  # the figure means what it should
+
+
+def resident_bytes(path: Path) -> int:
+    """Bytes of this process's memory that are pages of the mapped file."""
+    parts = Path("/proc/self/smaps").read_text().split(f" {path}\n")[1:]
+    return sum(int(part.partition("\nRss:")[2].split()[0]) << 10 for part in parts)
 
 
 def test_headers_are_checked_without_torch() -> None:
