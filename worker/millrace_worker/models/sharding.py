@@ -13,6 +13,10 @@ class ShardingError(ValueError):
     """The model does not divide over so many ranks; the message has the numbers."""
 
 
+# Columns are cut at multiples of these, the first that fits: kernels compute whole blocks best.
+_BLOCKS = (64, 32, 16, 8, 4, 2, 1)
+
+
 @dataclass(frozen=True)
 class Rank:
     """Rank `index` of `size`."""
@@ -26,6 +30,17 @@ class Rank:
             raise ShardingError(f"{total} {what} do not divide over {self.size} shards; choose --num-shard accordingly")
         part = total // self.size
         return range(self.index * part, (self.index + 1) * part)
+
+    def columns(self, total: int, what: str) -> range:
+        """This rank's part of `total` columns whose products are added up over the ranks: equal where it divides, else
+        nearly so, in whole blocks as long as every rank gets one. Raises ShardingError when there are too few."""
+        if total < self.size:
+            raise ShardingError(f"{total} {what} are too few for {self.size} shards; choose --num-shard accordingly")
+        if total % self.size == 0:
+            return self.share(total, what)
+        block = next(size for size in _BLOCKS if total % size == 0 and total // size >= self.size)
+        begin, end = (index * (total // block) // self.size for index in (self.index, self.index + 1))
+        return range(begin * block, end * block)
 
     def padded_share(self, total: int) -> range:
         """This rank's part of `total` when every rank's has the same length and the last may end beyond `total`."""
@@ -96,7 +111,7 @@ def _head_places(names: Names, spec: Attention, heads: range, kv_heads: range) -
 
 def up_pieces(names: Names, spec: Mlp, rank: Rank, at: str = "") -> list[Piece]:
     """The rows of this rank's first projection; with a gate, the gate's before the other's."""
-    part = rank.share(spec.size, "columns of the MLP")
+    part = rank.columns(spec.size, "columns of the MLP")
     if isinstance(names.up, tuple):
         return [Piece(at + path, spec.size, part.start, part.stop) for path in names.up]
     if not spec.gated:

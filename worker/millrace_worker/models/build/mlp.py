@@ -13,7 +13,7 @@ from millrace_worker.workspace import Role
 def build_mlp(parts: Parts, at: str, mlp: kinds.Mlp) -> MlpLayer:
     hidden, weights, linear = parts.spec.hidden, parts.weights, parts.operators.linear
     up = weights.columns(up_pieces(parts.names, mlp, weights.rank, at), hidden, bias=mlp.bias)
-    part = weights.rank.share(mlp.size, "columns of the MLP")
+    part = weights.rank.columns(mlp.size, "columns of the MLP")
     down = weights.rows(at + parts.names.down, (hidden, mlp.size), part, bias=mlp.bias)
     return MlpLayer(up=linear(*up, Role.UP, epilogue(mlp)), down=linear(*down, Role.MLP_DELTA))
 

@@ -11,6 +11,7 @@ FALCON_RW = {"alibi": True, "parallel_attn": False, "multi_query": False, "bias"
 CASES = {
     "llama": Case("llama", GATED, thorough=True),
     "llama, tied, biased, wide heads": Case("llama", GATED | WIDE_HEADS),
+    "llama, 97 columns of the MLP": Case("llama", GATED | {"intermediate_size": 97}),
     "llama, packed": Case("llama", GATED | WIDE | {"intermediate_size": 704}, thorough=True),
     "mistral, window 9": Case("mistral", GATED | {"sliding_window": 9}, thorough=True),
     "mistral, no window": Case("mistral", GATED | {"sliding_window": None}),
