@@ -50,9 +50,10 @@ class QkWidthNorm:
         squares_T2 = torch.stack([torch.linalg.vector_norm(each, dim=-1) for each in (q_TC, k_TC)], dim=1).square_()
         means_T2 = self._group.all_reduce(squares_T2).mul_(self._shares)
         factors_T2 = means_T2.add_(self._eps).rsqrt_()
-        q_TC.mul_(factors_T2[:, :1])
-        k_TC.mul_(factors_T2[:, 1:])
-        return flat_TC.mul_(self._weight).view(x.shape).to(x.dtype)
+        normed_TC = flat_TC * self._weight
+        normed_TC[:, : self._num_q].mul_(factors_T2[:, :1])
+        normed_TC[:, self._num_q :].mul_(factors_T2[:, 1:])
+        return normed_TC.view(x.shape).to(x.dtype)
 
 
 class QkvSteps:

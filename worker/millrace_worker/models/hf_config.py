@@ -50,6 +50,17 @@ class ModelConfig:
     def with_defaults(self, defaults: Mapping[str, Any]) -> ModelConfig:
         return ModelConfig(self._values, defaults)
 
+    def part(self, name: str) -> ModelConfig:
+        """The configuration of a part of the model, an object within the file."""
+        values = self._values.get(name)
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"config.json: `{name}` must be an object, not {values!r}")
+        return ModelConfig(values)
+
+    def __contains__(self, name: str) -> bool:
+        """Whether the file itself states the field under this name."""
+        return name in self._values
+
     @property
     def architecture(self) -> str:
         """The class name that the checkpoint was saved from, for example LlamaForCausalLM."""
@@ -65,7 +76,7 @@ class ModelConfig:
         return str(stated).removeprefix("torch.") if stated else None
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
+        if name in ("_values", "_defaults") or name.startswith("__"):
             raise AttributeError(name)
         for key in (name, *ALIASES.get(name, ())):
             if key in self._values:

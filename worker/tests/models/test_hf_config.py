@@ -38,16 +38,24 @@ def rotary_of(architecture: str, **values: Any) -> Rotary:
     return position
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def sizes_of(model_type: str) -> dict[str, Any]:
+    """SIZES under the names of the family, as far as it has them."""
+    family = CONFIG_MAPPING[model_type]
+    named = {family.attribute_map.get(key, key): value for key, value in SIZES.items()}
+    known = family().to_dict()
+    return {key: value for key, value in named.items() if key in known}
+
+
+# Those whose configuration is flat, and known to transformers.
+FLAT = [name for name in ARCHITECTURES if name in MODEL_TYPES and name.endswith(("ForCausalLM", "LMHeadModel"))]
+
+
+@pytest.mark.parametrize("architecture", FLAT)
 def test_absent_fields_mean_what_transformers_takes_them_for(architecture: str) -> None:
     """A file that states sizes only gives the spec of the whole configuration that transformers makes of it."""
-    sizes: dict[str, Any] = SIZES
-    if architecture == "FalconForCausalLM":
-        sizes = {key: value for key, value in SIZES.items() if key not in ("intermediate_size", "num_key_value_heads")}
+    sizes = sizes_of(MODEL_TYPES[architecture])
     if architecture.startswith("Deepseek"):
-        sizes = SIZES | {"first_k_dense_replace": 1, "num_experts_per_tok": 2}
-    if architecture == "GPT2LMHeadModel":
-        sizes = {"vocab_size": 99, "n_embd": 64, "n_layer": 2, "n_head": 4}
+        sizes |= {"first_k_dense_replace": 1, "num_experts_per_tok": 2}
     whole = CONFIG_MAPPING[MODEL_TYPES[architecture]](**sizes).to_dict()
     named = {"architectures": [architecture]}
     assert describe(ModelConfig(sizes | named)) == describe(ModelConfig(whole | named))
@@ -83,6 +91,7 @@ def test_alibi_slopes_are_those_of_the_paper(num_heads: int) -> None:
     ("values", "message"),
     [
         ({"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM is not supported; supported are .*Falcon.*Qwen3"),
+        ({"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM is not supported; supported are Arcee.*Qwen3"),
         ({"architectures": []}, "`architectures` must name one class"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, r"quantized weights \(gptq\)"),
         ({"hidden_size": 65}, "`hidden_size` 65 does not divide by `num_attention_heads` 4"),

@@ -11,6 +11,7 @@ from millrace_worker.models.architectures.vocabulary import (
     gated_mlp,
     layer_windows,
     rotary,
+    text_part,
 )
 from millrace_worker.models.hf_config import ModelConfig
 from millrace_worker.models.names import Names
@@ -83,5 +84,13 @@ def qwen3(c: ModelConfig) -> tuple[Decoder, Names]:
 
 LLAMA = Architecture(llama, DEFAULTS)
 MISTRAL = Architecture(mistral, DEFAULTS | {"max_position_embeddings": 4096 * 32, "sliding_window": 4096})
+MISTRAL3_DEFAULTS: dict[str, Any] = {
+    "head_dim": 128,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 131072,
+    "rope_theta": 1e9,
+    "sliding_window": None,
+}
+MISTRAL_VISION = text_part(Architecture(mistral, DEFAULTS | MISTRAL3_DEFAULTS))
 QWEN2 = Architecture(qwen2, QWEN_DEFAULTS)
 QWEN3 = Architecture(qwen3, QWEN_DEFAULTS | {"head_dim": 128})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from millrace_worker.models.architectures import positions
@@ -25,11 +25,16 @@ ACTIVATIONS: Mapping[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
     "relu": "relu",
+    "relu2": "relu2",
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
+    "gelu_python": "gelu",
     "gelu_pytorch_tanh": "gelu_tanh",
 }
+# In a checkpoint of a model that sees: what stands before the language model's names, and what is not of it.
+TEXT_PREFIX = "language_model."
+OTHER_PARTS = (".vision_tower.*", ".multi_modal_projector.*")
 
 
 @dataclass(frozen=True)
@@ -49,9 +54,11 @@ def head_dim(c: ModelConfig) -> int:
     return hidden // heads
 
 
-def rotary(c: ModelConfig, layer_type: str | None = None, *, dim: int | None = None) -> Rotary:
+def rotary(
+    c: ModelConfig, layer_type: str | None = None, *, dim: int | None = None, interleaved: bool = False
+) -> Rotary:
     """The positions of layers of `layer_type`, of `dim` dimensions instead of a head's; raises ConfigError."""
-    return positions.rotary(c, dim or head_dim(c), layer_type)
+    return replace(positions.rotary(c, dim or head_dim(c), layer_type), interleaved=interleaved)
 
 
 def attention(c: ModelConfig, position: Rotary | Alibi | None, **over: Any) -> Attention:
@@ -77,6 +84,11 @@ def layer_windows(c: ModelConfig, window: int | None, implied: list[str]) -> lis
     return [window if kind == "sliding_attention" else None for kind in kinds]
 
 
+def every_nth(n: int, c: ModelConfig, nth: str, others: str) -> list[str]:
+    """`nth` for layers n, 2 n, 3 n …, counted from 1; `others` for all others."""
+    return [others if (index + 1) % n else nth for index in range(c.size("num_hidden_layers"))]
+
+
 def activation(name: str) -> Activation:
     if name not in ACTIVATIONS:
         raise ConfigError(f"config.json: the activation {name!r} is not implemented ({', '.join(ACTIVATIONS)} are)")
@@ -91,7 +103,7 @@ def plain_mlp(size: int, hf_activation: str, *, bias: bool = True) -> Mlp:
     return Mlp(size=size, activation=activation(hf_activation), gated=False, bias=bias)
 
 
-def decoder(c: ModelConfig, layers: Layer | list[Layer], norm: RmsNorm | LayerNorm, **over: Any) -> Decoder:
+def decoder(c: ModelConfig, layers: Layer | list[Layer], norm: RmsNorm | LayerNorm | None, **over: Any) -> Decoder:
     """One layer repeated, or each layer in turn."""
     every = (layers,) * c.size("num_hidden_layers") if isinstance(layers, Layer) else tuple(layers)
     common = {
@@ -103,3 +115,20 @@ def decoder(c: ModelConfig, layers: Layer | list[Layer], norm: RmsNorm | LayerNo
         "tied": bool(c.tie_word_embeddings),
     }
     return Decoder(**common | over)
+
+
+def text_part(family: Architecture) -> Architecture:
+    """The language model within a model that sees, too: its fields are in `text_config`, its tensors have a prefix."""
+
+    def describe(c: ModelConfig) -> tuple[Decoder, Names]:
+        spec, names = family.describe(c.part("text_config").with_defaults(family.defaults))
+        return spec, replace(
+            names,
+            embed=TEXT_PREFIX + names.embed,
+            layer=TEXT_PREFIX + names.layer,
+            final_norm=TEXT_PREFIX + names.final_norm,
+            head=TEXT_PREFIX + names.head,
+            ignored=(*names.ignored, *OTHER_PARTS),
+        )
+
+    return Architecture(describe, {})
