@@ -130,7 +130,8 @@ def _head_vectors(names: Names, weights: Weights, layer: int, attention: kinds.A
         if not attention.qk_norm.own_weights:
             found.append(weights.vector(name, size).expand(len(held), size))
         elif "{}" in path:
-            found.append(torch.stack([weights.vector(name.format(head), size) for head in held]))
+            every = [weights.vector(name.format(head), size) for head in range(total)]
+            found.append(torch.stack(every[held.start : held.stop]))
         else:
             found.append(weights.part(name, (total, size), slice(held.start, held.stop)))
     return torch.cat(found)
