@@ -55,6 +55,7 @@ class Operators(Protocol):
     """`role` says what the result is for: its dtype, and where it may lie."""
 
     stream_dtype: torch.dtype  # of the residual stream
+    qkv_dtype: torch.dtype  # of what attention takes
     rotary_dtype: torch.dtype  # of cosines and sines
     backend: AttentionBackend
 
@@ -79,7 +80,7 @@ class TorchOperators:
     """Everything in the weights' dtype, on any device."""
 
     def __init__(self, layers: Sequence[PagedLayer], dtype: torch.dtype, device: torch.device) -> None:
-        self.stream_dtype = self.rotary_dtype = dtype
+        self.stream_dtype = self.qkv_dtype = self.rotary_dtype = dtype
         self.backend: AttentionBackend = torch_backend(layers, dtype, device)
 
     def norm(self, weights: NormWeights, role: Role) -> Norm:
@@ -109,11 +110,11 @@ class NativeOperators:
     def __init__(self, machine: Machine, layers: Sequence[PagedLayer], dtype: torch.dtype) -> None:
         self._machine, self._dtype = machine, dtype
         self._workspaces = Workspaces()
-        self._attention_dtype = self.rotary_dtype = dtype
+        self.qkv_dtype = self.rotary_dtype = dtype
         self.backend: AttentionBackend
         plain = [each for each in layers if isinstance(each, Heads)]
         if len(plain) == len(layers) and NativeBackend.supports(plain, dtype):
-            self._attention_dtype, self.rotary_dtype = QKV_DTYPE, ROTARY_DTYPE
+            self.qkv_dtype, self.rotary_dtype = QKV_DTYPE, ROTARY_DTYPE
             self.backend = NativeBackend(machine, plain, dtype, self._workspaces)
         else:
             self.backend = torch_backend(layers, dtype, torch.device("cpu"))
@@ -161,7 +162,7 @@ class NativeOperators:
 
     def _dtype_of(self, role: Role) -> torch.dtype:
         if role is Role.QKV:
-            return self._attention_dtype
+            return self.qkv_dtype
         return torch.float32 if role in FLOAT32_ROLES else self._dtype
 
 

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import torch
 from millrace_worker.kv_pool import KvPool
-from millrace_worker.models.decoder import CausalLM
+from millrace_worker.model import Model
 from millrace_worker.step import Batch
 
 PAGE = 16
@@ -16,9 +16,9 @@ NOT_A_PAGE = 2**31 - 1  # reading it would fail
 Work = tuple[int, int, int]  # sequence, row, count
 
 
-def pool(model: CausalLM) -> KvPool:
+def pool(model: Model) -> KvPool:
     """The pages of any backend; what lies where in a page is its own affair."""
-    found = getattr(model.backend, "pool", None)
+    found = getattr(getattr(model, "backend", None), "pool", None)
     assert isinstance(found, KvPool)
     return found
 
@@ -26,7 +26,7 @@ def pool(model: CausalLM) -> KvPool:
 class PagedRun:
     """Sequences enter rows, compute in random chunks beside one another, and leave: their pages go back poisoned."""
 
-    def __init__(self, model: CausalLM, *, seed: int) -> None:
+    def __init__(self, model: Model, *, seed: int) -> None:
         self.model, self.random = model, random.Random(seed)
         model.allocate_kv(NUM_PAGES)
         self.device = pool(model).values.device
@@ -86,12 +86,9 @@ class PagedRun:
         )
         device = self.device
         order = self._shuffled(len(tokens)) if self.random.random() < 0.5 else None
-        logits = self.model.forward(
-            torch.tensor(tokens).to(device),
-            torch.tensor(positions).to(device),
-            self.model.plan(batch),
-            None if order is None else order.to(device),
-        )
+        inputs = torch.tensor(tokens).to(device), torch.tensor(positions).to(device)
+        hidden = self.model.hidden(*inputs, self.model.plan(batch))
+        logits = self.model.logits(hidden if order is None else hidden.index_select(0, order.to(device)))
         if logits is None:
             return
         if order is not None:
