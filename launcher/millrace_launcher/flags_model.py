@@ -91,9 +91,19 @@ class ModelFlags:
         Flag(
             Group.MODEL,
             v.SWITCH,
-            "Allow code from the hub to run.",
-            status=Status.REFUSED,
-            note="code that comes with a model is never run; models of known architectures do not need it",
+            "Run code that comes with the model, with the rights of this server. Only models that neither Millrace nor "
+            "transformers knows need it.",
+            targets=_WORKER,
+        ),
+    )
+    model_impl: str = row(
+        "auto",
+        Flag(
+            Group.MODEL,
+            v.one_of("auto", "native", "transformers"),
+            "Who computes the model: Millrace's own decoder (native), or the model's code in transformers over "
+            "Millrace's pages; auto takes the first where it knows the architecture.",
+            targets=_WORKER,
         ),
     )
     lora_adapters: str | None = row(

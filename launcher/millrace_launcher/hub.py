@@ -1,8 +1,9 @@
 """From a model's name to a folder on this machine: the shipped demo, a local folder, or the Hugging Face hub.
 
 Of a hub repository only safetensors, configuration and tokenizer files of its top folder are fetched, and pickled
-weights where there are no others; nothing that could run code, for pickles are never loaded as such (`conversion.py`).
-Files land in the hub's own cache: an interrupted download goes on where it stopped, a second start fetches nothing.
+weights where there are no others; nothing that could run code, for pickles are never loaded as such (`conversion.py`),
+unless --trust-remote-code asks for the model's own. Files land in the hub's own cache: an interrupted download goes on where it
+stopped, a second start fetches nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _TRUE = ("1", "true", "yes", "on")
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where to look for a model. `cache` None: as huggingface_hub chooses."""
+    """Where to look for a model. `cache` None: as huggingface_hub chooses; `with_code`: its *.py files too."""
 
     model_id: str
     revision: str | None = None
@@ -37,6 +38,7 @@ class ModelSource:
     token: str | None = None
     offline: bool = False
     endpoint: str | None = None
+    with_code: bool = False
 
     @classmethod
     def from_environment(
@@ -74,7 +76,7 @@ def locate_model(source: ModelSource, log: Log) -> LocatedModel:
     return LocatedModel(folder, commit=folder.name)
 
 
-def files_to_fetch(names: Iterable[str]) -> list[str]:
+def files_to_fetch(names: Iterable[str], *, with_code: bool = False) -> list[str]:
     """Of a repository's file names those that serving needs.
 
     Mistral's repositories carry their weights twice, once as `consolidated*`: those are taken only when alone. So are
@@ -88,7 +90,8 @@ def files_to_fetch(names: Iterable[str]) -> list[str]:
     settings = [name for name in top if name.endswith((".json", ".jinja"))]
     if weights:
         settings = [name for name in settings if not name.endswith(".bin.index.json")]
-    return (sorted(weights) or weights_among(top)) + sorted(settings)
+    code = [name for name in top if with_code and name.endswith(".py")]
+    return (sorted(weights) or weights_among(top)) + sorted(settings) + sorted(code)
 
 
 def _local_folder(model_id: str) -> Path | None:
@@ -140,7 +143,7 @@ def _download(api: HfApi, source: ModelSource, log: Log) -> Path:
 
     repository = api.model_info(source.model_id, revision=source.revision, files_metadata=True)
     sizes = {file.rfilename: file.size or 0 for file in repository.siblings or []}
-    wanted = files_to_fetch(sizes)
+    wanted = files_to_fetch(sizes, with_code=source.with_code)
     if not any(name.endswith((".safetensors", ".bin", ".pt", ".pth")) for name in wanted):
         raise _failed(
             f"{source.model_id} has neither a *.safetensors file nor a pytorch_model.bin in its top folder: choose a "

@@ -116,7 +116,7 @@ class Launch:
         source = ModelSource.from_environment(
             arguments.model_id, arguments.revision, arguments.huggingface_hub_cache, self._environment
         )
-        model = locate_model(source, self._log)
+        model = locate_model(replace(source, with_code=arguments.trust_remote_code), self._log)
         weights = model.folder
         if arguments.weights_cache_override is not None:
             weights = Path(arguments.weights_cache_override)

@@ -225,6 +225,12 @@ def test_files_to_fetch(names: list[str], expected: list[str]) -> None:
     assert files_to_fetch(names) == expected
 
 
+def test_code_is_fetched_only_when_asked_for() -> None:
+    names = ["model.safetensors", "modeling_x.py", "config.json", "scripts/train.py", "run.sh"]
+    assert files_to_fetch(names) == ["model.safetensors", "config.json"]
+    assert files_to_fetch(names, with_code=True) == ["model.safetensors", "config.json", "modeling_x.py"]
+
+
 def make_folder(folder: Path, **changes: bytes | None) -> Path:
     folder.mkdir()
     files = {name: FILES[name] for name in SERVED} | {name.replace("__", "."): data for name, data in changes.items()}

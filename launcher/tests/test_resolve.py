@@ -147,7 +147,6 @@ REFUSED = [
     "--quantize gptq",
     "--speculate 2",
     "--kv-cache-dtype fp8_e5m2",
-    "--trust-remote-code",
     "--lora-adapters a@b@c",
     "--rope-scaling linear",
     "--rope-factor 2",
@@ -171,7 +170,7 @@ def test_every_refused_flag_is_in_the_table_above() -> None:
 
 @pytest.mark.parametrize(
     ("variable", "text"),
-    [("TRUST_REMOTE_CODE", "true"), ("QUANTIZE", "awq"), ("LORA_ADAPTERS", "a"), ("SPECULATE", "1")],
+    [("QUANTIZE", "awq"), ("LORA_ADAPTERS", "a"), ("SPECULATE", "1")],
 )
 def test_what_is_not_served_is_refused_from_the_environment_too(variable: str, text: str) -> None:
     with pytest.raises(LauncherError, match=variable):
@@ -260,13 +259,17 @@ def test_the_router_gets_every_flag_of_its_own() -> None:
 
 
 def test_a_worker_gets_its_flags_and_its_place_in_the_group() -> None:
-    plan = plan_of("--num-shard 2 --dtype float32 --kv-cache-memory 1000 --watermark-delta=-1 --json-output")
+    plan = plan_of(
+        "--num-shard 2 --dtype float32 --trust-remote-code --kv-cache-memory 1000 --watermark-delta=-1 --json-output"
+    )
     command = plan.worker(rank=1, master_port=4321)
     assert command.argv == (
         *PROGRAMS.worker,
         "--model-path=/m",
         "--uds-path=/s/worker",
         "--dtype=float32",
+        "--trust-remote-code",
+        "--model-impl=auto",
         "--cuda-memory-fraction=1.0",
         "--kv-cache-memory=1000",
         "--watermark-gamma=0.5",

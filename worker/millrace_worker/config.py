@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 DTYPES = ("float32", "bfloat16", "float16")
+# Who computes the model: see `models.choice`.
+MODEL_IMPLS = ("auto", "native", "transformers")
 LOG_LEVELS = ("trace", "debug", "info", "warn", "warning", "error")
 
 # Linux keeps a unix socket's path in 108 bytes, the last of them zero.
@@ -26,6 +28,8 @@ class WorkerConfig:
     model_path: Path
     uds_path: str
     dtype: str | None = None
+    model_impl: str = "auto"
+    trust_remote_code: bool = False
     cuda_memory_fraction: float = 1.0
     kv_cache_memory: int | None = None
     watermark_gamma: float = 0.5
@@ -79,6 +83,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model-path", type=Path, required=True, help="folder with config.json and safetensors")
     parser.add_argument("--uds-path", required=True, help="listens on the unix socket PREFIX-RANK", metavar="PREFIX")
     parser.add_argument("--dtype", choices=DTYPES, help="default: the model's on a GPU; on a CPU what it computes best")
+    parser.add_argument("--model-impl", choices=MODEL_IMPLS, default="auto", help="who computes the model")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
     parser.add_argument("--cuda-memory-fraction", type=_fraction, default=1.0, help="of the device's memory (0, 1]")
     parser.add_argument("--kv-cache-memory", type=_positive_bytes, help="size of the KV pool in bytes")
     parser.add_argument("--watermark-gamma", type=_share, default=0.5, help="share of green tokens, between 0 and 1")

@@ -14,7 +14,8 @@ from millrace_worker.config import DTYPES, WorkerConfig
 from millrace_worker.distributed import connect
 from millrace_worker.engine import EngineParts
 from millrace_worker.memory import bytes_held
-from millrace_worker.models.load import load_model
+from millrace_worker.model import FEATURES, Model
+from millrace_worker.models.choice import Choice, ModelAsk, choose, load
 from millrace_worker.rank import Identity, Rank
 from millrace_worker.sampling import Watermark
 
@@ -29,13 +30,22 @@ def load_rank(config: WorkerConfig) -> Rank:
     device = choose_device(config.rank)
     model_config = json.loads((config.model_path / "config.json").read_text(encoding="utf-8"))
     dtype = choose_dtype(config.dtype, model_config, device)
+    choice = choose(config.model_path, config.model_impl)
     kernels = cpu_kernels.find(config.cpu_kernels, config.threads) if device.type == "cpu" else None
     group = connect(config.rank, config.world_size, device)
     if kernels is not None:
         group = shared_memory.join(group)
     joined = time.perf_counter()
     before = bytes_held(device)
-    model = load_model(config.model_path, dtype=dtype, device=device, group=group, kernels=kernels)
+    ask = ModelAsk(
+        folder=config.model_path,
+        dtype=dtype,
+        device=device,
+        group=group,
+        kernels=kernels,
+        trust_remote_code=config.trust_remote_code,
+    )
+    model = load(ask, choice)
     weight_bytes = max(0, bytes_held(device) - before)
     logs.info(
         "model loaded",
@@ -45,6 +55,7 @@ def load_rank(config: WorkerConfig) -> Rank:
         load_ms=round((time.perf_counter() - joined) * 1000),
         **model.implementations(),
     )
+    log_capabilities(model, choice)
     watermark = Watermark(config.watermark_gamma, config.watermark_delta)
     parts = EngineParts(model=model, group=group, device=device, watermark=watermark)
     identity = Identity(
@@ -54,6 +65,19 @@ def load_rank(config: WorkerConfig) -> Rank:
         weight_bytes=weight_bytes,
     )
     return Rank(config, parts, identity)
+
+
+def log_capabilities(model: Model, choice: Choice) -> None:
+    """Who computes and why; what that costs, a line for each feature that is lost."""
+    logs.info(
+        "implementation chosen",
+        implementation=model.implementation,
+        reason=choice.reason,
+        capabilities=", ".join(name for name in FEATURES if name not in model.missing),
+        missing=", ".join(model.missing) or "none",
+    )
+    for feature, reason in model.missing.items():
+        logs.warning("a feature is not available with this model", feature=feature, reason=reason)
 
 
 def choose_device(rank: int) -> torch.device:

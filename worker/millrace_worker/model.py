@@ -12,6 +12,19 @@ from torch import Tensor
 
 from millrace_worker.step import Batch
 
+# What a model may have or lack, beyond generating text; `Model.missing` says why where one lacks it.
+FEATURES = {
+    "batched_forward": "the sequences of a step are computed together",
+    "chunked_prefill": "a prompt is computed in parts, beside sequences that generate",
+    "prefix_caching": "a prompt that begins like an earlier one starts where the two part",
+    "page_copies": "best_of and n compute their prompt once",
+    "prompt_logprobs": "logprobs of the prompt (decoder_input_details, echo)",
+    "top_tokens": "the likeliest tokens beside the chosen one",
+    "watermark": "watermarking",
+    "seeds": "the same seed gives the same text, whatever runs beside it and after restarts",
+    "tensor_parallelism": "several shards",
+}
+
 
 class Model(Protocol):
     """Not thread-safe: one step at a time. Every rank calls the same methods in the same order."""

@@ -12,14 +12,13 @@ import torch
 from millrace_worker import logs
 from millrace_worker.engine import Engine, EngineParts
 from millrace_worker.memory import PoolAsk, PoolSize, peak_beyond, room_for_pool, size_pool
+from millrace_worker.model import FEATURES
 from millrace_worker.proto import worker_pb2
 from millrace_worker.rows import RowsShape
 from millrace_worker.worst_case import decode_plan, prefill_plan
 
 if TYPE_CHECKING:
     from millrace_worker.config import WorkerConfig
-
-CAPABILITIES = ("prompt_logprobs", "top_tokens", "watermark", "page_copies")
 
 # A CPU's worst case is measured on less when the whole would take long, and scaled: a fraction of a second of
 # multiplications for the prompt, this many scores for the sampler, and this many tokens of context for all decoding
@@ -75,7 +74,8 @@ class Rank:
             max_positions=model.max_positions,
             page_size=model.page_size,
             instance=self._instance,
-            capabilities=CAPABILITIES,
+            capabilities=[name for name in FEATURES if name not in model.missing],
+            missing=model.missing,
         )
 
     def is_prepared_for(self, request: worker_pb2.PrepareRequest) -> bool:

@@ -23,6 +23,10 @@ class ConfigError(ValueError):
     """The configuration is missing, broken, or asks for something that is not implemented; the message says which."""
 
 
+class UnsupportedError(ConfigError):
+    """The configuration is in order, but the decoder by spec does not compute what it asks for."""
+
+
 class ModelConfig:
     """The fields of `config.json` as attributes; a field that is absent has its family's default.
 

@@ -31,7 +31,7 @@ from millrace_worker.models.architectures import (
     starcoder2,
 )
 from millrace_worker.models.architectures.vocabulary import Architecture
-from millrace_worker.models.hf_config import ConfigError, ModelConfig
+from millrace_worker.models.hf_config import ModelConfig, UnsupportedError
 from millrace_worker.models.names import Names
 from millrace_worker.models.spec import Decoder
 
@@ -96,13 +96,13 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 def describe(config: ModelConfig) -> tuple[Decoder, Names]:
-    """The spec and the tensor names of a checkpoint. Raises ConfigError for what is not implemented, naming it."""
+    """The spec and the tensor names of a checkpoint. Raises UnsupportedError for what is not implemented, naming it."""
     architecture = ARCHITECTURES.get(config.architecture)
     if architecture is None:
         supported = ", ".join(sorted(ARCHITECTURES))
-        raise ConfigError(f"the architecture {config.architecture} is not supported; supported are {supported}")
+        raise UnsupportedError(f"the architecture {config.architecture} is not supported; supported are {supported}")
     quantization = config.get("quantization_config")
     if quantization:
         method = quantization.get("quant_method", "of some kind") if isinstance(quantization, dict) else quantization
-        raise ConfigError(f"config.json: quantized weights ({method}) are not implemented; use the unquantized model")
+        raise UnsupportedError(f"config.json: there is no spec for quantized weights ({method})")
     return architecture.describe(config.with_defaults(architecture.defaults))

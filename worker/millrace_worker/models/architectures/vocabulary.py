@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from millrace_worker.models.architectures import positions
-from millrace_worker.models.hf_config import ConfigError, ModelConfig
+from millrace_worker.models.hf_config import ConfigError, ModelConfig, UnsupportedError
 from millrace_worker.models.names import Names
 from millrace_worker.models.spec import (
     Activation,
@@ -91,7 +91,9 @@ def every_nth(n: int, c: ModelConfig, nth: str, others: str) -> list[str]:
 
 def activation(name: str) -> Activation:
     if name not in ACTIVATIONS:
-        raise ConfigError(f"config.json: the activation {name!r} is not implemented ({', '.join(ACTIVATIONS)} are)")
+        raise UnsupportedError(
+            f"config.json: the activation {name!r} is not implemented ({', '.join(ACTIVATIONS)} are)"
+        )
     return ACTIVATIONS[name]
 
 

@@ -71,7 +71,7 @@ class LayerRecorder:
 
 
 def _window_at(rule: MaskRule, query: int, no_window: int) -> int | None:
-    """How many of the latest positions the query at this position sees; `no_window` when all; None when it is others."""
+    """How many of the latest positions a query sees; `no_window` when all; None when it is others."""
     keys = torch.arange(query + 1)
     seen = rule(0, 0, torch.full_like(keys, query), keys).expand(query + 1).flip(0)
     later = rule(0, 0, torch.full_like(keys, query), keys + query + 1)
@@ -124,6 +124,7 @@ class PagedAttention:
     def __call__(
         self, module: nn.Module, qkv: tuple[Tensor, Tensor, Tensor], mask: Tensor | None, options: dict[str, Any]
     ) -> Tensor:
+        del mask, options  # as they were when the layer was recorded
         q, k, v = qkv
         heads, size = self._heads[id(module)], v.shape[3]
         if size < heads.head_dim:  # zeros beside the values: their part of the result is left out

@@ -59,7 +59,23 @@ def read_config(ask: HostedAsk) -> PretrainedConfig:
         raise ConfigError(f"config.json: transformers cannot read it: {_first_line(error)}") from error
     if config.is_encoder_decoder:
         raise ConfigError(f"config.json: {model_type} is an encoder-decoder, which the Transformers backend cannot run")
+    if known:
+        _check_class(config, stated)
     return config
+
+
+def _check_class(config: PretrainedConfig, stated: ModelConfig) -> None:
+    """A checkpoint of another class, a classifier say, would be read as a language model with made-up weights."""
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    named, served = stated.get("architectures") or [], MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, ())
+    served = (served,) if isinstance(served, str) else tuple(served)
+    if not served or (named and not set(served) & set(named)):
+        raise ConfigError(
+            f"the architecture {', '.join(named) or config.model_type} is known neither to Millrace nor, as a causal "
+            f"language model, to transformers {transformers.__version__}"
+        )
 
 
 def _files(auto_map: dict[str, Any]) -> set[str]:
@@ -91,9 +107,10 @@ def load_library_model(ask: HostedAsk, config: PretrainedConfig) -> PreTrainedMo
     elif ask.device.type != "cpu":
         options["device_map"] = ask.device
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(ask.folder, **options)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(ask.folder, **options)
     except Exception as error:
         raise ConfigError(f"transformers cannot load this model: {_first_line(error)}") from error
+    model, info = loaded
     _check_loaded(model, info)
     if ask.group.size > 1:
         check_plan(model, ask.group.size)
@@ -101,7 +118,7 @@ def load_library_model(ask: HostedAsk, config: PretrainedConfig) -> PreTrainedMo
 
 
 def _plan(group: Group) -> Any:
-    from transformers.distributed import DistributedConfig
+    from transformers.distributed.configuration_utils import DistributedConfig
 
     os.environ.setdefault("LOCAL_RANK", str(group.rank))  # by which transformers chooses this rank's device
     return DistributedConfig(tp_plan="auto", tp_size=group.size)
@@ -128,8 +145,8 @@ def check_plan(model: PreTrainedModel, size: int) -> None:
     for what, number in (("attention heads", heads), ("KV heads", getattr(config, "num_key_value_heads", None))):
         if isinstance(number, int) and number % size:
             raise ShardingError(
-                f"{name} has {number} {what}, which --num-shard {size} does not divide; the Transformers backend cannot "
-                "replicate heads"
+                f"{name} has {number} {what}, which --num-shard {size} does not divide, and the Transformers backend "
+                "cannot replicate heads"
             )
 
 

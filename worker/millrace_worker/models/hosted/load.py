@@ -29,8 +29,7 @@ def load_hosted(ask: HostedAsk, kernels: Machine | None) -> PagedModel:
     """Raises ConfigError or ShardingError, both ValueErrors that say what is wrong and what to do."""
     config = read_config(ask)
     model = load_library_model(ask, config)
-    vocab_size = model.get_input_embeddings().num_embeddings
-    tokens = trial_tokens(vocab_size, ask.device)
+    tokens = trial_tokens(config.get_text_config().vocab_size, ask.device)
     expected = own_scores(model, tokens)
     size = Size(vocab=expected.shape[-1], max_positions=max_positions(config))
     return _Hooking(ask, model, size, kernels).run(tokens, expected)
