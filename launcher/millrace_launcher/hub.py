@@ -2,8 +2,8 @@
 
 Of a hub repository only safetensors, configuration and tokenizer files of its top folder are fetched, and pickled
 weights where there are no others; nothing that could run code, for pickles are never loaded as such (`conversion.py`),
-unless --trust-remote-code asks for the model's own. Files land in the hub's own cache: an interrupted download goes on where it
-stopped, a second start fetches nothing.
+unless --trust-remote-code asks for the model's own. Files land in the hub's own cache: an interrupted download goes on
+where it stopped, a second start fetches nothing.
 """
 
 from __future__ import annotations
