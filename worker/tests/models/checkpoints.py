@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from zlib import crc32
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from .cases import CASES, COMMON, VOCAB, Case
 
-__all__ = ["CASES", "VOCAB", "Case", "Saved", "save"]
+__all__ = ["CASES", "VOCAB", "Case", "Greedy", "Saved", "save"]
+
+PROMPTS, PROMPT_LENGTH, STEPS = 32, 19, 24
+MIN_DISTINCT, MIN_LEAD = 8, 1e-3  # of the ids that follow; how far the chosen logit leads, ten times the tolerance
+# What a model is widened by: fed with itself it otherwise repeats one token for ever, above all where the head is tied.
+WIDENED, TIED_NARROWED, SPREAD = 20.0, 0.5, 0.2  # the first over the root of the width
+NOT_WIDENED = ("A_log",)  # an exponent
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """A prompt and the ids that transformers says after it."""
+
+    tokens: list[int]
+    prompt: int  # how many of them are the prompt
 
 
 @dataclass(frozen=True)
@@ -24,18 +39,31 @@ class Saved:
 
     folder: Path
     reference: PreTrainedModel
-
-    @cached_property
-    def _known(self) -> dict[tuple[int, ...], torch.Tensor]:
-        return {}
+    _known: dict[tuple[int, ...], Tensor] = field(default_factory=dict, repr=False)
 
     @torch.inference_mode()
-    def logits(self, tokens: list[int]) -> torch.Tensor:
+    def logits(self, tokens: list[int]) -> Tensor:
         """[len, VOCAB], computed once for each sequence."""
         key = tuple(tokens)
         if key not in self._known:
-            self._known[key] = self.reference(torch.tensor([tokens])).logits[0]
+            self._known[key] = self.reference(torch.tensor([tokens]), use_cache=False).logits[0]
         return self._known[key]
+
+    @cached_property
+    def greedy(self) -> Greedy:
+        """Of some prompts that which is followed by the most different ids, each ahead of the next best by far."""
+        generator = torch.Generator().manual_seed(1)
+        ids = torch.randint(3, VOCAB, (PROMPTS, PROMPT_LENGTH), generator=generator)
+        lead = torch.full((PROMPTS,), torch.inf)
+        with torch.inference_mode():
+            for _ in range(STEPS):
+                best = self.reference(ids, use_cache=False).logits[:, -1].topk(2)
+                lead = lead.minimum(best.values[:, 0] - best.values[:, 1])
+                ids = torch.cat((ids, best.indices[:, :1]), dim=1)
+        clear = [row for row, least in zip(ids.tolist(), lead.tolist(), strict=True) if least > MIN_LEAD]
+        distinct = [len(set(row[PROMPT_LENGTH:])) for row in clear]
+        assert max(distinct, default=0) >= MIN_DISTINCT, f"greedy text is degenerate: {distinct} different ids"
+        return Greedy(clear[distinct.index(max(distinct))], PROMPT_LENGTH)
 
 
 def save(folder: Path, case: Case) -> Saved:
@@ -45,13 +73,24 @@ def save(folder: Path, case: Case) -> Saved:
     config = AutoConfig.for_model(case.model_type, **values)
     torch.manual_seed(crc32(repr((case.model_type, dict(case.over))).encode()))
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=case.reference).eval()
-    with torch.no_grad():
-        for name, tensor in model.state_dict(keep_vars=True).items():
-            if tensor.ndim == 1 or name.endswith("bias"):
-                tensor.add_(torch.randn_like(tensor), alpha=0.2)
+    _spread(model)
     model.save_pretrained(folder)
     _rename(folder / "model.safetensors", case)
     return Saved(folder, model)
+
+
+@torch.no_grad()
+def _spread(model: PreTrainedModel) -> None:
+    """Vectors (norms, biases, among them those that are no parameters) leave their neutral values; matrices widen."""
+    embedding = next(model.get_input_embeddings().parameters())
+    factor = WIDENED / model.config.hidden_size**0.5
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if tensor.ndim == 1 and tensor.is_floating_point():
+            tensor.add_(torch.randn_like(tensor), alpha=SPREAD)
+        elif tensor is not embedding and tensor.ndim > 1 and not name.endswith(NOT_WIDENED):
+            tensor.mul_(factor)
+    if model.config.tie_word_embeddings:
+        embedding.mul_(TIED_NARROWED)
 
 
 def _rename(path: Path, case: Case) -> None:

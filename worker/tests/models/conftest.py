@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import pytest
 import torch
 
 from .checkpoints import CASES, VOCAB, Saved, save
+from .rank_group import RankGroup
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -32,3 +34,17 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Saved]:
 def sequences() -> list[list[int]]:
     """Drawn anew in each session, so that the reference of a case is computed once."""
     return [torch.randint(VOCAB, (length,)).tolist() for length in (15, 16, 17, 1, 33, 63)]
+
+
+@pytest.fixture(scope="session")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int], RankGroup]]:
+    """The processes of a group of that size, for all tests that need them."""
+    started: dict[int, RankGroup] = {}
+    with ExitStack() as stack:
+
+        def get(size: int) -> RankGroup:
+            if size not in started:
+                started[size] = stack.enter_context(RankGroup(size, tmp_path_factory.mktemp("ranks")))
+            return started[size]
+
+        yield get

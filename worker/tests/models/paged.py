@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -37,15 +38,20 @@ class PagedRun:
         self.table = np.full((MAX_ROWS, NUM_PAGES), NOT_A_PAGE, dtype=np.int32)
         self.held: dict[int, list[int]] = {}
 
-    def logits(self, sequences: list[list[int]]) -> list[torch.Tensor]:
-        """[len, vocabulary] of every position of every sequence; on ranks other than 0 the tensors are empty."""
+    def logits(self, sequences: list[list[int]], prompts: Mapping[int, int] | None = None) -> list[torch.Tensor]:
+        """[len, vocabulary] of every position of every sequence; on ranks other than 0 the tensors are empty.
+
+        After its first `prompts[i]` tokens, sequence i computes one token in a step.
+        """
+        prompts = prompts or {}
         waiting, running = list(range(len(sequences))), dict[int, int]()
         done = [0] * len(sequences)
         found: list[list[torch.Tensor]] = [[] for _ in sequences]
         while waiting or running:
             while waiting and self.free_rows and self.random.random() < 0.7:
                 running[waiting.pop(0)] = self.free_rows.pop(self.random.randrange(len(self.free_rows)))
-            work = self._choose(sequences, running, done)
+            left = [prompts.get(i, len(tokens)) - done[i] for i, tokens in enumerate(sequences)]
+            work = self._choose(left, running, done)
             if not work:
                 continue
             self._step(sequences, work, done, found)
@@ -55,12 +61,12 @@ class PagedRun:
                     self._release(running.pop(sequence))
         return [torch.cat(parts) if parts else torch.empty(0) for parts in found]
 
-    def _choose(self, sequences: list[list[int]], running: dict[int, int], done: list[int]) -> list[Work]:
-        """Who computes now: one token or a chunk, if the pages reach."""
+    def _choose(self, left: list[int], running: dict[int, int], done: list[int]) -> list[Work]:
+        """Who computes now: one token, or a chunk of what is left, if the pages reach."""
         work = []
         for sequence in self.random.sample(list(running), len(running)):
-            left = len(sequences[sequence]) - done[sequence]
-            count = 1 if self.random.random() < 0.5 else min(left, self.random.randint(2, MAX_CHUNK))
+            one = self.random.random() < 0.5 or left[sequence] < 2
+            count = 1 if one else min(left[sequence], self.random.randint(2, MAX_CHUNK))
             row = running[sequence]
             needed = -(-(done[sequence] + count) // PAGE) - len(self.held.get(row, []))
             if self.random.random() < 0.2 or needed > len(self.free_pages):

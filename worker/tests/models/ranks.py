@@ -1,4 +1,5 @@
-"""One rank of a test: `python ranks.py JOB` with RANK and WORLD_SIZE set; JOB is a JSON file."""
+"""One rank of a test, with RANK and WORLD_SIZE set: a job per line of its standard input (`rank_group.Job`), an answer
+per line of its standard output. An error ends it: the ranks would be out of step."""
 
 from __future__ import annotations
 
@@ -6,41 +7,53 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any, TextIO
 
 import torch
 from millrace_worker import cpu_kernels, shared_memory
-from millrace_worker.distributed import connect
+from millrace_worker.distributed import Group, connect
 from millrace_worker.layers import operators
 from millrace_worker.models.load import load_model
 from millrace_worker.shared_memory import SharedMemoryGroup
 from paged import PagedRun  # pyright: ignore[reportMissingImports]
 
+TIED_COPIES = operators.MAX_TIED_COPY_BYTES
 
-def main(job_path: Path) -> None:
-    torch.set_num_threads(1)
-    job = json.loads(job_path.read_text())
-    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    device = torch.device("cpu")
-    group = connect(rank, size, device)
-    results, copies = [], operators.MAX_TIED_COPY_BYTES
-    shared = shared_memory.join(group)
-    assert isinstance(shared, SharedMemoryGroup)
-    for folder, dtype, kernels in job["models"]:
-        # With kernels, rows of tied tables are read back from the part that each rank has packed.
-        operators.MAX_TIED_COPY_BYTES = copies if kernels == cpu_kernels.OFF else 0
-        machine = cpu_kernels.find(kernels, 1)
-        each = group if machine is None else shared
-        model = load_model(Path(folder), dtype=getattr(torch, dtype), device=device, group=each, kernels=machine)
-        results.append(PagedRun(model, seed=job["seed"]).logits(job["sequences"]))
-    for each in (group, shared):
-        ids = torch.arange(3) if rank == 0 else torch.zeros(3, dtype=torch.int64)
-        assert each.broadcast(ids).tolist() == [0, 1, 2]
-    if rank == 0:
-        torch.save(results, job_path.with_suffix(".pt"))
+
+def run(job: dict[str, Any], plain: Group, shared: SharedMemoryGroup) -> None:
+    # With kernels, rows of tied tables are read back from the part that each rank has packed.
+    operators.MAX_TIED_COPY_BYTES = TIED_COPIES if job["kernels"] == cpu_kernels.OFF else 0
+    machine = cpu_kernels.find(job["kernels"], 1)
+    group = plain if machine is None else shared
+    dtype = getattr(torch, job["dtype"])
+    model = load_model(Path(job["folder"]), dtype=dtype, device=torch.device("cpu"), group=group, kernels=machine)
+    prompts = {int(index): length for index, length in job["prompts"].items()}
+    found = PagedRun(model, seed=job["seed"]).logits(job["sequences"], prompts)
+    if plain.rank == 0:
+        torch.save(found, job["result"])
     else:
-        assert all(logits.numel() == 0 for each in results for logits in each)
-    group.close()
+        assert all(logits.numel() == 0 for logits in found)
+
+
+def main(answers: TextIO) -> None:
+    torch.set_num_threads(1)
+    plain = connect(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), torch.device("cpu"))
+    shared = shared_memory.join(plain)
+    assert isinstance(shared, SharedMemoryGroup)
+    for each in (plain, shared):
+        ids = torch.arange(3) if plain.rank == 0 else torch.zeros(3, dtype=torch.int64)
+        assert each.broadcast(ids).tolist() == [0, 1, 2]
+    for line in sys.stdin:
+        try:
+            run(json.loads(line), plain, shared)
+        except Exception as error:
+            print(json.dumps({"error": f"{type(error).__name__}: {error}"}), file=answers, flush=True)
+            raise
+        print("{}", file=answers, flush=True)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    # What libraries print must not lie between the answers.
+    answering = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    main(answering)

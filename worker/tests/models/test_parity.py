@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 from .cases import NATIVE, THOROUGH
 from .checkpoints import Saved
 from .paged import PagedRun, pool
+from .parity import Trial
 
 CPU = torch.device("cpu")
 BEST, OFF = "", cpu_kernels.OFF
@@ -54,9 +55,9 @@ def check_parity(
     reference: Saved, sequences: list[list[int]], *, device: torch.device = CPU, kernels: str = BEST
 ) -> None:
     seed = random.randrange(2**32)
-    found = PagedRun(load(reference, device=device, kernels=kernels), seed=seed).logits(sequences)
-    for tokens, logits in zip(sequences, found, strict=True):
-        torch.testing.assert_close(logits, reference.logits(tokens), atol=1e-4, rtol=1e-5, msg=lambda m: f"{seed=} {m}")
+    trial = Trial.of(reference, sequences)
+    found = PagedRun(load(reference, device=device, kernels=kernels), seed=seed).logits(trial.sequences, trial.prompts)
+    trial.check(found, f"{seed=}")
 
 
 def test_the_wide_cases_run_packed_linears(saved: Callable[[str], Saved]) -> None:

@@ -1,12 +1,7 @@
-"""Tensor parallelism: two processes over gloo give the logits of transformers; what does not divide is refused."""
+"""Tensor parallelism: processes over gloo give the logits of transformers; what does not divide is refused."""
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,49 +14,43 @@ from millrace_worker.models.names import Names
 from millrace_worker.models.sharding import Rank, ShardingError, local_attention, qkv_pieces
 from millrace_worker.models.spec import Attention
 
-from . import cases
+from .cases import CASES, NATIVE
 from .checkpoints import Saved
+from .parity import Trial
+from .rank_group import Job, RankGroup, RanksError
 
-# One KV head on two ranks (falcon 7B) is replicated; the vocabulary of 99 is padded; every kind of layout occurs.
-CASES = [name for name in cases.NATIVE if 2 in cases.CASES[name].ranks]
 KERNELS = ("", "off")  # the best of this CPU; none
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize(("case", "size"), [(name, size) for name in NATIVE for size in CASES[name].ranks if size > 1])
+def test_ranks_give_the_logits_of_transformers(
+    case: str,
+    size: int,
+    kernels: str,
+    saved: Callable[[str], Saved],
+    sequences: list[list[int]],
+    ranks: Callable[[int], RankGroup],
+) -> None:
+    """One KV head on two ranks (Falcon 7B) is replicated; the vocabulary of 99 is padded; every layout occurs."""
+    reference = saved(case)
+    trial = Trial.of(reference, sequences)
+    trial.check(ranks(size).logits(Job(reference.folder, trial.sequences, trial.prompts, kernels)), f"{size} ranks")
 
 
-def test_two_ranks_equal_one(saved: Callable[[str], Saved], sequences: list[list[int]], tmp_path: Path) -> None:
-    references = [saved(case) for case in CASES]
-    job = tmp_path / "job.json"
-    models = [(str(reference.folder), "float32", kernels) for kernels in KERNELS for reference in references]
-    models += [(models[0][0], dtype, kernels) for dtype in ("bfloat16", "float16") for kernels in KERNELS]
-    job.write_text(json.dumps({"models": models, "sequences": sequences, "seed": 5}))
-    common = os.environ | {
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, str(Path(__file__).with_name("ranks.py")), str(job)]
-    ranks = [subprocess.Popen(command, env=common | {"RANK": str(rank)}) for rank in range(2)]
-    try:
-        assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.wait()
-    found = torch.load(job.with_suffix(".pt"))
-    full, halved = found[: -2 * len(KERNELS)], found[-2 * len(KERNELS) :]
-    for each in halved:
-        for logits, exact in zip(each, full[0], strict=True):
-            torch.testing.assert_close(logits, exact, atol=0.5, rtol=0.0)
-    for case, reference, ours in zip(CASES * len(KERNELS), references * len(KERNELS), full, strict=True):
-        for tokens, logits in zip(sequences, ours, strict=True):
-            expected = reference.logits(tokens)
-            torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-5, msg=lambda m, case=case: f"{case}: {m}")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_half_precision_on_two_ranks_stays_near(
+    kernels: str,
+    dtype: str,
+    saved: Callable[[str], Saved],
+    sequences: list[list[int]],
+    ranks: Callable[[int], RankGroup],
+) -> None:
+    reference = saved("llama")
+    found = ranks(2).logits(Job(reference.folder, sequences, kernels=kernels, dtype=dtype))
+    expected = torch.cat([reference.logits(tokens) for tokens in sequences])
+    assert (torch.cat(found) - expected).square().mean() < (0.15 * expected).square().mean()
 
 
 @pytest.mark.parametrize(
@@ -128,3 +117,9 @@ def test_a_model_that_does_not_divide_is_refused_at_load(
 ) -> None:
     with pytest.raises(ShardingError, match=message):
         load_model(saved(case).folder, dtype=torch.float32, device=torch.device("cpu"), group=Group(0, size))
+
+
+def test_what_fails_on_the_ranks_is_said(ranks: Callable[[int], RankGroup], tmp_path: Path) -> None:
+    """The last, since the group starts anew after it."""
+    with pytest.raises(RanksError, match=r"rank 0: ConfigError: .*config\.json.*rank 1: ConfigError"):
+        ranks(2).logits(Job(tmp_path, [[1]]))

@@ -1,0 +1,48 @@
+"""What parity means: the logits of transformers at every position of a ragged batch, and its ids, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .checkpoints import Saved
+
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Sequences to run, the last of them a prompt with transformers' greedy continuation, one token at a time.
+
+    If each id of it is the best of the logits before it, then the model that is tried says the same on its own.
+    """
+
+    sequences: list[list[int]]
+    prompts: dict[int, int]  # of a sequence: its length before it grows by one token at a time
+    expected: list[Tensor]
+
+    @classmethod
+    def of(cls, saved: Saved, sequences: list[list[int]]) -> Trial:
+        greedy = saved.greedy
+        every = [*sequences, greedy.tokens]
+        return cls(every, {len(sequences): greedy.prompt}, [saved.logits(tokens) for tokens in every])
+
+    def difference(self, found: Sequence[Tensor]) -> float:
+        """The greatest difference of a logit; NaN (of a page that nobody filled) is infinite."""
+        pairs = zip(found, self.expected, strict=True)
+        most = max(float((ours - theirs).abs().max()) for ours, theirs in pairs)
+        return most if most == most else torch.inf  # noqa: PLR0124
+
+    def same_ids(self, found: Sequence[Tensor]) -> bool:
+        ((which, prompt),) = self.prompts.items()
+        return found[which][prompt - 1 : -1].argmax(-1).tolist() == self.sequences[which][prompt:]
+
+    def check(self, found: Sequence[Tensor], label: str) -> None:
+        shapes = [tuple(ours.shape) for ours in found]
+        assert shapes == [tuple(theirs.shape) for theirs in self.expected], f"{label}: {shapes}"
+        difference = self.difference(found)
+        assert difference <= TOLERANCE, f"{label}: logits differ by {difference:.2e}"
+        assert self.same_ids(found), f"{label}: other ids than transformers"
