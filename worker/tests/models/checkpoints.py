@@ -18,11 +18,13 @@ from .cases import CASES, COMMON, VOCAB, Case
 
 __all__ = ["CASES", "VOCAB", "Case", "Greedy", "Saved", "save"]
 
-PROMPTS, PROMPT_LENGTH, STEPS = 32, 19, 24
+PROMPTS, STEPS = 32, 24
+PROMPT_LENGTH = 21  # longer than the contexts at which frequencies switch: one set of them holds for all steps
 MIN_DISTINCT, MIN_LEAD = 8, 1e-3  # of the ids that follow; how far the chosen logit leads, ten times the tolerance
-# What a model is widened by: fed with itself it otherwise repeats one token for ever, above all where the head is tied.
-WIDENED, TIED_NARROWED, SPREAD = 20.0, 0.5, 0.2  # the first over the root of the width
-NOT_WIDENED = ("A_log",)  # an exponent
+# Deviations of the weights: of a matrix times the root of the width, of embeddings, of what vectors get added. A model
+# with narrow matrices and wide embeddings repeats one token for ever, above all where the head is tied.
+MATRIX, EMBEDDING, TIED_EMBEDDING, VECTOR = 1.6, 0.1, 0.05, 0.2
+KEPT = ("A_log",)  # an exponent
 
 
 @dataclass(frozen=True)
@@ -81,16 +83,15 @@ def save(folder: Path, case: Case) -> Saved:
 
 @torch.no_grad()
 def _spread(model: PreTrainedModel) -> None:
-    """Vectors (norms, biases, among them those that are no parameters) leave their neutral values; matrices widen."""
-    embedding = next(model.get_input_embeddings().parameters())
-    factor = WIDENED / model.config.hidden_size**0.5
+    """Matrices are drawn wide; vectors (norms, biases, among them those that are no parameters) leave their values."""
+    embedding, config = next(model.get_input_embeddings().parameters()), model.config
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if tensor.ndim == 1 and tensor.is_floating_point():
-            tensor.add_(torch.randn_like(tensor), alpha=SPREAD)
-        elif tensor is not embedding and tensor.ndim > 1 and not name.endswith(NOT_WIDENED):
-            tensor.mul_(factor)
-    if model.config.tie_word_embeddings:
-        embedding.mul_(TIED_NARROWED)
+        if tensor is embedding:
+            tensor.normal_(std=TIED_EMBEDDING if config.tie_word_embeddings else EMBEDDING)
+        elif (tensor.ndim == 1 and tensor.is_floating_point()) or name.endswith("bias"):
+            tensor.add_(torch.randn_like(tensor), alpha=VECTOR)
+        elif isinstance(tensor, torch.nn.Parameter) and not name.endswith(KEPT):
+            tensor.normal_(std=MATRIX / config.hidden_size**0.5)
 
 
 def _rename(path: Path, case: Case) -> None:

@@ -15,7 +15,6 @@ COMMON: dict[str, Any] = {
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "max_position_embeddings": POSITIONS,
-    "initializer_range": 0.1,
     "bos_token_id": 0,
     "eos_token_id": 1,
     "pad_token_id": 2,

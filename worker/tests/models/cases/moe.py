@@ -6,17 +6,16 @@ from typing import Any
 
 from .case import GATED, Case
 
-EXPERTS: dict[str, Any] = {"num_experts_per_tok": 2, "initializer_range": 0.2}
+EXPERTS: dict[str, Any] = {"num_experts_per_tok": 2}
 QWEN = GATED | EXPERTS | {"moe_intermediate_size": 48, "num_experts": 6}
 SHARED = {"shared_expert_intermediate_size": 80, "decoder_sparse_step": 1}
 GLM = GATED | EXPERTS | {"moe_intermediate_size": 48, "n_routed_experts": 8, "n_shared_experts": 2}
 GLM |= {"head_dim": 32, "use_qk_norm": True, "routed_scaling_factor": 1.7}
 ERNIE = GATED | {"moe_k": 2, "moe_num_experts": 6, "moe_intermediate_size": 48, "moe_num_shared_experts": 1}
-ERNIE |= {"initializer_range": 0.2, "moe_layer_interval": 2}
+ERNIE |= {"moe_layer_interval": 2}
 GRANITE = GATED | EXPERTS | {"num_local_experts": 5, "embedding_multiplier": 3.0, "logits_scaling": 0.5}
 GRANITE |= {"residual_multiplier": 0.7, "attention_multiplier": 0.2}
 DBRX = {
-    "initializer_range": 0.2,
     "attn_config": {"kv_n_heads": 2, "clip_qkv": 1.5, "rope_theta": 10000.0},
     "ffn_config": {
         "ffn_hidden_size": 48,
