@@ -58,6 +58,15 @@ async fn the_rank_with_the_fewest_pages_decides() {
 }
 
 #[tokio::test]
+async fn the_rank_with_the_fewest_rows_decides() {
+    let folder = tempfile::tempdir().unwrap();
+    let rows = |max_rows| FakeOptions { max_rows, ..FakeOptions::default() };
+    let _served = serve(folder.path(), &[rows(0), rows(3), rows(5)]);
+    let connected = soon(ShardedClient::unix(&folder.path().join("worker"), 3).connect()).await.unwrap();
+    assert_eq!(soon(connected.prepare(REQUEST)).await.unwrap().max_rows, 3);
+}
+
+#[tokio::test]
 async fn ranks_that_disagree_are_refused_with_the_difference() {
     let folder = tempfile::tempdir().unwrap();
     let pages_of_32 = FakeOptions { page_size: 32, ..FakeOptions::default() };

@@ -42,11 +42,11 @@ impl Scheduler {
         let Some(work) = step.work.iter().find(|work| work.sequence == failure.sequence && !work.is_void) else {
             return;
         };
-        let page_size = self.pool.page_size();
+        let first_page = self.pool.paging().num_full_pages(work.start);
         let running = self.sequences.get(&work.sequence).and_then(|sequence| sequence.seat());
         let held = self.held.iter().find(|held| held.sequence == work.sequence).map(|held| &held.seat);
         if let Some(seat) = running.or(held) {
-            seat.table.forget_from(&mut self.pool, work.start / page_size);
+            seat.table.forget_from(&mut self.pool, first_page);
         }
         self.restart_readers(step.step);
         events.extend(self.finish(work.sequence, FinishReason::Failed(failure.message)));
@@ -57,11 +57,11 @@ impl Scheduler {
     fn restart_readers(&mut self, step: u64) {
         let is_reader = |seat: &Seat| seat.first_step > step && seat.num_shared_tokens > 0;
         let mut readers: Vec<SequenceId> = Vec::new();
-        let page_size = self.pool.page_size();
+        let paging = self.pool.paging();
         let running = self.running.iter().filter_map(|place| Some((place.id, self.sequences.get(&place.id)?.seat()?)));
         let held = self.held.iter().map(|held| (held.sequence, &held.seat));
         for (id, seat) in running.chain(held).filter(|(_, seat)| is_reader(seat)) {
-            seat.table.forget_from(&mut self.pool, seat.num_shared_tokens / page_size);
+            seat.table.forget_from(&mut self.pool, paging.num_full_pages(seat.num_shared_tokens));
             readers.push(id);
         }
         for id in readers {

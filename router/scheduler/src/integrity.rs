@@ -50,6 +50,7 @@ impl Scheduler {
     }
 
     fn check_pages(&self) -> Result<(), String> {
+        let paging = self.pool.paging();
         let mut num_owners = vec![0; self.pool.num_pages()];
         for page in self.seats().flat_map(|seat| seat.table.pages()) {
             num_owners[page.0 as usize] += 1;
@@ -58,12 +59,12 @@ impl Scheduler {
             let Some(seat) = sequence.seat() else { continue };
             let pages = seat.table.pages();
             // A page that is still written belongs to its writer alone.
-            let written = pages.iter().skip(seat.num_computed_tokens / self.pool.page_size());
+            let written = pages.iter().skip(paging.num_full_pages(seat.num_computed_tokens));
             if let Some(page) = written.into_iter().find(|page| num_owners[page.0 as usize] != 1) {
                 return Err(format!("sequence {} writes page {}, which others own too", id.0, page.0));
             }
             let num_distinct = pages.iter().map(|page| page.0).collect::<BTreeSet<_>>().len();
-            if pages.len() * self.pool.page_size() < seat.num_computed_tokens || num_distinct != pages.len() {
+            if paging.room(pages.len()) < seat.num_computed_tokens || num_distinct != pages.len() {
                 return Err(format!("sequence {} has computed {} in {pages:?}", id.0, seat.num_computed_tokens));
             }
             if seat.num_computed_tokens >= sequence.tokens.len() && seat.table.num_promises(&self.pool) > 0 {

@@ -40,17 +40,17 @@ impl PageTable {
 
     /// Takes pages until the table holds `num_tokens` or the pool has none left; returns how many tokens it holds.
     pub(crate) fn grow(&mut self, pool: &mut PagePool, num_tokens: usize) -> usize {
-        while self.pages.len() * pool.page_size() < num_tokens {
+        while pool.paging().room(self.pages.len()) < num_tokens {
             let Some(page) = pool.take() else { break };
             self.pages.push(page);
         }
-        self.pages.len() * pool.page_size()
+        pool.paging().room(self.pages.len())
     }
 
     /// Announces the full pages of `tokens` that are still to be computed.
     pub(crate) fn promise(&mut self, pool: &mut PagePool, tokens: &[u32]) {
         let mut parent = self.tail;
-        for page_tokens in tokens.chunks_exact(pool.page_size()).skip(self.num_published) {
+        for page_tokens in pool.paging().split(tokens).skip(self.num_published) {
             let (place, promise) = pool.promise(parent, page_tokens);
             self.promises.extend(promise);
             parent = place;
@@ -66,7 +66,7 @@ impl PageTable {
 
     /// Makes full pages known. `tokens` are those whose ids are known and whose step has been planned.
     pub(crate) fn publish(&mut self, pool: &mut PagePool, tokens: &[u32]) {
-        for page_tokens in tokens.chunks_exact(pool.page_size()).skip(self.num_published) {
+        for page_tokens in pool.paging().split(tokens).skip(self.num_published) {
             self.tail = pool.publish(self.pages[self.num_published], self.tail, page_tokens);
             self.num_published += 1;
         }

@@ -190,7 +190,11 @@ impl Scheduler {
 
     /// Where a sequence could start. `None`: it should wait for what another sequence is computing.
     fn open(&mut self, id: SequenceId) -> Option<Opening> {
+        let paging = self.pool.paging();
         let sequence = self.sequences.get(&id)?;
+        if !paging.has_pages() {
+            return Some(Opening::nothing(sequence.namespace));
+        }
         if matches!(sequence.state, State::Waiting) {
             match self.donor(sequence) {
                 Donor::None => {}
@@ -205,12 +209,12 @@ impl Scheduler {
             return None;
         }
         // The last token is computed in any case: its logits are needed.
-        let max_pages = (sequence.tokens.len() - 1) / self.pool.page_size();
+        let max_pages = paging.num_full_pages(sequence.tokens.len() - 1);
         let prefix = self.pool.find(sequence.namespace, &sequence.tokens, max_pages);
         let is_promised = prefix.promised.is_some();
         self.sequences.get_mut(&id)?.waits_for = prefix.promised;
         let num_published = prefix.pages.len();
-        let num_computed_tokens = num_published * self.pool.page_size();
+        let num_computed_tokens = paging.room(num_published);
         let opening =
             Opening { pages: prefix.pages, num_published, tail: prefix.tail, copy_from: None, num_computed_tokens };
         (!is_promised).then_some(opening)
@@ -237,8 +241,8 @@ impl Scheduler {
     /// Shares the full pages before the last prompt token and copies the page that holds it. A page that would begin with
     /// that token needs no copy.
     fn open_as_copy(&self, sequence: &Sequence, donor: &Seat) -> Opening {
-        let start = sequence.num_prompt_tokens - 1;
-        let (num_shared, offset) = (start / self.pool.page_size(), start % self.pool.page_size());
+        let (paging, start) = (self.pool.paging(), sequence.num_prompt_tokens - 1);
+        let (num_shared, offset) = (paging.num_full_pages(start), paging.offset(start));
         let donated = donor.table.pages();
         Opening {
             pages: donated[..num_shared].to_vec(),
@@ -252,13 +256,23 @@ impl Scheduler {
     /// preemption on the way there would waste the work of both.
     fn fits(&self, id: SequenceId, opening: &Opening) -> bool {
         let Some(sequence) = self.sequences.get(&id) else { return false };
+        let paging = self.pool.paging();
+        if !paging.has_pages() {
+            return self.is_within_budget(sequence);
+        }
         let num_shared_available = opening.pages.iter().filter(|&&page| self.pool.num_owners(page) == 0).count();
         let num_available = self.pool.num_available() - num_shared_available;
         let num_needed = match sequence.state {
-            State::Preempted => sequence.num_tokens_to_resume().div_ceil(self.pool.page_size()) - opening.pages.len(),
+            State::Preempted => paging.num_pages(sequence.num_tokens_to_resume()) - opening.pages.len(),
             State::Waiting | State::Running(_) => 1,
         };
         num_needed <= num_available
+    }
+
+    /// A sequence that runs alone always is.
+    fn is_within_budget(&self, sequence: &Sequence) -> bool {
+        let Some(budget) = self.config.max_batch_total_tokens else { return true };
+        self.running.is_empty() || self.num_reserved_tokens() + sequence.max_tokens <= budget as usize
     }
 
     fn add_work(&mut self, id: SequenceId, count: usize, draft: &mut Draft) {

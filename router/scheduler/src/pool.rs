@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use crate::PageId;
+use crate::paging::Paging;
 use crate::prefix::{Key, Parent, Prefix, PrefixCache, Promise};
 
 /// The end of the free list.
@@ -23,7 +24,7 @@ struct Page {
 
 #[derive(Debug)]
 pub(crate) struct PagePool {
-    page_size: usize,
+    paging: Paging,
     pages: Vec<Page>,
     front: u32,
     back: u32,
@@ -35,16 +36,19 @@ pub(crate) struct PagePool {
 }
 
 impl PagePool {
+    /// Without paging the pool is empty, and no prefix is ever found.
     pub(crate) fn new(num_pages: u32, page_size: u32, prefix_caching: bool) -> Self {
+        let paging = Paging::of(page_size);
+        let num_pages = if paging.has_pages() { num_pages } else { 0 };
         let page = Page { num_owners: 0, key: None, previous: NOWHERE, next: NOWHERE };
         let mut pool = Self {
-            page_size: page_size as usize,
+            paging,
             pages: vec![page; num_pages as usize],
             front: NOWHERE,
             back: NOWHERE,
             num_available: 0,
             num_cached: 0,
-            prefixes: prefix_caching.then(PrefixCache::default),
+            prefixes: (prefix_caching && paging.has_pages()).then(PrefixCache::default),
         };
         for index in (0..num_pages).rev() {
             pool.push_front(index);
@@ -52,8 +56,8 @@ impl PagePool {
         pool
     }
 
-    pub(crate) fn page_size(&self) -> usize {
-        self.page_size
+    pub(crate) fn paging(&self) -> Paging {
+        self.paging
     }
 
     pub(crate) fn num_pages(&self) -> usize {
@@ -106,7 +110,7 @@ impl PagePool {
     /// The known pages at the beginning of `tokens`, at most `max_pages` of them.
     pub(crate) fn find(&self, namespace: u64, tokens: &[u32], max_pages: usize) -> Prefix {
         match &self.prefixes {
-            Some(prefixes) => prefixes.find(namespace, tokens.chunks_exact(self.page_size).take(max_pages)),
+            Some(prefixes) => prefixes.find(namespace, self.paging.split(tokens).take(max_pages)),
             None => Prefix { pages: Vec::new(), tail: Parent::Namespace(namespace), promised: None },
         }
     }

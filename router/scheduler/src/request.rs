@@ -5,18 +5,22 @@ use std::sync::Arc;
 
 use crate::{Sampling, SequenceId};
 
-/// Fixed for the life of a scheduler, but for `num_pages` ([`crate::Scheduler::set_capacity`]).
+/// Fixed for the life of a scheduler, but for `num_pages` and `max_rows` ([`crate::Scheduler::set_capacity`]).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Config {
     /// Sequences that hold a row at once; at least 1.
     pub max_rows: u32,
     /// Tokens of one step. Decodes are never cut, so a step may reach `max(max_step_tokens, max_rows)`; at least 1.
     pub max_step_tokens: u32,
-    /// Tokens per KV page; at least 1.
+    /// Tokens per KV page. 0: sequences hold no pages, their state lies in their row. Then rows limit who runs,
+    /// nothing is shared or copied, and `num_pages` and `prefix_caching` mean nothing.
     pub page_size: u32,
     pub num_pages: u32,
     /// Prompt and output of one sequence together.
     pub max_sequence_tokens: u32,
+    /// Without pages: prompt and `max_new_tokens` of all running sequences together, however few of them that leaves.
+    /// With pages the pool itself is the bound.
+    pub max_batch_total_tokens: Option<u32>,
     /// Waiting sequences join when there are at least this many of them per running one …
     pub waiting_served_ratio: f32,
     /// … or when this many steps were sent since somebody joined last.
@@ -26,7 +30,14 @@ pub struct Config {
     pub max_steps_in_flight: u32,
 }
 
-/// A prompt and the sequences that continue it. All but the first share the first one's prompt pages.
+/// What the workers have room for, as far as it may change when they come back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    pub num_pages: u32,
+    pub max_rows: u32,
+}
+
+/// A prompt and the sequences that continue it. All but the first share the first one's prompt pages, if there are any.
 #[derive(Clone, Debug)]
 pub struct Request {
     /// At least one; each with its own parameters.

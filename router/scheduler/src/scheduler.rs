@@ -14,7 +14,7 @@ use crate::SequenceId;
 use crate::event::{FinishReason, GenerationEvent};
 use crate::policy::{Gate, JoinReason};
 use crate::pool::PagePool;
-use crate::request::{Config, Refused, Request, Stats};
+use crate::request::{Capacity, Config, Refused, Request, Stats};
 use crate::rows::Rows;
 use crate::sequence::{Place, Seat, Sequence, State};
 
@@ -78,7 +78,7 @@ impl Scheduler {
     /// # Panics
     /// If a value of `config` that must be at least 1 is 0.
     pub fn new(config: Config) -> Self {
-        assert!(config.max_rows > 0 && config.page_size > 0, "rows and pages must hold something: {config:?}");
+        assert!(config.max_rows > 0, "somebody must have room: {config:?}");
         assert!(config.max_step_tokens > 0 && config.max_steps_in_flight > 0, "steps must do something: {config:?}");
         Self {
             sequences: HashMap::new(),
@@ -132,8 +132,7 @@ impl Scheduler {
         self.in_flight.clear();
         self.held.clear();
         self.num_steps_sent = 0;
-        let num_pages = self.pool.num_pages() as u32;
-        self.pool = PagePool::new(num_pages, self.config.page_size, self.config.prefix_caching);
+        self.pool = PagePool::new(self.config.num_pages, self.config.page_size, self.config.prefix_caching);
         self.rows = Rows::new(self.config.max_rows);
         self.preempted.append(&mut self.running);
         for sequence in self.sequences.values_mut() {
@@ -145,12 +144,15 @@ impl Scheduler {
         }
     }
 
-    /// The workers have been prepared (again) and have this many pages. Implies [`Self::workers_lost`]. Sequences that can
-    /// never fit any more fail, and so does one that the workers have died of again and again, at last alone.
-    pub fn set_capacity(&mut self, num_pages: u32) -> Vec<GenerationEvent> {
+    /// The workers have been prepared (again) and have room for so much. Implies [`Self::workers_lost`]. Sequences that
+    /// can never fit any more fail, and so does one that the workers have died of again and again, at last alone.
+    ///
+    /// # Panics
+    /// If there is no row.
+    pub fn set_capacity(&mut self, capacity: Capacity) -> Vec<GenerationEvent> {
+        assert!(capacity.max_rows > 0, "somebody must have room: {capacity:?}");
+        (self.config.num_pages, self.config.max_rows) = (capacity.num_pages, capacity.max_rows);
         self.workers_lost();
-        self.config.num_pages = num_pages;
-        self.pool = PagePool::new(num_pages, self.config.page_size, self.config.prefix_caching);
         let mut failing: Vec<(Place, String)> =
             self.sequences.values().filter_map(|sequence| Some((sequence.place, self.hopeless(sequence)?))).collect();
         failing.sort_unstable();
@@ -185,7 +187,6 @@ impl Scheduler {
     }
 
     pub fn stats(&self) -> Stats {
-        let reserved = |place: &Place| self.sequences.get(&place.id).map_or(0, |sequence| sequence.max_tokens);
         Stats {
             waiting: self.waiting.len(),
             running: self.running.len(),
@@ -195,13 +196,19 @@ impl Scheduler {
             pages_free: self.pool.num_available() - self.pool.num_cached(),
             pages_cached: self.pool.num_cached(),
             pages_used: self.pool.num_pages() - self.pool.num_available(),
-            reserved_tokens: self.running.iter().map(reserved).sum(),
+            reserved_tokens: self.num_reserved_tokens(),
             computed_prompt_tokens_total: self.totals.computed_prompt_tokens,
             cached_prompt_tokens_total: self.totals.cached_prompt_tokens,
             admissions_total: self.totals.admissions,
             preemptions_total: self.totals.preemptions,
             steps_total: self.totals.steps,
         }
+    }
+
+    /// Prompt and `max_new_tokens` of all running sequences.
+    pub(crate) fn num_reserved_tokens(&self) -> usize {
+        let max_tokens = |place: &Place| self.sequences.get(&place.id).map_or(0, |sequence| sequence.max_tokens);
+        self.running.iter().map(max_tokens).sum()
     }
 
     fn check_request(&self, request: &Request) -> Result<(), Refused> {
@@ -221,7 +228,7 @@ impl Scheduler {
             None if max_tokens > max_sequence_tokens as usize => {
                 Err(Refused::TooLong { prompt_tokens, max_new_tokens, max_sequence_tokens })
             }
-            None if pages_needed > num_pages as usize => {
+            None if pages_needed > self.pool.num_pages() => {
                 Err(Refused::NoRoom { prompt_tokens, max_new_tokens, pages_needed, num_pages, page_size })
             }
             None => Ok(()),
@@ -230,7 +237,7 @@ impl Scheduler {
 
     /// Pages of a sequence at its longest. Its last token is never computed.
     fn num_pages_for(&self, max_tokens: usize) -> usize {
-        (max_tokens - 1).div_ceil(self.config.page_size as usize)
+        self.pool.paging().num_pages(max_tokens - 1)
     }
 
     /// The one place where sequences end.

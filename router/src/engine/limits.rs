@@ -63,7 +63,11 @@ pub(super) fn limits(
 ) -> Result<Limits, BadLimits> {
     let Prepared { num_pages, max_sequence_tokens, .. } = *prepared;
     let page_size = model.page_size;
-    let pool = u64::from(num_pages) * u64::from(page_size);
+    let pool = match page_size {
+        // No pages: only rows bound how long a sequence may become.
+        0 => u64::MAX,
+        page_size => u64::from(num_pages) * u64::from(page_size),
+    };
     if pool < 2 {
         return Err(BadLimits::NoPool { num_pages, page_size });
     }
@@ -154,6 +158,21 @@ mod tests {
         assert_eq!((request.max_step_tokens, request.max_pool_tokens), (1000, 1000));
         // 63 pages hold 1008 tokens, which is more than was allowed.
         assert_eq!((limits.max_total_tokens, limits.max_input_tokens), (1000, 999));
+    }
+
+    #[test]
+    fn without_pages_rows_bound_a_sequence() {
+        let model = ModelDescription { page_size: 0, ..model() };
+        let prepared = Prepared { num_pages: 0, max_sequence_tokens: 1500, max_rows: 4, ..Default::default() };
+        let total = |flags: &str| {
+            worst_case(&config(flags), &model)?;
+            limits(&config(flags), &model, None, &prepared).map(|limits| limits.max_total_tokens)
+        };
+        assert_eq!(total(""), Ok(1500));
+        assert_eq!(total("--max-total-tokens 1000"), Ok(1000));
+        assert_eq!(total("--max-batch-total-tokens 700"), Ok(700));
+        let beyond = BadLimits::TotalAbovePositions { total: 2049, max_positions: 2048 };
+        assert_eq!(total("--max-total-tokens 2049"), Err(beyond));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millrace_client::{StartError, Workers};
-use millrace_scheduler::Scheduler;
+use millrace_scheduler::{Capacity, Scheduler};
 use tokio::sync::mpsc;
 
 pub use api::{
@@ -109,7 +109,7 @@ impl<W: Workers> Engine<W> {
                 Ok(found) => limits = found.at_most(longest),
                 Err(error) => tracing::error!(%error, "the new workers have less room; keeping the limits"),
             }
-            core.set_capacity(session.prepared.num_pages);
+            core.set_capacity(capacity(&session));
             steps = session.steps;
         }
     }
@@ -148,11 +148,12 @@ impl<W: Workers> Engine<W> {
 
     fn core(&mut self, session: &Session, limits: &Limits) -> Core {
         let scheduler = Scheduler::new(millrace_scheduler::Config {
-            max_rows: self.config.max_rows(),
+            max_rows: session.prepared.max_rows,
             max_step_tokens: self.config.max_step_tokens(),
             page_size: session.model.page_size,
             num_pages: session.prepared.num_pages,
             max_sequence_tokens: limits.max_total_tokens,
+            max_batch_total_tokens: self.config.max_batch_total_tokens,
             waiting_served_ratio: self.config.waiting_served_ratio,
             max_waiting_tokens: self.config.max_waiting_tokens,
             prefix_caching: self.config.prefix_caching,
@@ -163,4 +164,9 @@ impl<W: Workers> Engine<W> {
         let commands = std::mem::replace(&mut self.commands, closed);
         Core::new(scheduler, requests, Meters::new(), commands, self.patience)
     }
+}
+
+/// What the workers of a session have room for.
+fn capacity(session: &Session) -> Capacity {
+    Capacity { num_pages: session.prepared.num_pages, max_rows: session.prepared.max_rows }
 }

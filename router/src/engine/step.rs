@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use millrace_client::{StepStream, WorkersLost};
-use millrace_scheduler::{FinishReason as Reason, GenerationEvent, Scheduler, SequenceId, StepResult};
+use millrace_scheduler::{Capacity, FinishReason as Reason, GenerationEvent, Scheduler, SequenceId, StepResult};
 use tokio::sync::mpsc;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
@@ -130,9 +130,9 @@ impl Core {
         self.meters.show(&self.scheduler.stats());
     }
 
-    /// New workers may have fewer pages: what fits no more fails.
-    pub(super) fn set_capacity(&mut self, num_pages: u32) {
-        let events = self.scheduler.set_capacity(num_pages);
+    /// New workers may have less room: what fits no more fails.
+    pub(super) fn set_capacity(&mut self, capacity: Capacity) {
+        let events = self.scheduler.set_capacity(capacity);
         self.emit(events, Instant::now());
     }
 

@@ -278,6 +278,35 @@ async fn workers_that_die_cost_no_token() {
 }
 
 #[tokio::test]
+async fn workers_without_pages_serve_as_many_as_they_have_rows() {
+    let options = FakeOptions { page_size: 0, num_pages: 0, max_rows: 3, ..options() };
+    let server = start(&options, "--max-batch-prefill-tokens 16");
+    server.workers.rank(0).inject(7, Fault::Die);
+    check_all(&server, mixed_load(16)).await;
+    check_all(&server, vec![seeded(prompt(1, 40), 12, &[5, 6, 7])]).await;
+    assert_eq!(server.workers.rank(0).streams(), 2);
+    for unknown in ["millrace_kv_pages_used", "millrace_kv_pages_free", "millrace_kv_pages_cached"] {
+        assert!(server.metric(unknown).abs() < f64::EPSILON, "{unknown}");
+    }
+    assert!(server.metric("millrace_prompt_tokens_cached_total").abs() < f64::EPSILON);
+    server.end().await;
+}
+
+#[tokio::test]
+async fn a_budget_of_tokens_holds_without_pages() {
+    let options = FakeOptions { page_size: 0, delay: Duration::from_millis(1), ..options() };
+    let server = start(&options, "--max-batch-total-tokens 100 --max-batch-prefill-tokens 100");
+    let mut first = server.handle.generate(request(prompt(1, 20), 80));
+    read_tokens(&mut first, &mut Outcome::default(), 1).await;
+    let second = server.handle.generate(request(prompt(2, 20), 3));
+    read_tokens(&mut first, &mut Outcome::default(), 5).await;
+    assert!((server.metric("tgi_batch_current_size") - 1.0).abs() < f64::EPSILON, "100 tokens are promised");
+    drop(first);
+    assert_eq!(collect(second, 1).await.ids(0).len(), 3);
+    server.end().await;
+}
+
+#[tokio::test]
 async fn one_dead_rank_of_three_costs_no_token() {
     let server = start_with(FakeGroup::new(&options(), 3), "--num-shard 3", READER_PATIENCE);
     server.workers.rank(2).inject(9, Fault::Die);

@@ -14,7 +14,7 @@ usage: millrace-fake-worker (--uds-path PREFIX | --listen HOST:PORT) [options]
   --vocab N              token ids that the model has (1000)
   --tokens FIRST..END    token ids that it draws from (16..N)
   --max-positions N      longest sequence (4096)
-  --page-size N          tokens per page (16)
+  --page-size N          tokens per page (16); 0: no pages, sequences lie in their rows
   --pages N              pages (256)
   --delay-us N           time that a step takes (0)
   --load-ms N            time until it answers Describe (0)
@@ -109,8 +109,8 @@ impl Arguments {
                 "--tokens, --at-output and --at-position need ids below --vocab {vocab_size}"
             )));
         }
-        if options.page_size == 0 || self.rank >= self.world_size {
-            return Err(Failure("--page-size must be at least 1, --rank below --world-size".to_owned()));
+        if self.rank >= self.world_size {
+            return Err(Failure("--rank must be below --world-size".to_owned()));
         }
         Ok(options)
     }

@@ -1,4 +1,5 @@
-//! What a worker holds: rows, and the content of every KV page. It believes nothing: whatever a plan reads must be there.
+//! What a worker holds: rows, and the content of every KV page, or of every row where there are no pages. It believes
+//! nothing: whatever a plan reads must be there.
 
 use millrace_scheduler::{
     Admission, Failure, Growth, NO_TOKEN, PageCopy, PageId, PromptLogprobs, Row, Sampled, SequenceId, StepPlan,
@@ -42,6 +43,8 @@ struct Held {
     prefixes: Vec<Prefix>,
     /// Why the sequence failed; it stays failed until its row is released.
     failed: Option<String>,
+    /// Without pages: the prefix that the row's state is of.
+    carried: Prefix,
 }
 
 impl Memory {
@@ -163,7 +166,7 @@ impl Memory {
             if held.failed.is_none() && (end > known || (work.samples && end < known) || end > longest) {
                 return Err(format!("row {row} has {known} tokens of at most {longest}, but {work:?} is due"));
             }
-            if end > held.admission.pages.len() * page_size {
+            if page_size > 0 && end > held.admission.pages.len() * page_size {
                 return Err(format!("row {row} has {} pages, but {work:?} is due", held.admission.pages.len()));
             }
         }
@@ -188,10 +191,14 @@ impl Memory {
 
     fn write(&mut self, work: Work) {
         let page_size = self.limits.page_size as usize;
-        let Some(Some(held)) = self.rows.get(work.row.0 as usize) else {
+        let Some(Some(held)) = self.rows.get_mut(work.row.0 as usize) else {
             return;
         };
         let end = (work.start + work.count) as usize;
+        if page_size == 0 {
+            held.carried = held.prefixes.get(end - 1).copied().unwrap_or(Prefix::POISON);
+            return;
+        }
         for (position, prefix) in held.prefixes.iter().enumerate().take(end).skip(work.start as usize) {
             self.slots[held.slot(position, page_size)] = *prefix;
         }
@@ -203,6 +210,16 @@ impl Memory {
             return;
         };
         if held.failed.is_some() {
+            return;
+        }
+        if page_size == 0 {
+            // The state is that of all tokens up to the last.
+            let last = positions.max().map(|position| position as usize);
+            if let Some(last) = last.filter(|last| held.carried != held.prefixes[*last]) {
+                let violation = format!("sequence {}: position {last} {problem} in its row", work.sequence.0);
+                held.failed = Some(violation.clone());
+                violations.push(violation);
+            }
             return;
         }
         let mut positions = positions.map(|position| position as usize);
@@ -238,7 +255,7 @@ impl Held {
             Some(*prefix)
         };
         let prefixes = admission.token_ids.iter().scan(Prefix::EMPTY, grow).collect();
-        Self { admission, prefixes, failed: None }
+        Self { admission, prefixes, failed: None, carried: Prefix::POISON }
     }
 
     /// Where the K/V of a position is.

@@ -108,16 +108,17 @@ impl FakeService {
             return Err(format!("max_sequence_tokens must be at most {} (max_positions)", options.max_positions));
         }
         let or_all = |limit, all| if limit == 0 { all } else { limit };
-        let cap = or_all(request.max_pool_tokens, u64::MAX) / u64::from(options.page_size);
+        let cap = or_all(request.max_pool_tokens, u64::MAX).checked_div(options.page_size.into()).unwrap_or(0);
         let num_pages = u64::from(options.num_pages).min(cap) as u32;
-        if num_pages == 0 {
+        if num_pages == 0 && options.page_size > 0 {
             return Err(format!("max_pool_tokens must be 0 or at least {} (page_size)", options.page_size));
         }
         Ok(Limits {
-            max_rows: request.max_rows,
+            max_rows: request.max_rows.min(if options.max_rows == 0 { u32::MAX } else { options.max_rows }),
             max_step_tokens: request.max_step_tokens,
             // Left open, the longest sequence is what the pool holds.
             max_sequence_tokens: match request.max_sequence_tokens {
+                0 if options.page_size == 0 => options.max_positions,
                 0 => options.max_positions.min(num_pages.saturating_mul(options.page_size)),
                 asked => asked,
             },

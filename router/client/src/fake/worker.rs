@@ -17,8 +17,11 @@ pub struct FakeOptions {
     pub model: ToyModel,
     pub vocab_size: u32,
     pub max_positions: u32,
+    /// 0: sequences hold no pages, their state lies in their row.
     pub page_size: u32,
     pub num_pages: u32,
+    /// Rows that fit; 0: as many as are asked for.
+    pub max_rows: u32,
     /// Time that a step takes.
     pub delay: Duration,
     /// Time until the "weights" are loaded; `Describe` waits for it.
@@ -36,6 +39,7 @@ impl Default for FakeOptions {
             max_positions: 4096,
             page_size: 16,
             num_pages: 256,
+            max_rows: 0,
             delay: Duration::ZERO,
             load_time: Duration::ZERO,
             verify: true,

@@ -1,5 +1,6 @@
 //! A worker without a model. It keeps what a real one keeps (rows, page tables, the KV pool) and believes nothing:
-//! before it computes a token it checks that every earlier position of that sequence is in its pages.
+//! before it computes a token it checks that every earlier position of that sequence is in its pages. With pages of 0 tokens
+//! it has none: then a row carries a state, which must be that of the tokens before.
 //!
 //! K and V of a position are a hash of all tokens up to it. The next token is a function of that hash and the seed, so the
 //! output of a sequence does not depend on how it was scheduled unless something went wrong.
@@ -92,6 +93,8 @@ struct RowState {
     sampling: Sampling,
     prompt_logprobs: bool,
     table: Vec<PageId>,
+    /// Without pages: what the row holds of all tokens computed so far.
+    carried: Slot,
 }
 
 /// What a step that has not been answered reads or writes.
@@ -178,7 +181,7 @@ impl FakeWorker {
         for admission in &plan.admitted {
             let work = plan.work.iter().find(|work| work.row == admission.row);
             let start = work.ok_or_else(|| format!("{admission:?} has no work"))?.start as usize;
-            new_pages.extend(&admission.pages[start / self.page_size..]);
+            new_pages.extend(admission.pages.iter().skip(start.checked_div(self.page_size).unwrap_or(0)));
         }
         for (touched, _) in &self.unanswered {
             if let Some(page) = new_pages.iter().find(|page| touched.pages.contains(page)) {
@@ -203,6 +206,7 @@ impl FakeWorker {
                 sampling: (*admission.sampling).clone(),
                 prompt_logprobs: admission.prompt_logprobs,
                 table: admission.pages.clone(),
+                carried: Slot::Empty,
             };
             if self.rows[admission.row.0 as usize].replace(state).is_some() {
                 return Err(format!("{:?} is admitted to but in use", admission.row));
@@ -222,8 +226,13 @@ impl FakeWorker {
     fn compute(&mut self, index: usize, work: &Work, result: &mut StepResult) -> Result<(), String> {
         let state = self.rows[work.row.0 as usize].as_mut().ok_or_else(|| format!("{work:?} of an empty row"))?;
         let (start, end) = (work.start as usize, (work.start + work.count) as usize);
-        if state.sequence != work.sequence || end > state.tokens.len() || end > state.table.len() * self.page_size {
+        let has_pages = self.page_size > 0;
+        let room = if has_pages { state.table.len() * self.page_size } else { usize::MAX };
+        if state.sequence != work.sequence || end > state.tokens.len() || end > room {
             return Err(format!("{work:?} in {state:?}"));
+        }
+        if !has_pages && !state.table.is_empty() {
+            return Err(format!("{state:?} has pages, but there are none"));
         }
         let is_failing = self.failing.contains(&work.sequence);
         let mut is_clean = !is_failing;
@@ -231,17 +240,24 @@ impl FakeWorker {
         let mut logprobs = Vec::new();
         for position in 0..end {
             hash = Model::extend(hash, state.tokens[position]);
-            let page = state.table[position / self.page_size].0 as usize;
-            let slot = &mut self.slots[page * self.page_size + position % self.page_size];
+            let slot = if has_pages {
+                let page = state.table[position / self.page_size].0 as usize;
+                &mut self.slots[page * self.page_size + position % self.page_size]
+            } else if position + 1 < start {
+                continue;
+            } else {
+                &mut state.carried
+            };
+            let found = *slot;
             if position >= start {
                 *slot = if is_clean { Slot::Holds(hash) } else { Slot::Poisoned };
                 if state.prompt_logprobs && position + 1 < state.num_prompt_tokens {
                     logprobs.push(Model::logprob(hash, state.tokens[position + 1]));
                 }
-            } else if *slot == Slot::Poisoned {
+            } else if found == Slot::Poisoned {
                 is_clean = false;
-            } else if *slot != Slot::Holds(hash) {
-                return Err(format!("{work:?} finds {slot:?} for position {position} of {state:?}"));
+            } else if found != Slot::Holds(hash) {
+                return Err(format!("{work:?} finds {found:?} for position {position} of {state:?}"));
             }
         }
         if is_failing {

@@ -1,7 +1,8 @@
 //! The language of the pictures. One line each:
 //!
 //! ```text
-//! pages 4 of 4 tokens, budget 8        the pool; also: rows 4, ratio 0.3, patience 20, flight 2, no cache
+//! pages 4 of 4 tokens, budget 8        the pool; also: rows 4, ratio 0.3, patience 20, flight 2, no cache;
+//!                                      pages 0 of 0: none; then also: total 40
 //! add a prompt 6                       one sequence; also: new 10, like b, like b:4, space 2, logprobs
 //! add a b c prompt 6                   a group
 //! step a+4@0,1 b:8+2@3,4 2>4           plan, compute and apply one step: a computes 4 tokens in pages 0 and 1; b joins
@@ -12,7 +13,7 @@
 //! eos a | fail a                       what the next step does to a
 //! stop a | cancel a | gone a           a ends | a has ended already
 //! lose                                 the workers die, new ones with the same pool come
-//! capacity 3 -> b.failed               new workers with another pool come
+//! capacity 3 -> b.failed               new workers with another pool come; also: rows 2
 //! stats waiting 1, cached 2            some of the gauges and counters
 //! ```
 
@@ -21,7 +22,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use millrace_scheduler::{
-    Config, FinishReason, GenerationEvent, Request, Sampling, Scheduler, SequenceId, StepPlan, StepResult,
+    Capacity, Config, FinishReason, GenerationEvent, Request, Sampling, Scheduler, SequenceId, StepPlan, StepResult,
 };
 
 use crate::fake_worker::{EOS, FakeWorker, Model};
@@ -76,6 +77,7 @@ impl World {
             max_sequence_tokens: 1000,
             waiting_served_ratio: value(&words, "ratio").unwrap_or(0.0),
             max_waiting_tokens: value(&words, "patience").unwrap_or(20),
+            max_batch_total_tokens: value(&words, "total"),
             prefix_caching: !words.contains(&"no"),
             max_steps_in_flight: value(&words, "flight").unwrap_or(2),
         };
@@ -109,7 +111,9 @@ impl World {
             }
             "capacity" => {
                 self.config.num_pages = words[0].parse().unwrap();
-                let happened = self.scheduler.set_capacity(self.config.num_pages);
+                self.config.max_rows = value(&words, "rows").unwrap_or(self.config.max_rows);
+                let capacity = Capacity { num_pages: self.config.num_pages, max_rows: self.config.max_rows };
+                let happened = self.scheduler.set_capacity(capacity);
                 self.new_worker();
                 same(events.unwrap_or(""), &self.tell(&happened))
             }

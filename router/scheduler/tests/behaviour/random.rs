@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
-use millrace_scheduler::{Config, FinishReason, GenerationEvent, Request, Sampling, Scheduler, SequenceId};
+use millrace_scheduler::{Capacity, Config, FinishReason, GenerationEvent, Request, Sampling, Scheduler, SequenceId};
 
 use crate::fake_worker::{EOS, FakeWorker, Model};
 use crate::rng::{Rng, fresh_seed, mix};
@@ -46,6 +46,7 @@ fn whatever_happens_every_sequence_says_what_it_would_have_said_alone() {
 #[derive(Debug, Default)]
 struct Coverage {
     steps: u64,
+    steps_without_pages: u64,
     preemptions: u64,
     hits: u64,
     copies: usize,
@@ -58,6 +59,11 @@ impl Coverage {
     fn add(&mut self, world: &World) {
         let stats = world.scheduler.stats();
         self.steps += stats.steps_total;
+        if world.config.page_size == 0 {
+            self.steps_without_pages += stats.steps_total;
+            let of_pages = [stats.pages_used, stats.pages_free, stats.pages_cached, world.num_copies];
+            assert_eq!((of_pages, stats.cached_prompt_tokens_total), ([0; 4], 0));
+        }
         self.preemptions += stats.preemptions_total;
         self.hits += stats.cached_prompt_tokens_total;
         self.copies += world.num_copies;
@@ -70,6 +76,7 @@ impl Coverage {
 
     fn check(&self) {
         let rare = [self.preemptions as usize, self.hits as usize, self.copies, self.losses, self.failures];
+        assert!(self.steps_without_pages > 1000, "too few steps without pages: {self:?}");
         assert!(rare.iter().all(|&count| count > 100) && self.undisturbed > 1000, "too little happened: {self:?}");
     }
 }
@@ -114,11 +121,12 @@ impl World {
         let config = Config {
             max_rows: rng.between(1..=8) as u32,
             max_step_tokens: rng.between(1..=24) as u32,
-            page_size: rng.between(1..=5) as u32,
+            page_size: rng.between(0..=5) as u32,
             num_pages: rng.between(4..=40) as u32,
             max_sequence_tokens: 60,
             waiting_served_ratio: *rng.pick(&[0.0, 0.3, 1.2, 10.0]),
             max_waiting_tokens: rng.between(0..=20) as u32,
+            max_batch_total_tokens: rng.one_in(2).then(|| rng.between(50..=200) as u32),
             prefix_caching: !rng.one_in(4),
             max_steps_in_flight: rng.between(1..=3) as u32,
         };
@@ -196,7 +204,7 @@ impl World {
             namespace,
         };
         let room = (self.config.num_pages * self.config.page_size) as usize;
-        let is_too_long = tokens.len() + max_new_tokens as usize > room + 1;
+        let is_too_long = self.config.page_size > 0 && tokens.len() + max_new_tokens as usize > room + 1;
         match self.scheduler.submit(request) {
             Err(refused) if !is_too_long => return Err(format!("refused: {refused}")),
             Ok(()) if is_too_long => return Err("not refused".to_owned()),
@@ -245,9 +253,11 @@ impl World {
         // Mostly the same: then only those fail of whom the workers have died again and again.
         if self.rng.one_in(4) {
             self.config.num_pages = self.rng.between(4..=40) as u32;
+            self.config.max_rows = self.rng.between(1..=8) as u32;
         }
-        self.log(format!("capacity {}", self.config.num_pages));
-        let events = self.scheduler.set_capacity(self.config.num_pages);
+        let capacity = Capacity { num_pages: self.config.num_pages, max_rows: self.config.max_rows };
+        self.log(format!("{capacity:?}"));
+        let events = self.scheduler.set_capacity(capacity);
         self.new_worker();
         for event in &events {
             if let GenerationEvent::Finished { sequence, .. } = event {

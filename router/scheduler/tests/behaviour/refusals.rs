@@ -15,6 +15,7 @@ fn scheduler() -> Scheduler {
         max_sequence_tokens: 20,
         waiting_served_ratio: 0.3,
         max_waiting_tokens: 20,
+        max_batch_total_tokens: None,
         prefix_caching: true,
         max_steps_in_flight: 2,
     })
