@@ -11,6 +11,7 @@ import torch
 from millrace_worker import logs
 from millrace_worker.answer import NO_TOKEN, Stopwatch, add_failure, add_prompt_logprobs, add_tokens
 from millrace_worker.inputs import InputBuilder
+from millrace_worker.model import paged
 from millrace_worker.proto import worker_pb2
 from millrace_worker.rows import ParsedPlan, PlanError, Rows, RowsShape, column
 from millrace_worker.runner import Runner
@@ -37,7 +38,7 @@ class EngineParts:
 
 
 class Engine:
-    """Rows of one shape over one model whose pool is allocated. Not thread-safe: one thread computes at a time."""
+    """Rows of one shape over one model whose store is allocated. Not thread-safe: one thread computes at a time."""
 
     def __init__(self, parts: EngineParts, shape: RowsShape) -> None:
         self.shape = shape
@@ -95,7 +96,7 @@ class Engine:
             forwarded = self._runner.forward(inputs)
             watch.lap("forward_us")
             sampled = self._runner.sample(forwarded.logits, inputs)
-            self._rows.note_sampled(running)
+            self._rows.note_computed(running)
             if self._group.rank == 0 and inputs.prompt and forwarded.prompt_logprobs is not None:
                 add_prompt_logprobs(result, inputs.prompt, living, forwarded.prompt_logprobs)
         else:
@@ -132,7 +133,7 @@ class Engine:
         if beyond >= self.shape.num_pages:
             raise PlanError(f"copy of page {beyond}, but the pool has {self.shape.num_pages}")
         device = self._rows.device
-        self._model.copy_pages(torch.from_numpy(sources).to(device), torch.from_numpy(targets).to(device))
+        paged(self._model).copy_pages(torch.from_numpy(sources).to(device), torch.from_numpy(targets).to(device))
 
     def _failed_step(self, plan: worker_pb2.StepPlan, error: Exception) -> worker_pb2.StepResult:
         """Every sequence of the plan has failed: their rows take no part until they are released."""

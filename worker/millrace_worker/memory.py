@@ -1,4 +1,5 @@
-"""How many KV pages there are: the worst case is run, what it took stays free, the pool gets what is really left."""
+"""How many KV pages there are, or rows where there are no pages: the worst case is run, what it took stays free, the
+pool or the rows get what is really left."""
 
 from __future__ import annotations
 
@@ -26,6 +27,10 @@ CGROUP_FILES = (
     ("memory.max", "memory.current"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
 )
+
+
+# The longest sequence where nobody says, pages do not bound it, and the model's positions hardly do.
+OPEN_ROW_TOKENS = 32_768
 
 
 class DoesNotFitError(ValueError):
@@ -72,6 +77,42 @@ def size_pool(ask: PoolAsk, room_bytes: int, *, exact: bool) -> PoolSize:
         f"one sequence of {longest} tokens needs {needed} bytes: lower --max-total-tokens, or give the pool "
         "more memory (--kv-cache-memory, --cuda-memory-fraction, --max-batch-total-tokens)"
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowsAsk:
+    """What rows with a state of their own are for. `row_bytes` tells the bytes of one by its longest sequence;
+    `max_sequence_tokens` 0: left open."""
+
+    row_bytes: Callable[[int], int]
+    max_rows: int
+    max_positions: int
+    max_sequence_tokens: int
+
+
+@dataclass(frozen=True)
+class RowsSize:
+    max_rows: int
+    max_sequence_tokens: int
+
+
+def size_rows(ask: RowsAsk, room_bytes: int) -> RowsSize:
+    """How many rows `room_bytes` give, at most those asked for. Raises DoesNotFitError when not even one fits.
+
+    A length that was left open is what the model's positions allow, but no more than `OPEN_ROW_TOKENS`, and less where
+    the state grows with it and one row would not fit.
+    """
+    longest = ask.max_sequence_tokens or min(ask.max_positions, OPEN_ROW_TOKENS)
+    while not ask.max_sequence_tokens and longest > 2 and ask.row_bytes(longest) > room_bytes:
+        longest //= 2
+    needed = ask.row_bytes(longest)
+    max_rows = min(ask.max_rows, room_bytes // needed)
+    if max_rows < 1:
+        raise DoesNotFitError(
+            f"the state of one sequence of {longest} tokens needs {needed} bytes, but there are {room_bytes}: "
+            "lower --max-total-tokens, or give more memory (--kv-cache-memory, --cuda-memory-fraction)"
+        )
+    return RowsSize(max_rows, longest)
 
 
 def _pages(tokens: int, page_size: int) -> int:

@@ -6,7 +6,7 @@ T tokens of a step, D hidden width, R positions whose logits are wanted, V vocab
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from torch import Tensor
 
@@ -27,7 +27,10 @@ FEATURES = {
 
 
 class Model(Protocol):
-    """Not thread-safe: one step at a time. Every rank calls the same methods in the same order."""
+    """Not thread-safe: one step at a time. Every rank calls the same methods in the same order.
+
+    What later steps need of a sequence lies in pages (`PagedModel`) or in its row (`RowModel`): `page_size` says which.
+    """
 
     @property
     def implementation(self) -> str:
@@ -65,6 +68,14 @@ class Model(Protocol):
         """float32 [R, V] on rank 0, None on the others: every rank has to call it."""
         ...
 
+    def implementations(self) -> dict[str, str]:
+        """Which implementation each operator got, for the log."""
+        ...
+
+
+class PagedModel(Model, Protocol):
+    """Keys and values lie in pages, which the batch's page table names."""
+
     def allocate_kv(self, num_pages: int) -> None:
         """Makes the KV pool; an earlier one is dropped first."""
         ...
@@ -77,6 +88,32 @@ class Model(Protocol):
         """Copies whole pages (integer ids on the device), K and V of all layers."""
         ...
 
-    def implementations(self) -> dict[str, str]:
-        """Which implementation each operator got, for the log."""
+
+class RowModel(Model, Protocol):
+    """A sequence's state lies in its row: no pages, nothing to share or to copy.
+
+    `hidden` advances the state of each row of the batch by its tokens. An entry that starts at position 0 begins anew,
+    whatever its row held; any other starts where the row's last one ended.
+    """
+
+    def allocate_rows(self, max_rows: int, max_sequence_tokens: int) -> None:
+        """Makes the state of all rows; an earlier one is dropped first."""
         ...
+
+    def row_bytes(self, max_sequence_tokens: int) -> int:
+        """Bytes of one row's state on this rank, when its sequence may have so many tokens."""
+        ...
+
+
+def paged(model: Model) -> PagedModel:
+    """`model` as one whose sequences hold pages, which it must be."""
+    if not model.page_size:
+        raise TypeError("the sequences of this model hold no pages")
+    return cast(PagedModel, model)
+
+
+def in_rows(model: Model) -> RowModel:
+    """`model` as one whose sequences hold no pages, which it must be."""
+    if model.page_size:
+        raise TypeError("the sequences of this model hold pages")
+    return cast(RowModel, model)

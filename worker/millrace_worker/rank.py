@@ -11,10 +11,11 @@ import torch
 
 from millrace_worker import logs
 from millrace_worker.engine import Engine, EngineParts
-from millrace_worker.memory import PoolAsk, PoolSize, peak_beyond, room_for_pool, size_pool
+from millrace_worker.memory import peak_beyond, room_for_pool
 from millrace_worker.model import FEATURES
 from millrace_worker.proto import worker_pb2
 from millrace_worker.rows import RowsShape
+from millrace_worker.store import StoreSize, Trial, store_of
 from millrace_worker.worst_case import decode_plan, prefill_plan
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class Rank:
         self._parts = parts
         self._identity = identity
         self._instance = secrets.randbits(64)
+        self._store = store_of(parts.model)
         self._engine: Engine | None = None
         self._prepared: tuple[worker_pb2.PrepareRequest, worker_pb2.Prepared] | None = None
 
@@ -75,7 +77,7 @@ class Rank:
             page_size=model.page_size,
             instance=self._instance,
             capabilities=[name for name in FEATURES if name not in model.missing],
-            missing=model.missing,
+            missing=dict(model.missing),
         )
 
     def is_prepared_for(self, request: worker_pb2.PrepareRequest) -> bool:
@@ -97,18 +99,19 @@ class Rank:
         workspace_bytes = self._run_worst_case(request)
         self._release_memory()
         room = room_for_pool(self._config, self._parts.device, workspace_bytes)
-        size = size_pool(self._pool_ask(request), room.pool_bytes, exact=room.exact)
+        size = self._store.size(request, room)
         self._engine = self._build_engine(request, size)
         prepared = worker_pb2.Prepared(
             num_pages=size.num_pages,
             max_sequence_tokens=size.max_sequence_tokens,
-            page_bytes=self._parts.model.page_bytes(),
+            page_bytes=self._store.page_bytes,
             weight_bytes=self._identity.weight_bytes,
             workspace_bytes=workspace_bytes,
-            free_bytes=max(0, room.free_bytes - size.num_pages * self._parts.model.page_bytes()),
+            free_bytes=max(0, room.free_bytes - self._store.num_bytes(size)),
+            max_rows=size.max_rows,
         )
         self._prepared = (request, prepared)
-        self._log_budget(prepared, time.perf_counter() - started)
+        self._log_budget(prepared, size, time.perf_counter() - started)
         return prepared
 
     def _take_device(self) -> None:
@@ -132,19 +135,28 @@ class Rank:
             torch.cuda.empty_cache()
 
     def _run_worst_case(self, request: worker_pb2.PrepareRequest) -> int:
-        """Peak bytes of the largest prompt step and of the fullest decode step, over a pool just large enough."""
+        """Peak bytes of the largest prompt step and of the fullest decode step, over a store just large enough."""
         longest = request.max_sequence_tokens or self._parts.model.max_positions
         tokens, max_rows = request.max_step_tokens, min(request.max_rows, request.max_step_tokens)
         rows, context = max_rows, min(longest, tokens)
         if self._parts.device.type == "cpu":
             tokens, rows, context = self._shorten(tokens, rows, context)
-        num_pages = -(-min(longest, max(tokens, context)) // self._parts.model.page_size)
-        engine = self._build_engine(request, PoolSize(num_pages, longest))
-        prefill, decode = prefill_plan(engine.shape, tokens), decode_plan(engine.shape, rows, context)
         device = self._parts.device
+        room = room_for_pool(self._config, device, 0)
+        size = self._agree(self._store.trial_size(Trial(longest, tokens, rows, context), request, room))
+        rows = min(rows, size.max_rows)
+        engine = self._build_engine(request, size)
+        prefill, decode = prefill_plan(engine.shape, tokens), decode_plan(engine.shape, rows, context)
+        touched = self._store.touched_bytes(size) if device.type == "cpu" else 0
         prefill_bytes = peak_beyond(lambda: engine.trial(prefill), device) * request.max_step_tokens // tokens
-        decode_bytes = peak_beyond(lambda: engine.trial(decode), device) * max_rows // rows
+        decode_bytes = max(0, peak_beyond(lambda: engine.trial(decode), device) - touched) * max_rows // rows
         return max(prefill_bytes, decode_bytes)
+
+    def _agree(self, size: StoreSize) -> StoreSize:
+        """Rank 0's: every rank must try the same plans, and ranks may have different room."""
+        figures = [size.max_rows, size.max_sequence_tokens, size.num_pages]
+        agreed = self._parts.group.broadcast(torch.tensor(figures, device=self._parts.device))
+        return StoreSize(*agreed.tolist())
 
     def _shorten(self, tokens: int, rows: int, context: int) -> tuple[int, int, int]:
         """What of the worst case a CPU runs in little time: activations grow with tokens, scores with rows."""
@@ -155,11 +167,11 @@ class Rank:
         rows = min(rows, max(1, CPU_TRIAL_SCORES // self._parts.model.vocab_size))
         return min(tokens, max(MIN_TRIAL_TOKENS, affordable)), rows, min(context, max(1, CPU_TRIAL_CONTEXT // rows))
 
-    def _build_engine(self, request: worker_pb2.PrepareRequest, size: PoolSize) -> Engine:
+    def _build_engine(self, request: worker_pb2.PrepareRequest, size: StoreSize) -> Engine:
         model = self._parts.model
-        model.allocate_kv(size.num_pages)
+        self._store.allocate(size)
         shape = RowsShape(
-            max_rows=request.max_rows,
+            max_rows=size.max_rows,
             max_sequence_tokens=size.max_sequence_tokens,
             page_size=model.page_size,
             num_pages=size.num_pages,
@@ -170,29 +182,18 @@ class Rank:
         )
         return Engine(self._parts, shape)
 
-    def _pool_ask(self, request: worker_pb2.PrepareRequest) -> PoolAsk:
-        model = self._parts.model
-        return PoolAsk(
-            page_size=model.page_size,
-            page_bytes=model.page_bytes(),
-            max_rows=request.max_rows,
-            max_positions=model.max_positions,
-            max_sequence_tokens=request.max_sequence_tokens,
-            max_pool_tokens=request.max_pool_tokens,
-        )
-
-    def _log_budget(self, prepared: worker_pb2.Prepared, seconds: float) -> None:
+    def _log_budget(self, prepared: worker_pb2.Prepared, size: StoreSize, seconds: float) -> None:
         mib = {
             "weights_mib": prepared.weight_bytes,
             "workspaces_mib": prepared.workspace_bytes,
-            "pool_mib": prepared.num_pages * prepared.page_bytes,
+            "pool_mib" if size.num_pages else "rows_mib": self._store.num_bytes(size),
             "left_mib": prepared.free_bytes,
         }
+        pool = {"pool_pages": size.num_pages, "pool_tokens": size.num_pages * self._parts.model.page_size}
         logs.info(
             "memory budget",
             **{name: round(value / 2**20, 1) for name, value in mib.items()},
-            pool_pages=prepared.num_pages,
-            pool_tokens=prepared.num_pages * self._parts.model.page_size,
+            **(pool if size.num_pages else {"rows": size.max_rows}),
             max_sequence_tokens=prepared.max_sequence_tokens,
             prepare_ms=round(seconds * 1000),
         )

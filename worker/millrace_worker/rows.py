@@ -38,7 +38,7 @@ class RowsShape:
 
     max_rows: int
     max_sequence_tokens: int
-    page_size: int
+    page_size: int  # 0: sequences hold no pages, their state lies in their row
     num_pages: int
     vocab_size: int
     max_step_tokens: int
@@ -48,12 +48,16 @@ class RowsShape:
     @property
     def max_pages(self) -> int:
         """Width of the page table."""
-        return -(-self.max_sequence_tokens // self.page_size)
+        return self.pages_of(self.max_sequence_tokens)
 
     @property
     def max_growth(self) -> int:
         """Most page-table entries that one plan may append: what a step's tokens can need."""
-        return self.max_step_tokens // self.page_size + 2 * self.max_rows
+        return self.max_step_tokens // self.page_size + 2 * self.max_rows if self.page_size else 0
+
+    def pages_of(self, num_tokens: int) -> int:
+        """Pages that hold so many tokens of a sequence."""
+        return -(-num_tokens // self.page_size) if self.page_size else 0
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,7 @@ class Rows:
         self.num_prompt_tokens = np.zeros(max_rows, dtype=np.int64)
         self.prompt_logprobs = np.zeros(max_rows, dtype=np.bool_)
         self.page_counts = np.zeros(max_rows, dtype=np.int64)
+        self.computed = np.zeros(max_rows, dtype=np.int64)  # what a row's state is of, where there are no pages
         self.failures: dict[int, str] = {}
 
     def apply(self, plan: worker_pb2.StepPlan) -> None:
@@ -186,6 +191,7 @@ class Rows:
             self.page_table[row, : len(pages)] = torch.from_numpy(pages)
         self.lengths[row] = len(tokens)
         self.page_counts[row] = len(pages)
+        self.computed[row] = 0
         self.num_prompt_tokens[row] = admission.num_prompt_tokens
         self.prompt_logprobs[row] = admission.prompt_logprobs
 
@@ -237,13 +243,22 @@ class Rows:
         unknown = ends > self.lengths[work.rows]
         if unknown.any():
             raise PlanError(f"work beyond the known tokens of rows {work.rows[unknown].tolist()}")
-        homeless = ends > self.page_counts[work.rows] * self.shape.page_size
-        if homeless.any():
-            raise PlanError(f"work beyond the pages of rows {work.rows[homeless].tolist()}")
+        self._check_state(work, ends)
         if work.counts.sum() > self.shape.max_step_tokens:
             raise PlanError(f"a step of {work.counts.sum()} tokens, but Prepare allowed {self.shape.max_step_tokens}")
         if len(work.rows) > 1 and np.bincount(work.rows).max() > 1:
             raise PlanError("a row has two work entries in one step")
+
+    def _check_state(self, work: Work, ends: Column) -> None:
+        """A token's K and V need a place in a page; a row's state goes on where it stands, or begins anew."""
+        if self.shape.page_size:
+            homeless = ends > self.page_counts[work.rows] * self.shape.page_size
+            if homeless.any():
+                raise PlanError(f"work beyond the pages of rows {work.rows[homeless].tolist()}")
+            return
+        astray = (work.starts > 0) & (work.starts != self.computed[work.rows])
+        if astray.any():
+            raise PlanError(f"work that does not go on where the state of rows {work.rows[astray].tolist()} stands")
 
     def living(self, work: Work) -> np.ndarray | None:
         """Which entries belong to sequences that have not failed; None when all do."""
@@ -251,8 +266,10 @@ class Rows:
             return None
         return ~np.isin(work.rows, np.fromiter(self.failures, dtype=np.int64))
 
-    def note_sampled(self, work: Work) -> None:
+    def note_computed(self, work: Work) -> None:
         """The step will store a token at position start + count of each sampling row: later plans may use it."""
+        if not self.shape.page_size:
+            self.computed[work.rows] = work.starts + work.counts
         sampling = work.rows[work.samples]
         self.lengths[sampling] = (work.starts + work.counts)[work.samples] + 1
 

@@ -23,7 +23,10 @@ def prefill_plan(shape: RowsShape, num_tokens: int) -> worker_pb2.StepPlan:
 
 
 def decode_plan(shape: RowsShape, num_rows: int, context: int) -> worker_pb2.StepPlan:
-    """A step of `num_rows` rows, each with `context` tokens, one of them computed, every sampling feature on."""
+    """A step of `num_rows` rows, each with `context` tokens, one of them computed, every sampling feature on.
+
+    Without pages there is one token: a row's state cannot begin in the middle, and mostly costs the same anywhere."""
+    context = context if shape.page_size else 1
     plan = worker_pb2.StepPlan(step=2, released=_bytes(range(shape.max_rows)))
     plan.admitted.extend(_admission(shape, row, context) for row in range(num_rows))
     _set_work(plan, starts=[context - 1] * num_rows, counts=[1] * num_rows)
@@ -37,7 +40,7 @@ def _admission(shape: RowsShape, row: int, num_tokens: int) -> worker_pb2.Admiss
         row=row,
         token_ids=_bytes(np.arange(num_tokens) % shape.vocab_size),
         num_prompt_tokens=num_tokens,
-        pages=_bytes(range(-(-num_tokens // shape.page_size))),
+        pages=_bytes(range(shape.pages_of(num_tokens))),
         sampling=all_features(shape),
         prompt_logprobs=shape.prompt_logprobs,
     )

@@ -11,6 +11,7 @@ from millrace_worker import cpu_kernels
 from millrace_worker.distributed import Group
 from millrace_worker.engine import Engine, EngineParts
 from millrace_worker.kv_pool import KvPool
+from millrace_worker.model import paged
 from millrace_worker.models.load import load_model
 from millrace_worker.rows import RowsShape
 from millrace_worker.sampling import Watermark
@@ -98,7 +99,7 @@ class Bench:
 @pytest.fixture
 def bench(parts: EngineParts) -> Bench:
     """8 rows, steps of 64 tokens, a pool of 40 pages."""
-    parts.model.allocate_kv(40)
+    paged(parts.model).allocate_kv(40)
     page_size = parts.model.page_size
     shape = RowsShape(
         max_rows=8,

@@ -42,7 +42,8 @@ class Held:
 
 @dataclass
 class PlanBook:
-    """Collects what the next plan says; `plan()` writes it. Pages are dealt from the free ones in a shuffled order."""
+    """Collects what the next plan says; `plan()` writes it. Pages are dealt from the free ones in a shuffled order;
+    with a page size of 0 there are none."""
 
     page_size: int
     num_pages: int
@@ -91,7 +92,7 @@ class PlanBook:
         held = self.held[row]
         count = held.known - held.computed if count is None else min(count, held.known - held.computed)
         start, end = held.computed, held.computed + count
-        while len(held.pages) * self.page_size < end:
+        while self.page_size and len(held.pages) * self.page_size < end:
             self._grown.append((row, len(held.pages), self.free.pop()))
             held.pages.append(self._grown[-1][2])
         samples = end == held.known

@@ -11,14 +11,19 @@ from millrace_worker.config import WorkerConfig
 from millrace_worker.engine import EngineParts
 from millrace_worker.kv_pool import KvGeometry, KvPool
 from millrace_worker.memory import (
+    OPEN_ROW_TOKENS,
     DoesNotFitError,
     PoolAsk,
     PoolSize,
+    RowsAsk,
+    RowsSize,
     available_memory,
     bytes_held,
     peak_beyond,
     size_pool,
+    size_rows,
 )
+from millrace_worker.model import paged
 from millrace_worker.proto import worker_pb2
 from millrace_worker.rank import Identity, NotPreparedError, Rank
 
@@ -92,6 +97,30 @@ def test_a_pool_takes_memory_only_where_it_is_written() -> None:
     assert bytes_held(geometry.device) - before > 192 << 20
 
 
+ROWS = RowsAsk(row_bytes=lambda _: 1000, max_rows=4, max_positions=1 << 20, max_sequence_tokens=0)
+GROWING = replace(ROWS, row_bytes=lambda tokens: 10 * tokens)  # as a cache of keys and values for each row
+
+
+@pytest.mark.parametrize(
+    ("ask", "room", "size"),
+    [
+        (ROWS, 10**9, RowsSize(4, OPEN_ROW_TOKENS)),  # more rows than are asked for are of no use
+        (ROWS, 2_999, RowsSize(2, OPEN_ROW_TOKENS)),
+        (replace(ROWS, max_positions=100), 10**9, RowsSize(4, 100)),
+        (replace(ROWS, max_sequence_tokens=10**5), 10**9, RowsSize(4, 10**5)),
+        (GROWING, 3 * 10 * OPEN_ROW_TOKENS, RowsSize(3, OPEN_ROW_TOKENS)),
+        (GROWING, 10 * OPEN_ROW_TOKENS // 3, RowsSize(1, OPEN_ROW_TOKENS // 4)),  # left open: it shrinks
+    ],
+)
+def test_rows_that_fit(ask: RowsAsk, room: int, size: RowsSize) -> None:
+    assert size_rows(ask, room) == size
+
+
+def test_a_row_that_does_not_fit_is_refused_with_the_numbers() -> None:
+    with pytest.raises(DoesNotFitError, match="500 tokens needs 5000 bytes, but there are 4999"):
+        size_rows(replace(GROWING, max_sequence_tokens=500), 4999)
+
+
 def _rank(parts: EngineParts, path: Path, **options: object) -> Rank:
     config = WorkerConfig(model_path=path, uds_path="unused", **options)  # pyright: ignore[reportArgumentType]
     identity = Identity(architecture="LlamaForCausalLM", dtype=torch.float32, device_name="test", weight_bytes=10**6)
@@ -109,7 +138,7 @@ def test_prepare_answers_what_rows_and_pool_really_hold(parts: EngineParts, tmp_
     page_size = parts.model.page_size
     assert prepared.max_sequence_tokens == POSITIONS
     assert prepared.num_pages == 4 * (POSITIONS // page_size)
-    assert prepared.page_bytes == parts.model.page_bytes()
+    assert prepared.page_bytes == paged(parts.model).page_bytes()
     assert prepared.free_bytes > 0
 
     # The whole of it can be used: every row filled to its last token.
@@ -138,7 +167,7 @@ def test_the_same_request_again_changes_nothing(parts: EngineParts, tmp_path: Pa
 
 
 def test_a_fixed_pool_is_what_was_asked_for(parts: EngineParts, tmp_path: Path) -> None:
-    page_bytes = parts.model.page_bytes()
+    page_bytes = paged(parts.model).page_bytes()
     prepared = _rank(parts, tmp_path, kv_cache_memory=5 * page_bytes + 1).prepare(REQUEST)
     assert (prepared.num_pages, prepared.max_sequence_tokens) == (5, 5 * parts.model.page_size)
     with pytest.raises(DoesNotFitError, match="--kv-cache-memory"):
