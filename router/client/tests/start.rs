@@ -239,7 +239,7 @@ fn the_program_refuses_what_it_does_not_understand() {
         (&["--rank", "0"], "one of --uds-path and --listen is needed"),
         (&["--uds-path", "p", "--vocab", "9", "--at-output", "0=9"], "need ids below --vocab 9"),
         (&["--uds-path", "p", "--at-output", "0"], "must be two numbers with = between"),
-        (&["--uds-path", "p", "--rank", "1"], "--rank below --world-size"),
+        (&["--uds-path", "p", "--rank", "1"], "--rank must be below --world-size"),
         (&["--uds-path", "/nowhere/at/all"], "cannot serve at unix:/nowhere/at/all-0"),
     ] {
         let output = program(arguments).output().unwrap();

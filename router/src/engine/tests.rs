@@ -297,9 +297,10 @@ async fn a_budget_of_tokens_holds_without_pages() {
     let options = FakeOptions { page_size: 0, delay: Duration::from_millis(1), ..options() };
     let server = start(&options, "--max-batch-total-tokens 100 --max-batch-prefill-tokens 100");
     let mut first = server.handle.generate(request(prompt(1, 20), 80));
-    read_tokens(&mut first, &mut Outcome::default(), 1).await;
+    let mut outcome = Outcome::default();
+    read_tokens(&mut first, &mut outcome, 1).await;
     let second = server.handle.generate(request(prompt(2, 20), 3));
-    read_tokens(&mut first, &mut Outcome::default(), 5).await;
+    read_tokens(&mut first, &mut outcome, 6).await;
     assert!((server.metric("tgi_batch_current_size") - 1.0).abs() < f64::EPSILON, "100 tokens are promised");
     drop(first);
     assert_eq!(collect(second, 1).await.ids(0).len(), 3);
