@@ -1,8 +1,9 @@
 """How much memory and time a rank takes to load: `python -m benchmarks.loading [--ranks 1,2] [mid 1b-sharded]`.
 
 Sizes are in GiB. The promise: a rank's peak of resident memory is at most its part of the checkpoint and 1 GiB
-(interpreter and libraries included). Each rank is a process of its own, loads as the worker does, and reads its figures from the kernel: the peak
-of resident memory (VmHWM), and what of it is anonymous and what are pages of mapped files at the end.
+(interpreter and libraries included). Each rank is a process of its own, loads as the worker does, and reads its
+figures from the kernel: the peak of resident memory (VmHWM), and what of it is anonymous and what are pages of mapped
+files at the end.
 """
 
 from __future__ import annotations
