@@ -67,10 +67,12 @@ class ModelConfig:
 
     @property
     def architecture(self) -> str:
-        """The class name that the checkpoint was saved from, for example LlamaForCausalLM."""
-        names = self._values.get("architectures") or []
+        """The class name that the checkpoint was saved from, for example LlamaForCausalLM; where that is not said, the
+        `model_type`, for example llama."""
+        stated = self._values.get("architectures")
+        names: list[Any] = stated or [self._values.get("model_type")]
         if len(names) != 1 or not isinstance(names[0], str):
-            raise ConfigError(f"config.json: `architectures` must name one class, not {names!r}")
+            raise ConfigError(f"config.json: `architectures` must name one class, not {stated!r}")
         return names[0]
 
     @property

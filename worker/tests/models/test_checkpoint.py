@@ -50,6 +50,19 @@ def test_a_missing_tensor_is_named(altered: Callable[..., Path]) -> None:
         load(folder)
 
 
+def test_a_head_that_is_neither_stored_nor_tied_is_named(altered: Callable[..., Path]) -> None:
+    folder = altered("llama", lambda tensors: tensors.pop("lm_head.weight"))
+    with pytest.raises(CheckpointError, match=r"the tensor lm_head\.weight of shape \[99, 64\] is missing"):
+        load(folder)
+
+
+def test_a_vocabulary_of_another_size_than_stated_is_told_with_both(altered: Callable[..., Path]) -> None:
+    """What counts is the configuration, not the tokenizer: tables are often longer than that."""
+    folder = altered("llama", lambda tensors: tensors.update({"model.embed_tokens.weight": torch.zeros(128, 64)}))
+    with pytest.raises(CheckpointError, match=r"embed_tokens.weight has shape \[128, 64\], .* makes it \[99, 64\]"):
+        load(folder)
+
+
 def test_a_tensor_that_nobody_reads_is_named(altered: Callable[..., Path]) -> None:
     folder = altered("llama", lambda tensors: tensors.update({"model.layers.0.adapter.weight": torch.zeros(2)}))
     with pytest.raises(CheckpointError, match=r"1 tensor belongs to no part .*model\.layers\.0\.adapter\.weight"):

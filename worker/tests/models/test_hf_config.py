@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from millrace_worker.models.architectures import ARCHITECTURES, describe
+from millrace_worker.models.architectures import ARCHITECTURES, describe, family_of
+from millrace_worker.models.architectures.vocabulary import Architecture
 from millrace_worker.models.build.attention import alibi_slopes
 from millrace_worker.models.hf_config import ConfigError, ModelConfig
 from millrace_worker.models.scaling import LinearScaling
@@ -59,6 +60,23 @@ def test_absent_fields_mean_what_transformers_takes_them_for(architecture: str) 
     whole = CONFIG_MAPPING[MODEL_TYPES[architecture]](**sizes).to_dict()
     named = {"architectures": [architecture]}
     assert describe(ModelConfig(sizes | named)) == describe(ModelConfig(whole | named))
+
+
+def test_a_model_type_names_the_architecture_where_the_class_is_not_said() -> None:
+    """Every one that transformers knows finds the spec of its class, or none."""
+    found = {kind for kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if family_of(ModelConfig({"model_type": kind}))}
+    wrong = {kind for kind in found if architecture_of(kind) is not family_of(ModelConfig({"model_type": kind}))}
+    assert wrong <= {"gemma3"}  # the class of text and images, which has the same spec
+    assert found >= {"llama", "gpt2", "gpt_neox", "gpt_bigcode", "gptj", "qwen2_moe", "deepseek_v3", "stablelm", "phi3"}
+    assert family_of(ModelConfig({"architectures": ["BloomModel"]})) is ARCHITECTURES["BloomForCausalLM"]
+    assert family_of(ModelConfig({"architectures": ["LlamaForSequenceClassification"]})) is None
+    assert describe(ModelConfig(SIZES | {"model_type": "llama"})) == describe(
+        ModelConfig(SIZES | {"architectures": ["LlamaForCausalLM"]})
+    )
+
+
+def architecture_of(kind: str) -> Architecture | None:
+    return ARCHITECTURES.get(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind])
 
 
 def test_both_styles_of_rope_are_read() -> None:

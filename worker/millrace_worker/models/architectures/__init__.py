@@ -97,7 +97,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 def describe(config: ModelConfig) -> tuple[Decoder, Names]:
     """The spec and the tensor names of a checkpoint. Raises UnsupportedError for what is not implemented, naming it."""
-    architecture = ARCHITECTURES.get(config.architecture)
+    architecture = family_of(config)
     if architecture is None:
         supported = ", ".join(sorted(ARCHITECTURES))
         raise UnsupportedError(f"the architecture {config.architecture} is not supported; supported are {supported}")
@@ -106,3 +106,16 @@ def describe(config: ModelConfig) -> tuple[Decoder, Names]:
         method = quantization.get("quant_method", "of some kind") if isinstance(quantization, dict) else quantization
         raise UnsupportedError(f"config.json: there is no spec for quantized weights ({method})")
     return architecture.describe(config.with_defaults(architecture.defaults))
+
+
+def family_of(config: ModelConfig) -> Architecture | None:
+    """By the name of its class, or by another name of the same family: a `model_type` (gpt_neox), a model without its
+    head (GPTNeoXModel). None when there is no spec."""
+    exact = ARCHITECTURES.get(config.architecture)
+    return exact or {_family(known): each for known, each in ARCHITECTURES.items()}.get(_family(config.architecture))
+
+
+def _family(name: str) -> str:
+    for ending in ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "Model"):
+        name = name.removesuffix(ending)
+    return name.replace("_", "").lower()
