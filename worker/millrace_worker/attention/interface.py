@@ -45,6 +45,7 @@ class Heads:
     rule: ScoreRule
     qk_norm: HeadNorm | None = None
     pairs: Pairs = "halves"
+    sinks: tuple[float, ...] | None = None  # per query head: a score that takes part in the softmax, and no value
 
     @property
     def width(self) -> int:

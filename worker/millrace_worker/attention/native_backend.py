@@ -102,7 +102,7 @@ def _layer(machine: Machine, heads: Heads, dtype: torch.dtype, workspaces: Works
     kernel = Attention(
         machine,
         (heads.num_heads, heads.num_kv_heads, size),
-        (heads.scale, rule.window, rule.softcap, slopes, None),
+        (heads.scale, rule.window, rule.softcap, slopes, None if heads.sinks is None else list(heads.sinks)),
         heads.pairs,
         None if norm is None else (norm.eps, norm.weight.float().flatten().tolist()),
         ("float32", str(dtype).removeprefix("torch.")),

@@ -73,6 +73,12 @@ class TorchBackend(Pooled):
     def __init__(self, layers: Sequence[PagedLayer], dtype: torch.dtype, device: torch.device) -> None:
         """Raises ValueError when layers keep K and V of different sizes."""
         super().__init__(layers, dtype, device)
+        # float32 [K, N / K, 1] of each layer that has them.
+        self._sinks = {
+            heads.layer: torch.tensor(heads.sinks, device=device).view(heads.num_kv_heads, -1, 1)
+            for heads in layers
+            if isinstance(heads, Heads) and heads.sinks is not None
+        }
         self._rules = list(dict.fromkeys(heads.rule for heads in layers))
         self._num_heads = layers[0].num_heads
         page_bytes = self.geometry.layer_page_bytes
@@ -97,7 +103,8 @@ class TorchBackend(Pooled):
             return RulePlan(decodes, (), None)
         counts = [chunk.tokens.stop - chunk.tokens.start for chunk in chunks]
         num_keys = max(chunk.start + count - chunk.first_key for chunk, count in zip(chunks, counts, strict=True))
-        written = 1 if rule.softcap is None and rule.alibi is None else self._num_heads
+        plain = rule.softcap is None and rule.alibi is None and not self._sinks
+        written = 1 if plain else self._num_heads
         block = max(1, min(CHUNK_QUERIES, max(counts), MAX_WRITTEN_SCORES // (written * num_keys)))
         parts = []
         for chunk, count in zip(chunks, counts, strict=True):
@@ -145,19 +152,21 @@ class TorchBackend(Pooled):
         bias = part.bias
         if bias is not None and heads.rule.alibi is not None:
             bias = bias.view(part.num_rows, heads.num_kv_heads, -1, part.num_keys)
-        return _attention(heads, q_BNH.view(shape), k, v, bias)
+        return _attention(heads, q_BNH.view(shape), (k, v), bias, self._sinks.get(heads.layer))
 
     def _chunk(self, heads: Heads, q_CNH: Tensor, out_CNH: Tensor, part: ChunkPart, plan: RulePlan) -> None:
         """A block of queries sees the keys up to its last one, and with a window none before its first one's reach."""
         k, v = self._gather(heads, part.pages, 1, len(part.pages) * PAGE_SIZE)
         q_NCH, shift = q_CNH.transpose(0, 1)[None], part.chunk.start - part.chunk.first_key
-        window, bias = heads.rule.window, plan.tail_bias
+        window, bias, sinks = heads.rule.window, plan.tail_bias, self._sinks.get(heads.layer)
+        sinks = None if sinks is None else sinks.view(-1, 1, 1)
         assert bias is not None, "a step with chunks has a bias for them"
         for first, stop in part.blocks:
             low = max(0, shift + first - window + 1) if window else 0
             keys = slice(low, shift + stop)
             seen = bias[:, bias.shape[1] - (stop - first) :, bias.shape[2] - (keys.stop - keys.start) :]
-            out = _attention(heads, q_NCH[:, :, first:stop], k[:, :, keys], v[:, :, keys], seen[None])
+            kv = k[:, :, keys], v[:, :, keys]
+            out = _attention(heads, q_NCH[:, :, first:stop], kv, seen[None], sinks)
             out_CNH[first:stop] = out[0].transpose(0, 1)
 
     def _gather(self, heads: Heads, pages: Tensor, num_rows: int, num_keys: int) -> tuple[Tensor, Tensor]:
@@ -182,17 +191,29 @@ class TorchBackend(Pooled):
         return gathered
 
 
-def _attention(heads: Heads, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """softmax(rule(q k^T)) v for q [B, N, Q, H] and k, v [B, K, S, H], N a multiple of K; bias fits [B, N, Q, S]."""
-    softcap = heads.rule.softcap
-    if softcap is None:
+def _attention(heads: Heads, q: Tensor, kv: tuple[Tensor, Tensor], bias: Tensor | None, sinks: Tensor | None) -> Tensor:
+    """softmax(rule(q k^T)) v for q [B, N, Q, H] and k, v [B, K, S, H], N a multiple of K.
+
+    `bias` fits [B, N, Q, S], and `sinks` [N, Q, 1].
+    """
+    (k, v), softcap = kv, heads.rule.softcap
+    if softcap is None and sinks is None:
         shared = q.shape[1] != k.shape[1]
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=heads.scale, enable_gqa=shared)
     num_rows, num_heads, num_queries, size = q.shape
     folded = q.reshape(num_rows, k.shape[1], -1, size)
-    scores = (folded @ k.transpose(-1, -2)).mul_(heads.scale / softcap).tanh_().mul_(softcap)
+    scores = folded @ k.transpose(-1, -2)
+    if softcap is None:
+        scores.mul_(heads.scale)
+    else:
+        scores.mul_(heads.scale / softcap).tanh_().mul_(softcap)
     scores = scores.view(num_rows, num_heads, num_queries, -1)
     if bias is not None:
         scores = scores + bias
-    weights = scores.softmax(dim=-1, dtype=torch.float32).to(q.dtype)
-    return (weights.view(num_rows, k.shape[1], -1, k.shape[2]) @ v).view(num_rows, num_heads, num_queries, size)
+    if sinks is None:
+        weights = scores.softmax(dim=-1, dtype=torch.float32).to(q.dtype)
+    else:
+        columns = sinks.to(scores.dtype).expand(num_rows, num_heads, num_queries, 1)
+        weights = torch.cat((scores, columns), dim=-1).softmax(dim=-1, dtype=torch.float32)[..., :-1].to(q.dtype)
+    weights = weights.reshape(num_rows, k.shape[1], -1, k.shape[2])
+    return (weights @ v).view(num_rows, num_heads, num_queries, size)

@@ -89,6 +89,7 @@ class Names:
     mlp_post_norm: str = ""
     q_norm: str = ""  # with {} for the head's number, where heads have weights of their own in tensors of their own
     k_norm: str = ""
+    sinks: str = ""  # complete
     embed_norm: str = ""
     embed_in: str = ""  # the projections of `Decoder.embed_width`
     embed_out: str = ""

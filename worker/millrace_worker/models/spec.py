@@ -80,6 +80,7 @@ class Attention:
     softcap: float | None = None
     qk_norm: HeadNorm | WidthNorm | None = None
     clip: float | None = None  # q, k and v are kept within [-clip, clip] (after `qk_norm`, before the rotation)
+    sinks: bool = False  # each head has a score that takes part in the softmax, and no value (gpt-oss)
     qkv_bias: bool = False
     out_bias: bool = False
 

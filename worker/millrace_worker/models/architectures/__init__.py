@@ -16,6 +16,7 @@ from millrace_worker.models.architectures import (
     gpt_bigcode,
     gpt_j,
     gpt_neox,
+    gpt_oss,
     granite,
     granite_moe,
     llama,
@@ -63,6 +64,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "GPTJForCausalLM": gpt_j.GPT_J,
     "GPTNeoXForCausalLM": gpt_neox.GPT_NEOX,
     "GraniteForCausalLM": granite.GRANITE,
+    "GptOssForCausalLM": gpt_oss.GPT_OSS,
     "GraniteMoeForCausalLM": granite_moe.GRANITE_MOE,
     "GraniteMoeSharedForCausalLM": granite_moe.GRANITE_MOE,
     "HeliumForCausalLM": relatives.HELIUM,
@@ -104,7 +106,8 @@ def describe(config: ModelConfig) -> tuple[Decoder, Names]:
     quantization = config.get("quantization_config")
     if quantization:
         method = quantization.get("quant_method", "of some kind") if isinstance(quantization, dict) else quantization
-        raise UnsupportedError(f"config.json: there is no spec for quantized weights ({method})")
+        if method not in architecture.quantized:
+            raise UnsupportedError(f"config.json: there is no spec for quantized weights ({method})")
     return architecture.describe(config.with_defaults(architecture.defaults))
 
 

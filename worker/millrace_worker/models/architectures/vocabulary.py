@@ -43,6 +43,7 @@ class Architecture:
 
     describe: Callable[[ModelConfig], tuple[Decoder, Names]]
     defaults: Mapping[str, Any]
+    quantized: tuple[str, ...] = ()  # the `quant_method`s that it reads
 
 
 def head_dim(c: ModelConfig) -> int:

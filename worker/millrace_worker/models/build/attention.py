@@ -42,6 +42,7 @@ def local_heads(names: Names, weights: Weights, layer: int, attention: kinds.Att
         rule=ScoreRule(attention.window, attention.softcap, alibi),
         qk_norm=qk_norm,
         pairs="neighbours" if neighbours else "halves",
+        sinks=_sinks(names, weights, layer, attention) if attention.sinks else None,
     )
 
 
@@ -64,6 +65,12 @@ def build_attention(
         rotary=rotaries.index(position) if isinstance(position, kinds.Rotary) else None,
         backend=parts.operators.backend,
     )
+
+
+def _sinks(names: Names, weights: Weights, layer: int, attention: kinds.Attention) -> tuple[float, ...]:
+    _, held, _ = local_attention(attention, weights.rank)
+    name = f"{names.layer.format(layer)}.{names.sinks}"
+    return tuple(weights.part(name, (attention.num_heads,), slice(held.start, held.stop)).tolist())
 
 
 def _is_backends(attention: kinds.Attention) -> bool:

@@ -24,6 +24,8 @@ DBRX = {
         "moe_normalize_expert_weights": 2.0,
     },
 }
+GPT_OSS = GATED | EXPERTS | {"num_local_experts": 5, "head_dim": 32, "sliding_window": 9, "swiglu_limit": 0.7}
+GPT_OSS |= {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
 
 CASES = {
     "mixtral": Case("mixtral", GATED | EXPERTS | {"num_local_experts": 5}, thorough=True),
@@ -44,5 +46,6 @@ CASES = {
     "granite-moe, shared": Case("granitemoeshared", GRANITE | {"shared_intermediate_size": 80}),
     "glm4-moe": Case("glm4_moe", GLM),
     "glm4-moe, groups": Case("glm4_moe", GLM | {"n_group": 4, "topk_group": 2}, thorough=True),
+    "gpt-oss": Case("gpt_oss", GPT_OSS, reference="eager", thorough=True),
     "ernie-moe": Case("ernie4_5_moe", ERNIE),
 }
