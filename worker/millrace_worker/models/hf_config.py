@@ -121,7 +121,7 @@ class ModelConfig:
         elif layer_type == "sliding_attention":
             found, theta = {}, self.get("rope_local_base_freq", theta)
         else:
-            found = dict(self._values.get("rope_scaling") or {})
+            found = dict(self.get("rope_scaling") or {})
         found["rope_type"] = found.get("rope_type") or found.get("type") or "default"
         found.setdefault("rope_theta", theta)
         found.setdefault("partial_rotary_factor", self.get("partial_rotary_factor", self.get("rotary_pct", 1.0)))

@@ -75,7 +75,7 @@ RULES = {
     ),
     "softmax, groups": Rule(
         DeepseekV2TopkRouter,
-        ("deepseek_v2", GROUPED | {"num_local_experts": EXPERTS, "topk_method": "group_limited_greedy"}),
+        ("deepseek_v2", GROUPED | {"n_routed_experts": EXPERTS, "topk_method": "group_limited_greedy"}),
         V2,
         (replace(V2, groups=None), replace(V2, groups=V3_GROUPS), replace(V2, scale=1.0)),
     ),

@@ -25,7 +25,11 @@ DBRX = {
     },
 }
 GPT_OSS = GATED | EXPERTS | {"num_local_experts": 5, "head_dim": 32, "sliding_window": 9, "swiglu_limit": 0.7}
-GPT_OSS |= {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 40}
+GPT_OSS |= {"rope_parameters": YARN | {"truncate": False, "beta_fast": 8.0, "beta_slow": 1.0}}
+LONG = {"rope_type": "longrope", "rope_theta": 10000.0, "short_mscale": 1.1, "long_mscale": 1.3}
+LONG |= {"short_factor": [1.0 + i / 8 for i in range(8)], "long_factor": [2.0 + i / 4 for i in range(8)]}
+LONG |= {"original_max_position_embeddings": 80, "factor": 2.0}
 
 CASES = {
     "mixtral": Case("mixtral", GATED | EXPERTS | {"num_local_experts": 5}, thorough=True),
@@ -33,7 +37,10 @@ CASES = {
         "phimoe", GATED | EXPERTS | {"num_local_experts": 6, "router_jitter_noise": 0.2, "lm_head_bias": True}
     ),
     "phimoe, windows and biases": Case(
-        "phimoe", GATED | EXPERTS | {"num_local_experts": 4, "sliding_window": 9, "attention_bias": True}
+        "phimoe",
+        GATED
+        | EXPERTS
+        | {"num_local_experts": 4, "sliding_window": 9, "attention_bias": True, "rope_parameters": LONG},
     ),
     "dbrx": Case("dbrx", DBRX),
     "qwen2-moe": Case("qwen2_moe", QWEN | SHARED, thorough=True),
