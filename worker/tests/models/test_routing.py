@@ -102,6 +102,10 @@ RULES = {
 }
 
 
+def config(name: str, values: dict[str, Any]) -> Any:
+    return CONFIG_MAPPING[name](**values)
+
+
 def dense(experts_TK: Tensor, weights_TK: Tensor) -> Tensor:
     return torch.zeros(len(experts_TK), EXPERTS).scatter(1, experts_TK, weights_TK)
 
@@ -109,8 +113,7 @@ def dense(experts_TK: Tensor, weights_TK: Tensor) -> Tensor:
 def made(rule: Rule) -> tuple[nn.Module, Tensor | None]:
     """A router of transformers with random weights, and its correction."""
     name, values = rule.config
-    over = {} if name == "dbrx" else COMMON
-    router = rule.router(CONFIG_MAPPING[name](**over | values)).eval()
+    router = rule.router(config(name, values if name == "dbrx" else COMMON | values)).eval()
     for tensor in router.state_dict(keep_vars=True).values():
         tensor.data = torch.randn(tensor.shape) * (0.4 if tensor.shape[-1] == HIDDEN else 0.2)
     found = [tensor for key, tensor in router.state_dict().items() if key.endswith("e_score_correction_bias")]
@@ -145,7 +148,7 @@ def test_a_rule_is_that_of_transformers(name: str) -> None:
 
 
 def test_the_sigmoid_of_an_input_is_that_of_transformers() -> None:
-    router = Llama4Router(CONFIG_MAPPING["llama4_text"](**COMMON, num_local_experts=EXPERTS))
+    router = Llama4Router(config("llama4_text", COMMON | {"num_local_experts": EXPERTS}))
     with torch.no_grad():
         expected, logits = router(torch.randn(TOKENS, HIDDEN))
     moe = Moe(num_experts=EXPERTS, top_k=CHOSEN, expert=Mlp(size=1, activation="silu"), routing=InputSigmoid())
