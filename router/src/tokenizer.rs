@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use tokenizers::Tokenizer;
 
-pub use chat::{ChatError, ChatPrompt, Conversation, Ending};
+pub use chat::{ChatError, ChatPrompt, ChatSpans, Conversation, Ending};
 
 use chat::Chat;
 use files::ModelFiles;
@@ -39,7 +39,7 @@ pub enum LoadError {
 pub struct EncodeError(String);
 
 /// One token of an encoded text, and the bytes of the text that it covers (none for an added special token).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TokenSpan {
     pub id: u32,
     pub start: usize,
@@ -139,6 +139,11 @@ impl TextModel {
     /// Renders a conversation by the model's template and encodes it. Text in a message never becomes a control token.
     pub fn chat(&self, conversation: &Conversation) -> Result<ChatPrompt, ChatError> {
         self.chat.prompt(conversation)
+    }
+
+    /// As `chat`, with the bytes of the prompt behind each token.
+    pub fn chat_spans(&self, conversation: &Conversation) -> Result<ChatSpans, ChatError> {
+        self.chat.spans(conversation)
     }
 }
 

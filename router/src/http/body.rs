@@ -10,6 +10,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use bytes::BytesMut;
 use http_body_util::{BodyExt, LengthLimitError};
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use serde_json::error::Category;
 use tokio::time::{Instant, timeout_at};
 
@@ -111,13 +112,26 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     let located: Result<T, _> = serde_path_to_error::deserialize(&mut deserializer);
     let place = located.err().map(|error| error.path().to_string()).filter(|path| path != ".");
+    Err(misshapen(place, &error))
+}
+
+/// A part of a body that has been read, as a `T`; `within` is where it stands in the whole, if it is not all of it.
+pub(super) fn shape<T: DeserializeOwned>(part: Value, within: Option<String>) -> Result<T, ApiError> {
+    serde_path_to_error::deserialize(part).map_err(|located: serde_path_to_error::Error<serde_json::Error>| {
+        let inside = Some(located.path().to_string()).filter(|path| path != ".");
+        let places: Vec<String> = within.into_iter().chain(inside).collect();
+        misshapen((!places.is_empty()).then(|| places.join(".")), located.inner())
+    })
+}
+
+fn misshapen(place: Option<String>, error: &serde_json::Error) -> ApiError {
     let named = place.as_ref().map(|place| format!("`{place}`: ")).unwrap_or_default();
-    Err(ApiError::Body {
+    ApiError::Body {
         status: StatusCode::UNPROCESSABLE_ENTITY,
         kind: "validation",
-        place,
         reason: format!("Input validation error: {named}{error}"),
-    })
+        place,
+    }
 }
 
 #[cfg(test)]

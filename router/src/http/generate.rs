@@ -8,16 +8,16 @@ use axum::response::{IntoResponse, Response};
 use bytes::BytesMut;
 
 use super::admission::{Places, admit, receive};
+use super::body;
 use super::collect::{Answer, Sequence, collect};
 use super::error::ApiError;
 use super::headers;
 use super::sse::{self, Encode};
 use super::state::{AppState, Arrival};
 use super::wire::{
-    BestOfSequence, CompatRequest, Details, GenerateRequest, GenerateResponse, PrefillToken, StreamDetails,
-    StreamError, StreamEvent, WireToken, finish_reason,
+    BestOfSequence, CompatRequest, Details, GenerateRequest, GenerateResponse, PrefillToken, SimpleToken,
+    StreamDetails, StreamError, StreamEvent, WireToken, finish_reason,
 };
-use super::{body, wire};
 use crate::engine::api::{Failed, Finished, Prefilled, Token};
 use crate::validation::{Ask, Names, Parameters, Prompt};
 
@@ -38,14 +38,23 @@ pub(super) async fn generate_stream(State(state): State<Arc<AppState>>, request:
 
 /// `POST /`: either, by its `stream` field. A whole answer is a list of one; text comes back with its prompt.
 pub(super) async fn compat(State(state): State<Arc<AppState>>, request: Request) -> AppResult {
-    let (arrival, place, CompatRequest { inputs, parameters, stream }) = receive(&state, request).await?;
+    let (arrival, place, request) = receive(&state, request).await?;
+    compat_answer(&state, request, arrival, place).await
+}
+
+pub(super) async fn compat_answer(
+    state: &AppState,
+    CompatRequest { inputs, parameters, stream }: CompatRequest,
+    arrival: Arrival,
+    place: Places,
+) -> AppResult {
     let (inputs, mut parameters) = GenerateRequest { inputs, parameters }.into_parts();
     parameters.return_full_text.get_or_insert(true);
     let request = GenerateRequest { inputs, parameters: Some(parameters) };
     if stream.unwrap_or_default() {
-        return answer_streamed(&state, request, arrival, place).await;
+        return answer_streamed(state, request, arrival, place).await;
     }
-    let (headers, answer) = answer_whole(&state, request, arrival, place).await?;
+    let (headers, answer) = answer_whole(state, request, arrival, place).await?;
     let list = [b"[", answer.as_slice(), b"]"].concat();
     Ok((headers, [JSON], list).into_response())
 }
@@ -58,12 +67,7 @@ pub(super) async fn tokenize(State(state): State<Arc<AppState>>, request: Reques
     let work = move || text.encode_spans(&inputs).map(|spans| (inputs, spans));
     let encoded = state.validator.pool().run(work).await.map_err(crate::validation::ValidationError::from)?;
     let (inputs, spans) = encoded.map_err(|error| ApiError::field("inputs", error.to_string()))?;
-    let tokens = spans.into_iter().map(|span| wire::SimpleToken {
-        id: span.id,
-        text: inputs.get(span.start..span.stop).unwrap_or_default().to_owned(),
-        start: span.start,
-        stop: span.stop,
-    });
+    let tokens = spans.into_iter().map(|span| SimpleToken::of(span, &inputs));
     Ok(Json(tokens.collect::<Vec<_>>()).into_response())
 }
 

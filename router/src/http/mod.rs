@@ -6,6 +6,7 @@
 
 mod admission;
 mod body;
+mod cloud;
 mod collect;
 mod cors;
 mod error;
@@ -64,6 +65,9 @@ pub fn router(context: Context) -> Router {
         .route("/generate", post(generate::generate))
         .route("/generate_stream", post(generate::generate_stream))
         .route("/tokenize", post(generate::tokenize))
+        .route("/chat_tokenize", post(openai::chat_tokenize))
+        .route("/invocations", post(cloud::invocations))
+        .route("/vertex", post(cloud::vertex))
         .route("/v1/completions", post(openai::completions))
         .route("/v1/chat/completions", post(openai::chat_completions));
     let open = Router::new()

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::engine::api::{FinishReason, Token, TopToken};
+use crate::tokenizer::TokenSpan;
 use crate::validation::Parameters;
 
 /// `/generate`, `/generate_stream`, `/tokenize`.
@@ -132,6 +133,13 @@ pub(super) struct SimpleToken {
     pub(super) text: String,
     pub(super) start: usize,
     pub(super) stop: usize,
+}
+
+impl SimpleToken {
+    pub(super) fn of(span: TokenSpan, whole: &str) -> Self {
+        let TokenSpan { id, start, stop } = span;
+        Self { id, text: whole.get(start..stop).unwrap_or_default().to_owned(), start, stop }
+    }
 }
 
 pub(super) fn finish_reason(reason: FinishReason) -> &'static str {

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
 
-use super::EncodeError;
 use super::control_tokens::{ControlTokens, GOES_ON};
 use super::template::{ChatTemplate, Scene};
+use super::{EncodeError, TokenSpan};
 
 /// Strings under these keys are compared by templates and never shown as somebody's words.
 const COMPARED: [&str; 2] = ["role", "type"];
@@ -45,6 +45,13 @@ pub enum Ending {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChatPrompt {
     pub ids: Vec<u32>,
+    pub text: String,
+}
+
+/// A rendered conversation, token by token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChatSpans {
+    pub spans: Vec<TokenSpan>,
     pub text: String,
 }
 
@@ -89,10 +96,19 @@ impl Chat {
     }
 
     pub(super) fn prompt(&self, conversation: &Conversation) -> Result<ChatPrompt, ChatError> {
-        match self.choose(conversation)? {
-            Err(reason) => Err(ChatError::Template(reason.clone())),
-            Ok(renderer) => renderer.prompt(conversation),
-        }
+        let renderer = self.renderer(conversation)?;
+        let prompt = renderer.render(conversation)?;
+        Ok(ChatPrompt { ids: renderer.control.encode(&prompt)?, text: ControlTokens::plain(&prompt) })
+    }
+
+    pub(super) fn spans(&self, conversation: &Conversation) -> Result<ChatSpans, ChatError> {
+        let renderer = self.renderer(conversation)?;
+        let prompt = renderer.render(conversation)?;
+        Ok(ChatSpans { spans: renderer.control.encode_spans(&prompt)?, text: ControlTokens::plain(&prompt) })
+    }
+
+    fn renderer(&self, conversation: &Conversation) -> Result<&Renderer, ChatError> {
+        self.choose(conversation)?.as_ref().map_err(|reason| ChatError::Template(reason.clone()))
     }
 
     /// The one that is asked for; else, with tools, the one for tools; else the default, or the only one there is.
@@ -110,7 +126,8 @@ impl Chat {
 }
 
 impl Renderer {
-    fn prompt(&self, conversation: &Conversation) -> Result<ChatPrompt, ChatError> {
+    /// The prompt with its guards in it.
+    fn render(&self, conversation: &Conversation) -> Result<String, ChatError> {
         let guard = |value: &Value| self.guard(value, false);
         let variables = conversation.variables.iter().map(|(name, value)| (name.clone(), guard(value)));
         let mut scene = Scene {
@@ -125,8 +142,7 @@ impl Renderer {
             tag(scene.messages.last_mut())?;
         }
         let rendered = self.template.render(&scene).map_err(|error| ChatError::Template(error.to_string()))?;
-        let rendered = ended(&rendered, conversation.ending, scene.messages.last())?;
-        Ok(ChatPrompt { ids: self.control.encode(rendered)?, text: ControlTokens::plain(rendered) })
+        ended(&rendered, conversation.ending, scene.messages.last()).map(str::to_owned)
     }
 
     /// The same value with every text in it made harmless. Texts may stand between the template's own words.

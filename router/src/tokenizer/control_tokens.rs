@@ -13,7 +13,7 @@ use std::collections::{HashMap, HashSet};
 use regex::{Captures, Regex};
 use tokenizers::{AddedToken, AddedVocabulary, Model, Tokenizer};
 
-use super::EncodeError;
+use super::{EncodeError, TokenSpan};
 
 /// Unicode's noncharacters U+FDD0 … U+FDEF are never exchanged between programs: nobody misses them in a message.
 /// `MARK` stands inside what would be a control token, `QUOTED` behind one that is too short to stand in.
@@ -119,19 +119,32 @@ impl ControlTokens {
 
     /// Ids of a rendered prompt. Adds no special tokens: the template writes what it wants.
     pub(super) fn encode(&self, rendered: &str) -> Result<Vec<u32>, EncodeError> {
+        Ok(self.encode_spans(rendered)?.into_iter().map(|span| span.id).collect())
+    }
+
+    /// As `encode`, with the bytes of the plain prompt behind each token.
+    pub(super) fn encode_spans(&self, rendered: &str) -> Result<Vec<TokenSpan>, EncodeError> {
         let text = Self::plain(&self.spell(rendered));
         let failed = |error: tokenizers::Error| EncodeError(error.to_string());
         let encoding = self.tokenizer.encode(text.as_str(), false).map_err(failed)?;
-        let mut ids = Vec::with_capacity(encoding.len());
+        let mut spans = Vec::with_capacity(encoding.len());
+        // Bytes by which what was spelled so far is longer than in the prompt.
+        let mut excess = 0;
         for (&id, &(start, stop)) in encoding.get_ids().iter().zip(encoding.get_offsets()) {
             let written = text.get(start..stop).unwrap_or_default();
             if self.control_ids.get(&id).is_some_and(|control| control == written) {
-                ids.extend(self.encode_by_character(written)?);
-            } else {
-                ids.push(self.model_ids.get(&id).copied().unwrap_or(id));
+                let ids = self.encode_by_character(written)?.into_iter();
+                spans.extend(ids.map(|id| TokenSpan { id, start: start - excess, stop: stop - excess }));
+                continue;
             }
+            let id = self.model_ids.get(&id).copied().unwrap_or(id);
+            let start = start - excess;
+            if written.starts_with(SPELLING_START) {
+                excess += written.len() - self.control_ids.get(&id).map_or(0, String::len);
+            }
+            spans.push(TokenSpan { id, start, stop: stop - excess });
         }
-        Ok(ids)
+        Ok(spans)
     }
 
     /// Every control token that is whole and not quoted, by its spelling.

@@ -2,7 +2,7 @@ use serde_json::{Value, json};
 use tokenizers::Tokenizer;
 
 use super::fixture::{ADDED, byte, folder_with, text_model, tokenizer_json, with_template, write};
-use super::{ChatError, ChatPrompt, Conversation, Ending, LoadError, TextModel, TokenSpan};
+use super::{ChatError, ChatPrompt, ChatSpans, Conversation, Ending, LoadError, TextModel, TokenSpan};
 
 fn message(role: &str, content: &str) -> Value {
     json!({ "role": role, "content": content })
@@ -247,6 +247,11 @@ fn guarded_prompts_encode_as_the_tokenizer_itself_would() {
         let direct: Tokenizer = text.tokenizer().clone();
         assert_eq!(prompt.ids, direct.encode_fast(prompt.text.as_str(), false).unwrap().get_ids(), "{content}");
         assert!(prompt.ids.len() >= bytes(content).len());
+        let conversation = Conversation { messages: vec![message("user", content)], ..Conversation::default() };
+        let ChatSpans { spans, text: shown } = text.chat_spans(&conversation).unwrap();
+        let encoding = direct.encode(shown.as_str(), false).unwrap();
+        let offsets: Vec<_> = spans.iter().map(|span| (span.start, span.stop)).collect();
+        assert_eq!(offsets, encoding.get_offsets(), "{content}");
     }
 }
 

@@ -1,6 +1,8 @@
 //! Why a request is refused.
 
+use super::parameters::Names;
 use super::pool::PoolFault;
+use crate::tokenizer::ChatError;
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ValidationError {
@@ -20,6 +22,15 @@ pub enum ValidationError {
 impl ValidationError {
     pub(super) fn field(field: &'static str, problem: impl Into<String>) -> Self {
         Self::Field { field, problem: problem.into() }
+    }
+
+    /// Why a conversation could not become a prompt.
+    pub fn of_chat(error: &ChatError, names: &Names) -> Self {
+        match error {
+            ChatError::Encode(error) => Self::field(names.prompt, error.to_string()),
+            ChatError::UnknownTemplate { .. } => Self::field("chat_template", error.to_string()),
+            ChatError::NoTemplate | ChatError::Template(_) => Self::Template(error.to_string()),
+        }
     }
 
     /// The field at fault, if it is one.

@@ -114,12 +114,7 @@ impl Validator {
             Prompt::Ids(ids) => Ok((text.decode(&ids, false), ids)),
             Prompt::Chat(conversation) => text.chat(&conversation).map(|prompt| (prompt.text, prompt.ids)),
         };
-        let tokenized = self.pool.run(work).await?;
-        tokenized.map_err(|error| match error {
-            ChatError::Encode(error) => ValidationError::field(names.prompt, error.to_string()),
-            ChatError::UnknownTemplate { .. } => ValidationError::field("chat_template", error.to_string()),
-            ChatError::NoTemplate | ChatError::Template(_) => ValidationError::Template(error.to_string()),
-        })
+        self.pool.run(work).await?.map_err(|error| ValidationError::of_chat(&error, names))
     }
 }
 

@@ -7,28 +7,40 @@ use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 
 use super::OpenAiError;
-use super::message::conversation;
 use super::request::OpenAiRequest;
 use super::response::{AssistantMessage, ChatChoice, Completion, Envelope, SYSTEM_FINGERPRINT, finish_reason, usage};
 use super::stream::Streamed;
 use super::wanted::{Form, Wanted};
-use crate::http::admission::{admit, further_places, receive};
+use crate::http::admission::{Places, admit, further_places, receive};
 use crate::http::collect::collect;
+use crate::http::error::ApiError;
 use crate::http::headers;
 use crate::http::sse;
-use crate::http::state::AppState;
+use crate::http::state::{AppState, Arrival};
 use crate::validation::{Ask, Names, Prompt};
 
 pub(in crate::http) async fn chat_completions(
     State(state): State<Arc<AppState>>,
     request: Request,
 ) -> Result<Response, OpenAiError> {
-    let (arrival, mut place, mut request): (_, _, OpenAiRequest) = receive(&state, request).await?;
+    let (arrival, place, request) = receive(&state, request).await?;
+    chat_answer(&state, request, arrival, place).await
+}
+
+pub(in crate::http) async fn chat_answer(
+    state: &AppState,
+    mut request: OpenAiRequest,
+    arrival: Arrival,
+    mut place: Places,
+) -> Result<Response, OpenAiError> {
+    if request.messages.as_ref().is_some_and(Vec::is_empty) {
+        return Err(ApiError::field("messages", "must not be empty; send at least one message").into());
+    }
     let streamed = request.stream.unwrap_or_default();
     let mut parameters = request.parameters()?;
-    let prompt = Prompt::Chat(Box::new(conversation(&mut request)?));
-    let wanted = Wanted::of(&request, Form::Chat, &mut parameters, &state)?;
-    place.merge(further_places(&state, wanted.num_choices, "n")?);
+    let prompt = Prompt::Chat(Box::new(request.conversation()?));
+    let wanted = Wanted::of(&request, Form::Chat, &mut parameters, state)?;
+    place.merge(further_places(state, wanted.num_choices, "n")?);
     let ask = Ask {
         prompt,
         parameters,
@@ -38,7 +50,7 @@ pub(in crate::http) async fn chat_completions(
         received: arrival.received,
     };
     let envelope = Envelope::new("chatcmpl", state.models.resolve(request.model.as_deref()));
-    let admitted = admit(&state, ask, place).await?;
+    let admitted = admit(state, ask, place).await?;
     if streamed {
         let headers = headers::of_stream(&state.compute_type, admitted.ticket.characters);
         return Ok(sse::respond(Streamed { wanted, envelope }.chunks(vec![admitted]), headers));

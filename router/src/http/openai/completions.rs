@@ -25,16 +25,25 @@ pub(in crate::http) async fn completions(
     State(state): State<Arc<AppState>>,
     request: Request,
 ) -> Result<Response, OpenAiError> {
-    let (arrival, place, mut request): (_, _, OpenAiRequest) = receive(&state, request).await?;
+    let (arrival, place, request) = receive(&state, request).await?;
+    completions_answer(&state, request, arrival, place).await
+}
+
+pub(in crate::http) async fn completions_answer(
+    state: &AppState,
+    mut request: OpenAiRequest,
+    arrival: Arrival,
+    place: Places,
+) -> Result<Response, OpenAiError> {
     let streamed = request.stream.unwrap_or_default();
     let mut parameters = request.parameters()?;
-    let wanted = Wanted::of(&request, Form::Text, &mut parameters, &state)?;
-    let asks = asks(&state, &mut request, &parameters, &arrival)?;
+    let wanted = Wanted::of(&request, Form::Text, &mut parameters, state)?;
+    let asks = asks(state, &mut request, &parameters, &arrival)?;
     let envelope = Envelope::new("cmpl", state.models.resolve(request.model.as_deref()));
     // Nothing runs before every prompt has been accepted: one bad prompt costs no work.
-    let placed = seat(&state, asks, wanted.num_choices, place)?;
-    let accepted = try_join_all(placed.into_iter().map(|(ask, place)| accept(&state, ask, place))).await?;
-    let admitted: Vec<Admitted> = accepted.into_iter().map(|accepted| start(&state, accepted)).collect();
+    let placed = seat(state, asks, wanted.num_choices, place)?;
+    let accepted = try_join_all(placed.into_iter().map(|(ask, place)| accept(state, ask, place))).await?;
+    let admitted: Vec<Admitted> = accepted.into_iter().map(|accepted| start(state, accepted)).collect();
     if streamed {
         let characters = admitted.iter().map(|prompt| prompt.ticket.characters).sum();
         let headers = headers::of_stream(&state.compute_type, characters);
@@ -42,7 +51,7 @@ pub(in crate::http) async fn completions(
     }
     let keep = wanted.logprobs.is_some();
     let answers = try_join_all(admitted.into_iter().map(|prompt| collect(prompt, keep))).await?;
-    Ok(whole(&state, &envelope, &wanted, &answers))
+    Ok(whole(state, &envelope, &wanted, &answers))
 }
 
 fn asks(

@@ -11,14 +11,17 @@ use crate::tokenizer::{Conversation, Ending};
 /// Variables that have fields of their own.
 const RESERVED: [&str; 4] = ["messages", "tools", "documents", "add_generation_prompt"];
 
-pub(super) type Message = Map<String, Value>;
+pub(in crate::http) type Message = Map<String, Value>;
 
-/// The conversation of a chat request, taken out of it.
-pub(super) fn conversation(request: &mut OpenAiRequest) -> Result<Conversation, ApiError> {
-    let messages = request.messages.take().ok_or_else(|| ApiError::field("messages", "is missing; send a list"))?;
-    if messages.is_empty() {
-        return Err(ApiError::field("messages", "must not be empty; send at least one message"));
+impl OpenAiRequest {
+    /// The conversation of a chat request, taken out of it.
+    pub(in crate::http) fn conversation(&mut self) -> Result<Conversation, ApiError> {
+        conversation(self)
     }
+}
+
+fn conversation(request: &mut OpenAiRequest) -> Result<Conversation, ApiError> {
+    let messages = request.messages.take().ok_or_else(|| ApiError::field("messages", "is missing; send a list"))?;
     let messages = messages.into_iter().enumerate().map(|(index, message)| checked(message, index));
     let variables = request.chat_template_kwargs.take().unwrap_or_default();
     if let Some(name) = variables.keys().find(|name| RESERVED.contains(&name.as_str())) {

@@ -8,11 +8,14 @@ mod models;
 mod request;
 mod response;
 mod stream;
+mod tokenize;
 mod wanted;
 
-pub(super) use chat::chat_completions;
-pub(super) use completions::completions;
+pub(super) use chat::{chat_answer, chat_completions};
+pub(super) use completions::{completions, completions_answer};
 pub(super) use models::{ModelNames, list, one};
+pub(super) use request::OpenAiRequest;
+pub(super) use tokenize::chat_tokenize;
 
 use axum::response::{IntoResponse, Response};
 

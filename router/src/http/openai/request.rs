@@ -16,10 +16,10 @@ use crate::validation::{Parameters, Prompt};
 /// Both routes' fields: `prompt` belongs to completions, `messages` to chat.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(expecting = "an object with `prompt` or `messages`")]
-pub(super) struct OpenAiRequest {
+pub(in crate::http) struct OpenAiRequest {
     pub(super) model: Option<String>,
-    pub(super) prompt: Option<Prompts>,
-    pub(super) messages: Option<Vec<Message>>,
+    pub(in crate::http) prompt: Option<Prompts>,
+    pub(in crate::http) messages: Option<Vec<Message>>,
     pub(super) stream: Option<bool>,
     pub(super) stream_options: Option<StreamOptions>,
     max_tokens: Option<u32>,
@@ -79,14 +79,14 @@ pub(super) struct OneOrMany(pub(super) Vec<String>);
 
 /// One or several prompts, as text or as token ids.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Prompts(pub(super) Vec<Prompt>);
+pub(in crate::http) struct Prompts(pub(super) Vec<Prompt>);
 
 impl OpenAiRequest {
     pub(super) fn wants_usage(&self) -> bool {
         self.stream_options.as_ref().and_then(|options| options.include_usage).unwrap_or_default()
     }
 
-    pub(super) fn parameters(&self) -> Result<Parameters, ApiError> {
+    pub(in crate::http) fn parameters(&self) -> Result<Parameters, ApiError> {
         self.refuse_later_features()?;
         let max_new_tokens = match (self.max_tokens, self.max_completion_tokens) {
             (Some(old), Some(new)) if old != new => {

@@ -1,6 +1,7 @@
 //! The routes, asked as clients ask them, with an engine that plays a script.
 
 mod answers;
+mod cloud;
 mod deviations;
 mod harness;
 mod openai;

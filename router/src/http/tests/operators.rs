@@ -6,7 +6,17 @@ use serde_json::{Value, json};
 use super::harness::{LIMITS, Server};
 use crate::health::Health;
 
-const POSTS: [&str; 6] = ["/", "/generate", "/generate_stream", "/tokenize", "/v1/completions", "/v1/chat/completions"];
+const POSTS: [&str; 9] = [
+    "/",
+    "/generate",
+    "/generate_stream",
+    "/tokenize",
+    "/chat_tokenize",
+    "/invocations",
+    "/vertex",
+    "/v1/completions",
+    "/v1/chat/completions",
+];
 
 #[tokio::test]
 async fn health_is_empty_while_the_server_serves() {

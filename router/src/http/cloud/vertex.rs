@@ -1,0 +1,68 @@
+//! `POST /vertex`, Google's form: a list of instances in, a list of texts out.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use futures::future::try_join_all;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::http::admission::{Admitted, accept, further_places, receive, start};
+use crate::http::body;
+use crate::http::collect::collect;
+use crate::http::error::ApiError;
+use crate::http::openai::OpenAiRequest;
+use crate::http::state::{AppState, Arrival};
+use crate::http::wire::GenerateRequest;
+use crate::validation::{Ask, Names, Prompt};
+
+#[derive(Debug, Deserialize)]
+#[serde(expecting = "an object with `instances`")]
+pub(in crate::http) struct VertexRequest {
+    instances: Vec<Value>,
+}
+
+#[derive(Debug, Serialize)]
+struct VertexResponse {
+    predictions: Vec<String>,
+}
+
+pub(in crate::http) async fn vertex(
+    State(state): State<Arc<AppState>>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let (arrival, mut place, VertexRequest { instances }) = receive(&state, request).await?;
+    if instances.is_empty() {
+        let problem = "must not be empty; send at least one".to_owned();
+        return Err(ApiError::Special { kind: "Input validation error", field: "instances", problem });
+    }
+    place.merge(further_places(&state, instances.len(), "instances")?);
+    let asks = instances.into_iter().enumerate().map(|(index, instance)| ask(instance, index, &arrival));
+    let asks = asks.collect::<Result<Vec<_>, _>>()?;
+    let places = std::iter::from_fn(move || place.split(1));
+    // Nothing runs before every instance has been accepted.
+    let accepted = try_join_all(asks.into_iter().zip(places).map(|(ask, place)| accept(&state, ask, place))).await?;
+    let admitted: Vec<Admitted> = accepted.into_iter().map(|accepted| start(&state, accepted)).collect();
+    let answers = try_join_all(admitted.into_iter().map(|one| collect(one, false))).await?;
+    let predictions = answers.iter().map(|answer| answer.best().finished.generated_text.clone()).collect();
+    Ok(Json(VertexResponse { predictions }).into_response())
+}
+
+/// An instance is a body of `/generate` that samples unless it says otherwise, or one of chat.
+fn ask(instance: Value, index: usize, arrival: &Arrival) -> Result<Ask, ApiError> {
+    let within = Some(format!("instances[{index}]"));
+    let (prompt, parameters, names) = if instance.get("messages").is_some() {
+        let mut request: OpenAiRequest = body::shape(instance, within)?;
+        let parameters = request.parameters()?;
+        (Prompt::Chat(Box::new(request.conversation()?)), parameters, &Names::CHAT)
+    } else {
+        let request: GenerateRequest = body::shape(instance, within)?;
+        let (inputs, mut parameters) = request.into_parts();
+        parameters.do_sample.get_or_insert(true);
+        (Prompt::Text(inputs), parameters, &Names::GENERATE)
+    };
+    let Arrival { request_id, received } = arrival.clone();
+    Ok(Ask { prompt, parameters, stream: false, names, request_id, received })
+}
