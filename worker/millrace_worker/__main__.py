@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, NoReturn
 
 from millrace_worker import logs
 from millrace_worker.config import WorkerConfig, read_config
-from millrace_worker.models.weight_files import find_tensors
 from millrace_worker.server import WorkerServer, WorkerService
 from millrace_worker.vectors import avoid_slow_vectors
 
@@ -71,7 +70,9 @@ def load(config: WorkerConfig, loading: Future[Rank], server: WorkerServer, endi
     """Resolves `loading`, or ends the process with one line that says why not."""
     try:
         started = time.perf_counter()
-        find_tensors(config.model_path)  # a broken file is told before the slow imports
+        from millrace_worker.models import preflight
+
+        preflight.check(config)
         from millrace_worker.load import load_rank
 
         logs.info("imported", import_ms=round((time.perf_counter() - started) * 1000))

@@ -1,9 +1,16 @@
-"""Which columns of an MLP a rank holds."""
+"""Which columns of an MLP a rank holds, and numbers of ranks that cannot be."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
+from millrace_worker.config import WorkerConfig
+from millrace_worker.models import preflight
 from millrace_worker.models.sharding import Rank, ShardingError
+
+from .checkpoints import Saved
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 7, 8])
@@ -24,3 +31,13 @@ def test_cuts_lie_between_blocks_where_they_can() -> None:
 def test_fewer_columns_than_ranks_are_refused_with_the_numbers() -> None:
     with pytest.raises(ShardingError, match="3 columns of the MLP are too few for 4 shards; choose --num-shard"):
         Rank(0, 4).columns(3, "columns of the MLP")
+
+
+def test_heads_that_do_not_divide_are_told_before_anything_is_loaded(saved: Callable[[str], Saved]) -> None:
+    def ask(**over: Any) -> WorkerConfig:
+        return WorkerConfig(model_path=saved("llama").folder, uds_path="unused", **over)
+
+    preflight.check(ask(rank=1, world_size=4))
+    with pytest.raises(ShardingError, match="4 attention heads do not divide over 3 shards"):
+        preflight.check(ask(rank=0, world_size=3))
+    preflight.check(ask(rank=0, world_size=3, model_impl="transformers"))

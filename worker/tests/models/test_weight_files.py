@@ -164,6 +164,6 @@ def resident_bytes(path: Path) -> int:
     return sum(int(part.partition("\nRss:")[2].split()[0]) << 10 for part in parts)
 
 
-def test_headers_are_checked_without_torch() -> None:
-    code = "import sys, millrace_worker.models.weight_files; sys.exit('torch' in sys.modules)"
+def test_what_can_be_told_early_needs_no_torch() -> None:
+    code = "import sys, millrace_worker.models.preflight; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
