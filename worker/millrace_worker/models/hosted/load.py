@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from millrace_worker import logs
 from millrace_worker.layers.operators import choose_operators
+from millrace_worker.model import Model
+from millrace_worker.models.hf_config import ConfigError
 from millrace_worker.models.hosted import hook
+from millrace_worker.models.hosted.body import Body, body_of
 from millrace_worker.models.hosted.layers import HookError, LayerRecorder, PagedAttention, check_alike
 from millrace_worker.models.hosted.library import HostedAsk, load_library_model, read_config
-from millrace_worker.models.hosted.paged import Body, PagedModel, Size
-from millrace_worker.models.hosted.trial import TOLERANCE, difference, own_scores, served_scores, trial_tokens
+from millrace_worker.models.hosted.paged import Facts, HostedPagedModel
+from millrace_worker.models.hosted.rows import HostedRowModel
+from millrace_worker.models.hosted.trial import (
+    TOLERANCE,
+    TRIAL_PAGES,
+    difference,
+    own_scores,
+    served_scores,
+    trial_tokens,
+)
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -25,14 +38,24 @@ UNSTATED_POSITIONS = 1 << 15
 BY_LENGTH = ("dynamic", "longrope")
 
 
-def load_hosted(ask: HostedAsk, kernels: Machine | None) -> PagedModel:
+def load_hosted(ask: HostedAsk, kernels: Machine | None) -> Model:
     """Raises ConfigError or ShardingError, both ValueErrors that say what is wrong and what to do."""
     config = read_config(ask)
     model = load_library_model(ask, config)
     tokens = trial_tokens(config.get_text_config().vocab_size, ask.device)
-    expected = own_scores(model, tokens)
-    size = Size(vocab=expected.shape[-1], max_positions=max_positions(config))
-    return _Hooking(ask, model, size, kernels).run(tokens, expected)
+    scores = own_scores(model, tokens)
+    facts = Facts(vocab_size=scores.shape[-1], max_positions=max_positions(config), group=ask.group)
+    hosting = _Hosting(ask, model, body_of(model), facts, _Trial(tokens, scores))
+    own_attention = model.config._attn_implementation
+    try:
+        return hosting.over_pages(kernels)
+    except Exception as error:  # whatever it is, it says that this model's code and our attention do not fit
+        reason = (
+            str(error) if isinstance(error, HookError) else f"its attention cannot be hooked ({type(error).__name__})"
+        )
+        logs.info("not over pages", reason=reason, error=str(error))
+    model.set_attn_implementation(own_attention)
+    return hosting.by_rows(reason)
 
 
 def max_positions(config: PretrainedConfig) -> int:
@@ -40,48 +63,74 @@ def max_positions(config: PretrainedConfig) -> int:
     return stated if isinstance(stated, int) and stated > 0 else UNSTATED_POSITIONS
 
 
-class _Hooking:
-    """One attempt to run a model's attention over pages."""
+@dataclass(frozen=True)
+class _Trial:
+    tokens: Tensor  # [T]
+    scores: Tensor  # [T, V], what the model's own code makes of them
 
-    def __init__(self, ask: HostedAsk, model: PreTrainedModel, size: Size, kernels: Machine | None) -> None:
-        self._ask, self._model, self._size, self._kernels = ask, model, size, kernels
 
-    def run(self, tokens_T: Tensor, expected_TV: Tensor) -> PagedModel:
-        """Raises HookError when the model cannot be hooked, or gives other scores then."""
+@dataclass(frozen=True)
+class _Hosting:
+    ask: HostedAsk
+    model: PreTrainedModel
+    body: Body
+    facts: Facts
+    trial: _Trial
+
+    def over_pages(self, kernels: Machine | None) -> HostedPagedModel:
+        """Raises HookError when the model cannot be hooked or gives other scores then, and whatever its code raises."""
         self._check_positions()
         hook.register()
-        body = Body(self._model)
-        recorder = LayerRecorder(self._size.max_positions)
+        recorder = LayerRecorder(self.facts.max_positions)
         self._attend_with(hook.RECORDING, recorder)
+        tokens = self.trial.tokens
         with torch.inference_mode():
-            positions = torch.arange(len(tokens_T), device=tokens_T.device)
-            body.hidden(tokens_T, positions)
+            self.body.hidden(tokens, torch.arange(len(tokens), device=tokens.device))
         check_alike(recorder.heads)
-        operators = choose_operators(self._kernels, recorder.heads, self._ask.dtype, self._ask.device)
+        operators = choose_operators(kernels, recorder.heads, self.ask.dtype, self.ask.device)
         attention = PagedAttention(recorder, operators.backend, operators.qkv_dtype)
         self._attend_with(hook.PAGED, attention)
-        paged = PagedModel(body, attention, operators.backend, self._size)
-        paged.is_first_rank = self._ask.group.rank == 0
-        paged.allocate_kv(2)
-        self._compare(served_scores(paged, tokens_T), expected_TV)
+        paged = HostedPagedModel(self.facts, self.body, attention, operators.backend)
+        paged.allocate_kv(TRIAL_PAGES)
+        off = self._difference(paged)
+        if not off <= TOLERANCE[self.ask.dtype]:
+            raise HookError(f"over pages it gives other scores than by itself (relative difference {off:.2g})")
         return paged
 
     def _check_positions(self) -> None:
-        rope = getattr(self._model.config.get_text_config(), "rope_parameters", None) or {}
+        rope = getattr(self.model.config.get_text_config(), "rope_parameters", None) or {}
         for each in (rope, *rope.values()):
             kind = each.get("rope_type") if isinstance(each, dict) else None
             if kind in BY_LENGTH:
                 raise HookError(f"its rotary frequencies ({kind}) depend on the longest sequence of a step")
 
     def _attend_with(self, name: str, attention: hook.Attention) -> None:
-        hook.install(self._model, attention)
-        self._model.set_attn_implementation(name)
-        if self._model.config._attn_implementation != name:
+        hook.install(self.model, attention)
+        self.model.set_attn_implementation(name)
+        if self.model.config._attn_implementation != name:
             raise HookError("its attention does not go through transformers' attention interface")
 
-    def _compare(self, found_TV: Tensor | None, expected_TV: Tensor) -> None:
-        """Rank 0 knows; all ranks have to decide alike."""
-        off = torch.zeros(1) if found_TV is None else torch.tensor([difference(found_TV, expected_TV)])
-        off = float(self._ask.group.broadcast(off.to(self._ask.device)))
-        if not off <= TOLERANCE[self._ask.dtype]:
-            raise HookError(f"over pages it gives other scores than by itself (relative difference {off:.2g})")
+    def by_rows(self, reason: str) -> HostedRowModel:
+        """Raises ConfigError when not even single sequences, each with its cache, get the model's own scores."""
+        off, problem = float("inf"), ""
+        for takes_chunks in (True, False):
+            rows = HostedRowModel(self.facts, self.body, reason, takes_chunks=takes_chunks)
+            try:
+                off = self._difference(rows)
+            except Exception as error:
+                problem = f": {error}"
+                continue
+            if off <= TOLERANCE[self.ask.dtype]:
+                rows.allocate_rows(0, 0)
+                rows.weigh(self.trial.tokens)
+                return rows
+        raise ConfigError(
+            f"{type(self.model).__name__} cannot be served: {reason}, and with a cache for each sequence it gives "
+            f"other scores than without (relative difference {off:.2g}){problem}"
+        )
+
+    def _difference(self, model: Model) -> float:
+        """Between served and own scores. Rank 0 knows; all ranks have to decide alike."""
+        found = served_scores(model, self.trial.tokens)
+        off = torch.zeros(1) if found is None else torch.tensor([difference(found, self.trial.scores)])
+        return float(self.ask.group.broadcast(off.to(self.ask.device)))

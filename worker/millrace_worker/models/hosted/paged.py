@@ -4,81 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from millrace_worker.attention.interface import AttentionBackend
-from millrace_worker.models.hosted.layers import HookError, PagedAttention
+from millrace_worker.distributed import Group
+from millrace_worker.models.hosted.body import Body
+from millrace_worker.models.hosted.layers import PagedAttention
 from millrace_worker.step import Batch
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-IMPLEMENTATION = "transformers"
-
-
-class Body:
-    """The part of a causal model below its head.
-
-    The head, and what a family does to its scores (scales, caps), is the model's own code too: `logits` runs the whole
-    model with a body that answers at once with given hidden states.
-    """
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        """Raises HookError when the model does not say which part of it the body is."""
-        body = model.base_model
-        if body is model:
-            raise HookError(f"{type(model).__name__} has no body apart from its head")
-        self._model, self._compute = model, body.forward
-        self._given: Tensor | None = None
-        self._output: type | None = None
-        body.forward = self._forward
-
-    def _forward(self, *arguments: Any, **named: Any) -> Any:
-        if self._given is None:
-            return self._compute(*arguments, **named)
-        hidden = self._given[None]
-        return (hidden,) if self._output is None else self._output(last_hidden_state=hidden)
-
-    def hidden(self, token_ids_T: Tensor, positions_T: Tensor) -> Tensor:
-        """[T, D], normalized, as the head takes it."""
-        output = self._model.base_model(
-            input_ids=token_ids_T[None], position_ids=positions_T[None], use_cache=False, return_dict=True
-        )
-        if not isinstance(output, tuple):
-            self._output = type(output)
-        return output[0][0]
-
-    def logits(self, hidden_RD: Tensor) -> Tensor:
-        """[R, V]."""
-        self._given = hidden_RD
-        try:
-            ids = torch.zeros(1, len(hidden_RD), dtype=torch.int64, device=hidden_RD.device)
-            return self._model(input_ids=ids, use_cache=False).logits[0]
-        finally:
-            self._given = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Size:
-    vocab: int
+class Facts:
+    """What is known of a model before it is decided how it runs."""
+
+    vocab_size: int
     max_positions: int
+    group: Group
 
 
-class PagedModel:
-    """As `model.Model` describes it."""
+class HostedPagedModel:
+    """As `model.Model` describes it, over pages."""
 
-    implementation = IMPLEMENTATION
+    implementation = "transformers"
 
-    def __init__(self, body: Body, attention: PagedAttention, backend: AttentionBackend, size: Size) -> None:
+    def __init__(self, facts: Facts, body: Body, attention: PagedAttention, backend: AttentionBackend) -> None:
         self.backend = backend
-        self.vocab_size, self.max_positions, self.page_size = size.vocab, size.max_positions, backend.page_size
+        self.vocab_size, self.max_positions, self.page_size = facts.vocab_size, facts.max_positions, backend.page_size
         self.missing: Mapping[str, str] = {}
-        self.is_first_rank = True
-        self._body, self._attention = body, attention
-        self._operators: dict[str, str] = {}
+        self.operators: dict[str, str] = {}
+        self._group, self._body, self._attention = facts.group, body, attention
 
     def plan(self, batch: Batch) -> Any:
         return self.backend.plan(batch)
@@ -91,7 +48,7 @@ class PagedModel:
     @torch.inference_mode()
     def logits(self, hidden_RD: Tensor) -> Tensor | None:
         logits = self._body.logits(hidden_RD)
-        return logits.float() if self.is_first_rank else None
+        return logits.float() if self._group.rank == 0 else None
 
     def allocate_kv(self, num_pages: int) -> None:
         self.backend.allocate(num_pages)
@@ -103,4 +60,4 @@ class PagedModel:
         self.backend.copy_pages(sources, targets)
 
     def implementations(self) -> dict[str, str]:
-        return {"attention": self.backend.name, **self._operators}
+        return {"attention": self.backend.name, **self.operators}

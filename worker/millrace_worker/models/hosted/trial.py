@@ -1,4 +1,4 @@
-"""The proof at load: over pages, in chunks, a model has to give the scores that its own code gives without us."""
+"""The proof at load: in chunks, beside another sequence, a model has to give the scores of its own code alone."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from millrace_worker.model import Model
 
 TOKENS = 24
+TRIAL_PAGES = 2 * TOKENS  # enough for two sequences at any page size
 # The steps that compute them: a chunk, one token, the rest.
 CHUNKS = ((0, 13), (13, 1), (14, TOKENS - 14))
 
@@ -37,22 +38,23 @@ def own_scores(model: PreTrainedModel, tokens_T: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def served_scores(model: Model, tokens_T: Tensor) -> Tensor | None:
-    """[T, V] as a sequence in row 0 gets them, in chunks; None on ranks other than 0."""
-    num_pages = -(-TOKENS // model.page_size) if model.page_size else 0
-    table = np.arange(max(1, num_pages), dtype=np.int32)[None]
+    """[T, V] as a sequence gets them, in chunks, beside another one; None on ranks other than 0."""
+    num_pages = -(-TOKENS // model.page_size) if model.page_size else 1
+    table = np.arange(2 * num_pages, dtype=np.int32).reshape(2, num_pages)
     found = []
     for start, count in CHUNKS:
         positions = torch.arange(start, start + count, device=tokens_T.device)
         batch = Batch(
-            rows=np.zeros(1, dtype=np.int64),
-            starts=np.array([start]),
-            counts=np.array([count]),
+            rows=np.arange(2),
+            starts=np.full(2, start),
+            counts=np.full(2, count),
             page_table=torch.from_numpy(table).to(tokens_T.device),
             page_table_host=table,
         )
+        mine = tokens_T[start : start + count]
         step = model.plan(batch)
-        hidden = model.hidden(tokens_T[start : start + count], positions, step)
-        found.append(model.logits(hidden))
+        hidden = model.hidden(torch.cat((mine, mine.flip(0))), torch.cat((positions, positions)), step)
+        found.append(model.logits(hidden[:count]))
     scores = [each for each in found if each is not None]
     return torch.cat(scores) if len(scores) == len(found) else None
 
