@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from millrace_worker.kv_pool import KvPool
-from millrace_worker.model import Model
+from millrace_worker.model import Model, paged
 from millrace_worker.step import Batch
 
 PAGE = 16
@@ -28,8 +28,8 @@ class PagedRun:
     """Sequences enter rows, compute in random chunks beside one another, and leave: their pages go back poisoned."""
 
     def __init__(self, model: Model, *, seed: int) -> None:
-        self.model, self.random = model, random.Random(seed)
-        model.allocate_kv(NUM_PAGES)
+        self.model, self.random = paged(model), random.Random(seed)
+        self.model.allocate_kv(NUM_PAGES)
         self.device = pool(model).values.device
         self.free_pages = list(range(NUM_PAGES))
         self._poison(self.free_pages)

@@ -27,13 +27,14 @@ def free_port() -> int:
 
 @dataclass(frozen=True)
 class Job:
-    """One model, and what it computes; `kernels` and `dtype` as the worker's settings name them."""
+    """One model, and what it computes; `kernels`, `dtype` and `model_impl` as the worker's settings name them."""
 
     folder: Path
     sequences: list[list[int]]
     prompts: dict[int, int] = field(default_factory=dict)
     kernels: str = ""
     dtype: str = "float32"
+    model_impl: str = "native"
     seed: int = 5
 
 

@@ -13,7 +13,7 @@ import torch
 from millrace_worker import cpu_kernels, shared_memory
 from millrace_worker.distributed import Group, connect
 from millrace_worker.layers import operators
-from millrace_worker.models.load import load_model
+from millrace_worker.models.choice import ModelAsk, choose, load
 from millrace_worker.shared_memory import SharedMemoryGroup
 from paged import PagedRun  # pyright: ignore[reportMissingImports]
 
@@ -26,7 +26,9 @@ def run(job: dict[str, Any], plain: Group, shared: SharedMemoryGroup) -> None:
     machine = cpu_kernels.find(job["kernels"], 1)
     group = plain if machine is None else shared
     dtype = getattr(torch, job["dtype"])
-    model = load_model(Path(job["folder"]), dtype=dtype, device=torch.device("cpu"), group=group, kernels=machine)
+    folder = Path(job["folder"])
+    ask = ModelAsk(folder=folder, dtype=dtype, device=torch.device("cpu"), group=group, kernels=machine)
+    model = load(ask, choose(folder, job["model_impl"]))
     prompts = {int(index): length for index, length in job["prompts"].items()}
     found = PagedRun(model, seed=job["seed"]).logits(job["sequences"], prompts)
     if plain.rank == 0:

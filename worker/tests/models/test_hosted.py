@@ -7,19 +7,25 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from millrace_worker import cpu_kernels
 from millrace_worker.distributed import Group
-from millrace_worker.model import Model
+from millrace_worker.model import Model, in_rows
 from millrace_worker.models.choice import NATIVE, TRANSFORMERS, ModelAsk, choose, load
 from millrace_worker.models.hf_config import ConfigError, UnsupportedError
+from millrace_worker.step import Batch
 from transformers import AutoConfig
 
 from .checkpoints import Saved
 from .paged import PagedRun
+from .parity import Trial
+from .rank_group import Job, RankGroup
 
-HOOKED = ["llama", "qwen3", "gemma2, window 18", "gpt2", "gpt-neox, parallel", "mistral, window 9"]
+HOOKED = ["llama", "qwen3", "gemma2, window 18", "gpt2", "gpt-neox, parallel", "mistral, window 9", "biogpt"]
+# Why they cannot be hooked.
+BY_ROWS = {"falcon, 7B style": "attention interface", "rwkv": "recurrent layers", "qwen3-next": "recurrent layers"}
 
 
 def ask(folder: Path, *, kernels: str = "", trust: bool = False) -> ModelAsk:
@@ -47,6 +53,59 @@ def test_a_hooked_model_gives_its_own_scores_in_random_chunks(
     assert (model.implementation, dict(model.missing)) == ("transformers", {})
     for tokens, logits in zip(sequences, PagedRun(model, seed=seed).logits(sequences), strict=True):
         torch.testing.assert_close(logits, reference.logits(tokens), atol=1e-4, rtol=1e-5, msg=lambda m: f"{seed=} {m}")
+
+
+def row_logits(model: Model, sequences: list[list[int]], seed: int) -> list[torch.Tensor]:
+    """Of every position of every sequence, in random chunks beside one another; rows hold earlier sequences' states."""
+    rows, choice = in_rows(model), random.Random(seed)
+    rows.allocate_rows(len(sequences), 100)
+    done, found = [0] * len(sequences), [list[torch.Tensor]() for _ in sequences]
+    rows.hidden(*_inputs([(row, [3, 4, 5], 0) for row in range(len(sequences))], rows))
+    while left := [row for row, tokens in enumerate(sequences) if done[row] < len(tokens)]:
+        chosen = choice.sample(left, choice.randint(1, len(left)))
+        counts = [min(len(sequences[row]) - done[row], choice.choice((1, 1, 5, 20))) for row in chosen]
+        work = [
+            (row, sequences[row][done[row] : done[row] + n], done[row]) for row, n in zip(chosen, counts, strict=True)
+        ]
+        logits = rows.logits(rows.hidden(*_inputs(work, rows)))
+        assert logits is not None
+        for row, part in zip(chosen, logits.split(counts), strict=True):
+            found[row].append(part)
+            done[row] += len(part)
+    return [torch.cat(parts) for parts in found]
+
+
+def _inputs(work: list[tuple[int, list[int], int]], model: Model) -> tuple[torch.Tensor, torch.Tensor, object]:
+    rows, starts = np.array([row for row, _, _ in work]), np.array([start for *_, start in work])
+    counts = np.array([len(tokens) for _, tokens, _ in work])
+    positions = [position for _, tokens, start in work for position in range(start, start + len(tokens))]
+    none = np.zeros((len(rows), 0), dtype=np.int32)
+    batch = Batch(rows=rows, starts=starts, counts=counts, page_table=torch.from_numpy(none), page_table_host=none)
+    return torch.tensor([t for _, tokens, _ in work for t in tokens]), torch.tensor(positions), model.plan(batch)
+
+
+@pytest.mark.parametrize("case", BY_ROWS)
+def test_a_model_that_cannot_be_hooked_has_a_cache_per_sequence(
+    case: str, saved: Callable[[str], Saved], sequences: list[list[int]]
+) -> None:
+    reference, seed = saved(case), random.randrange(2**32)
+    model = hosted(reference.folder)
+    assert (model.page_size, model.implementation) == (0, "transformers, a cache per sequence")
+    assert BY_ROWS[case] in model.missing["batched_forward"]
+    assert {"prefix_caching", "page_copies"} < set(model.missing)
+    assert in_rows(model).row_bytes(100) > 1000
+    for tokens, logits in zip(sequences, row_logits(model, sequences, seed), strict=True):
+        torch.testing.assert_close(logits, reference.logits(tokens), atol=1e-3, rtol=1e-3, msg=lambda m: f"{seed=} {m}")
+
+
+@pytest.mark.parametrize("case", ["llama", "qwen3"])
+def test_two_ranks_by_the_models_own_plan(
+    case: str, saved: Callable[[str], Saved], sequences: list[list[int]], ranks: Callable[[int], RankGroup]
+) -> None:
+    reference = saved(case)
+    trial = Trial.of(reference, sequences)
+    job = Job(reference.folder, trial.sequences, trial.prompts, model_impl="transformers")
+    trial.check(ranks(2).logits(job), "2 ranks")
 
 
 def test_native_where_there_is_a_spec_else_transformers(saved: Callable[[str], Saved], tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ class _Hosting:
 
     def over_pages(self, kernels: Machine | None) -> HostedPagedModel:
         """Raises HookError when the model cannot be hooked or gives other scores then, and whatever its code raises."""
-        self._check_positions()
+        self._check_kind()
         hook.register()
         recorder = LayerRecorder(self.facts.max_positions)
         self._attend_with(hook.RECORDING, recorder)
@@ -97,7 +97,9 @@ class _Hosting:
             raise HookError(f"over pages it gives other scores than by itself (relative difference {off:.2g})")
         return paged
 
-    def _check_positions(self) -> None:
+    def _check_kind(self) -> None:
+        if getattr(self.model, "_is_stateful", False):
+            raise HookError("it has recurrent layers, whose state is no page")
         rope = getattr(self.model.config.get_text_config(), "rope_parameters", None) or {}
         for each in (rope, *rope.values()):
             kind = each.get("rope_type") if isinstance(each, dict) else None
