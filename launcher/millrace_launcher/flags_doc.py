@@ -74,6 +74,10 @@ _OTHER_ENVIRONMENT = (
     ("CUDA_VISIBLE_DEVICES", "GPUs to use; their number is the default of `--num-shard`"),
     ("NVIDIA_VISIBLE_DEVICES", "the same, as container runtimes set it; `all` asks the driver"),
     ("COMPUTE_TYPE", "value of the header `x-compute-type`; default: number of shards and name of the card"),
+    ("AIP_HTTP_PORT", "Vertex AI's name for the port; wins over `--port`"),
+    ("AIP_PREDICT_ROUTE", "Vertex AI's name for a path; it does what `/vertex` does"),
+    ("AIP_HEALTH_ROUTE", "the same for what `/health` does"),
+    ("KSERVE", "`true`: KServe's routes under `/v2`"),
     (
         "MILLRACE_CPU_KERNELS",
         "instruction-set level of the native kernels on CPUs: `avx512_bf16`, `avx512`, `avx2` or `portable`; `off`: "

@@ -84,7 +84,7 @@ class LaunchPlan:
 def settle(arguments: Arguments, machine: Machine, environment: Mapping[str, str]) -> Settled:
     """Checks and completes the flags. Raises `LauncherError`; needs neither the model nor the network."""
     _refuse_what_is_not_served(arguments)
-    settled = _settle_limits(arguments)
+    settled = _settle_limits(_on_clouds_port(arguments, environment))
     _check_ranges(settled)
     hostname, notices = _settle_hostname(settled.hostname)
     settled = replace(settled, hostname=hostname)
@@ -233,6 +233,16 @@ def _health_host(hostname: str) -> str:
     if not address.is_unspecified:
         return hostname
     return "127.0.0.1" if address.version == 4 else "::1"
+
+
+def _on_clouds_port(arguments: Arguments, environment: Mapping[str, str]) -> Arguments:
+    """Vertex AI tells its containers the port to listen on by AIP_HTTP_PORT; it wins, as in the original."""
+    port = environment.get("AIP_HTTP_PORT")
+    if not port:
+        return arguments
+    if not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise argument_error(f"AIP_HTTP_PORT is {port!r}, which is no port; it must be a number from 1 to 65535")
+    return replace(arguments, port=int(port))
 
 
 def _compute_type(environment: Mapping[str, str], machine: Machine, num_shard: int) -> str | None:

@@ -241,6 +241,17 @@ def test_compute_type(machine: Machine, environment: dict[str, str], expected: s
     assert plan_of("", environment, machine).router.environment.get("COMPUTE_TYPE") == expected
 
 
+def test_vertex_names_the_port() -> None:
+    plan = plan_of("--port 80", {"AIP_HTTP_PORT": "8080", "AIP_HEALTH_ROUTE": "/alive", "KSERVE": "true"})
+    assert plan.port == 8080
+    assert "--port=8080" in plan.router.argv
+    assert plan.router.environment["AIP_HEALTH_ROUTE"] == "/alive"
+    assert plan.router.environment["KSERVE"] == "true"
+    for wrong in ("x", "0", "65536", "-1"):
+        with pytest.raises(LauncherError, match="AIP_HTTP_PORT"):
+            plan_of("", {"AIP_HTTP_PORT": wrong})
+
+
 def test_the_router_gets_every_flag_of_its_own() -> None:
     plan = plan_of(
         "--model-id org/name --revision main --num-shard 2 --port 8080 --max-input-length 10 --max-total-tokens 20 "

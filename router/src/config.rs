@@ -99,6 +99,16 @@ pub struct Config {
     #[arg(long, env, value_delimiter = ',')]
     pub cors_allow_origin: Vec<String>,
 
+    /// `KServe`'s routes under `/v2`.
+    #[arg(long, env, value_parser = BoolishValueParser::new())]
+    pub kserve: bool,
+    /// `AIP_PREDICT_ROUTE`: a further path for what `/vertex` does. Vertex AI names it to its containers.
+    #[arg(skip)]
+    pub aip_predict_route: Option<String>,
+    /// `AIP_HEALTH_ROUTE`: a further path for what `/health` does.
+    #[arg(skip)]
+    pub aip_health_route: Option<String>,
+
     /// `API_KEY`: what `Authorization: Bearer …` must carry.
     #[arg(skip)]
     pub api_key: Option<Secret>,
@@ -149,6 +159,8 @@ impl Config {
         if let Some(log_level) = set("LOG_LEVEL") {
             config.log_level = log_level;
         }
+        config.aip_predict_route = cloud_route("AIP_PREDICT_ROUTE", set("AIP_PREDICT_ROUTE"))?;
+        config.aip_health_route = cloud_route("AIP_HEALTH_ROUTE", set("AIP_HEALTH_ROUTE"))?;
         Ok(config)
     }
 
@@ -193,6 +205,34 @@ impl fmt::Debug for Secret {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("Secret(…)")
     }
+}
+
+/// Paths that this server serves already, whoever else names them.
+const OWN_PATHS: [&str; 14] = [
+    "/",
+    "/chat_tokenize",
+    "/generate",
+    "/generate_stream",
+    "/health",
+    "/info",
+    "/invocations",
+    "/metrics",
+    "/ping",
+    "/tokenize",
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/models",
+    "/vertex",
+];
+
+/// A path that the environment names; nothing where that path is served anyway.
+fn cloud_route(name: &str, path: Option<String>) -> Result<Option<String>, clap::Error> {
+    let Some(path) = path else { return Ok(None) };
+    if !path.starts_with('/') || path.contains(['{', '}', '?', '#']) {
+        let problem = format!("{name} is {path:?}, which is no path; it must begin with / and be plain\n");
+        return Err(clap::Error::raw(clap::error::ErrorKind::ValueValidation, problem));
+    }
+    Ok(Some(path).filter(|path| !OWN_PATHS.contains(&path.as_str())))
 }
 
 fn at_least_one(text: &str) -> Result<usize, String> {

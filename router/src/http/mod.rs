@@ -60,7 +60,6 @@ pub struct Context {
 pub fn router(context: Context) -> Router {
     let payload_limit = context.config.payload_limit;
     let cors = cors::layer(&context.config.cors_allow_origin);
-    let state = Arc::new(AppState::new(context));
     let guarded = Router::new()
         .route("/generate", post(generate::generate))
         .route("/generate_stream", post(generate::generate_stream))
@@ -69,14 +68,17 @@ pub fn router(context: Context) -> Router {
         .route("/invocations", post(cloud::invocations))
         .route("/vertex", post(cloud::vertex))
         .route("/v1/completions", post(openai::completions))
-        .route("/v1/chat/completions", post(openai::chat_completions));
+        .route("/v1/chat/completions", post(openai::chat_completions))
+        .merge(cloud::guarded(&context.config));
     let open = Router::new()
         .route("/health", get(ops::health))
         .route("/ping", get(ops::health))
         .route("/info", get(ops::info))
         .route("/metrics", get(ops::metrics))
         .route("/v1/models", get(openai::list))
-        .route("/v1/models/{*name}", get(openai::one));
+        .route("/v1/models/{*name}", get(openai::one))
+        .merge(cloud::open(&context.config));
+    let state = Arc::new(AppState::new(context));
     let guard = from_fn_with_state(Arc::clone(&state), gate::guard);
     let routes = Router::new()
         .merge(guarded.route_layer(guard.clone()))

@@ -83,3 +83,58 @@ async fn a_conversation_is_shown_token_by_token() {
 fn token(id: u32, text: &str, start: usize) -> Value {
     json!({ "id": id, "text": text, "start": start, "stop": start + text.len() })
 }
+
+#[tokio::test]
+async fn the_environment_names_vertex_routes() {
+    let environment = [("AIP_PREDICT_ROUTE", "/predict"), ("AIP_HEALTH_ROUTE", "/alive"), ("API_KEY", "k")];
+    let server = Server::with(&[], &environment, super::harness::speak);
+    assert_eq!(server.get("/alive").await.status, StatusCode::OK);
+    let body = json!({ "instances": [{ "inputs": "a", "parameters": { "max_new_tokens": 1 } }] });
+    let mut request = super::harness::post("/predict", body.to_string());
+    assert_eq!(server.post("/predict", body).await.status, StatusCode::UNAUTHORIZED);
+    request.headers_mut().insert("authorization", "Bearer k".parse().unwrap());
+    assert_eq!(server.send(request).await.json(), json!({ "predictions": [" t1"] }));
+    // A path that is there anyway is no second one, and what is no path ends the start.
+    for path in ["/vertex", "/generate", "/v1/chat/completions", "/", "/health", "/metrics", "/v1/models"] {
+        let same = [("AIP_PREDICT_ROUTE", path), ("AIP_HEALTH_ROUTE", path)];
+        assert_eq!(Server::with(&[], &same, super::harness::speak).get("/health").await.status, StatusCode::OK);
+    }
+    let arguments = ["millrace-router", "--model-id", "m"];
+    let error = crate::config::Config::read(arguments, |name| (name == "AIP_HEALTH_ROUTE").then(|| "{x}".to_owned()));
+    assert!(error.unwrap_err().to_string().contains("AIP_HEALTH_ROUTE"));
+}
+
+#[tokio::test]
+async fn kserve_is_there_when_it_is_asked_for() {
+    assert_eq!(Server::start().get("/v2/health/live").await.status, StatusCode::NOT_FOUND);
+    let server = Server::flags(&["--kserve"]);
+    assert_eq!(server.get("/v2").await.json()["name"], "text-generation-inference");
+    assert_eq!(server.get("/v2/health/live").await.json(), json!({ "live": true }));
+    let ready = "/v2/models/m/versions/1/ready";
+    assert_eq!(server.get(ready).await.json(), json!({ "live": true, "ready": true }));
+    let model = json!({ "name": "m", "version": "1", "extensions": ["infer", "ready"] });
+    assert_eq!(server.get("/v2/models/m/versions/1").await.json(), model);
+    let input = |data: &[u8]| json!({ "name": "x", "shape": [1], "datatype": "BYTES", "data": data });
+    let infer = async |inputs: Value, num_outputs: usize| {
+        let outputs: Vec<Value> = (0..num_outputs).map(|index| json!({ "name": format!("out{index}") })).collect();
+        let body = json!({ "id": "7", "parameters": { "max_new_tokens": 1 }, "inputs": inputs, "outputs": outputs });
+        server.post("/v2/models/m/versions/1/infer", body).await
+    };
+    let output = |name: &str| json!({ "name": name, "shape": [1, 3], "datatype": "BYTES", "data": b" t1" });
+    let answer = infer(json!([input(b"a"), input(b"bc")]), 2).await.json();
+    assert_eq!(answer, json!({ "id": "7", "outputs": [output("out0"), output("out1")] }));
+    for (inputs, num_outputs, kind) in [
+        (json!([input(b"a")]), 2, "length mismatch"),
+        (json!([]), 0, "length mismatch"),
+        (json!([input(&[0xFF])]), 1, "utf8"),
+    ] {
+        let answer = infer(inputs, num_outputs).await;
+        assert_eq!((answer.status, &answer.json()["error_type"]), (StatusCode::UNPROCESSABLE_ENTITY, &json!(kind)));
+    }
+    server.health.drain();
+    let answer = server.get("/v2/health/ready").await;
+    assert_eq!(
+        (answer.status, answer.json()),
+        (StatusCode::SERVICE_UNAVAILABLE, json!({ "live": true, "ready": false }))
+    );
+}

@@ -1,0 +1,110 @@
+//! `KServe`'s inference protocol v2, in the form that the original gave it: text in, text out, as bytes.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, Request, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use futures::future::try_join_all;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::health::Phase;
+use crate::http::admission::{Admitted, accept, further_places, receive, start};
+use crate::http::collect::collect;
+use crate::http::error::ApiError;
+use crate::http::state::{AppState, Arrival};
+use crate::validation::{Ask, Names, Parameters, Prompt};
+
+#[derive(Debug, Deserialize)]
+#[serde(expecting = "an object with `id`, `inputs` and `outputs`")]
+pub(in crate::http) struct InferRequest {
+    id: String,
+    parameters: Option<Parameters>,
+    inputs: Vec<Input>,
+    outputs: Vec<Output>,
+}
+
+/// `shape` and `datatype` say nothing that `data` does not.
+#[derive(Debug, Deserialize)]
+struct Input {
+    data: Vec<u8>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Output {
+    name: String,
+}
+
+#[derive(Debug, Serialize)]
+struct InferResponse {
+    id: String,
+    outputs: Vec<Tensor>,
+}
+
+#[derive(Debug, Serialize)]
+struct Tensor {
+    name: String,
+    shape: [usize; 2],
+    datatype: &'static str,
+    data: Vec<u8>,
+}
+
+/// `GET /v2`.
+pub(in crate::http) async fn server() -> Json<Value> {
+    Json(json!({
+        "name": "text-generation-inference",
+        "version": env!("CARGO_PKG_VERSION"),
+        "extensions": ["health", "models", "metrics"],
+    }))
+}
+
+/// `GET /v2/health/live`: this process answers.
+pub(in crate::http) async fn live() -> Json<Value> {
+    Json(json!({ "live": true }))
+}
+
+/// `GET /v2/health/ready` and the model's own.
+pub(in crate::http) async fn ready(State(state): State<Arc<AppState>>) -> Response {
+    let is_ready = state.health.phase() == Phase::Serving;
+    let status = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(json!({ "live": true, "ready": is_ready }))).into_response()
+}
+
+/// `GET /v2/models/{model}/versions/{version}`: any name is this server's model.
+pub(in crate::http) async fn model(Path((name, version)): Path<(String, String)>) -> Json<Value> {
+    Json(json!({ "name": name, "version": version, "extensions": ["infer", "ready"] }))
+}
+
+/// `POST /v2/models/{model}/versions/{version}/infer`: one output per input, in their order.
+pub(in crate::http) async fn infer(State(state): State<Arc<AppState>>, request: Request) -> Result<Response, ApiError> {
+    let (arrival, mut place, InferRequest { id, parameters, inputs, outputs }) = receive(&state, request).await?;
+    if inputs.is_empty() || inputs.len() != outputs.len() {
+        let problem =
+            format!("has {} entries for {} outputs; send as many, and at least one", inputs.len(), outputs.len());
+        return Err(ApiError::Special { kind: "length mismatch", field: "inputs", problem });
+    }
+    place.merge(further_places(&state, inputs.len(), "inputs")?);
+    let parameters = parameters.unwrap_or_default();
+    let asks = inputs.into_iter().map(|input| ask(input, &parameters, &arrival)).collect::<Result<Vec<_>, _>>()?;
+    let places = std::iter::from_fn(move || place.split(1));
+    let accepted = try_join_all(asks.into_iter().zip(places).map(|(ask, place)| accept(&state, ask, place))).await?;
+    let admitted: Vec<Admitted> = accepted.into_iter().map(|accepted| start(&state, accepted)).collect();
+    let answers = try_join_all(admitted.into_iter().map(|one| collect(one, false))).await?;
+    let outputs = outputs.into_iter().zip(answers).map(|(output, answer)| {
+        let data = answer.best().finished.generated_text.clone().into_bytes();
+        Tensor { name: output.name, shape: [1, data.len()], datatype: "BYTES", data }
+    });
+    Ok(Json(InferResponse { id, outputs: outputs.collect() }).into_response())
+}
+
+fn ask(input: Input, parameters: &Parameters, arrival: &Arrival) -> Result<Ask, ApiError> {
+    let text = String::from_utf8(input.data).map_err(|error| {
+        let problem = format!("has data that is not UTF-8: {}", error.utf8_error());
+        ApiError::Special { kind: "utf8", field: "inputs", problem }
+    })?;
+    let Arrival { request_id, received } = arrival.clone();
+    let (prompt, parameters) = (Prompt::Text(text), parameters.clone());
+    Ok(Ask { prompt, parameters, stream: false, names: &Names::GENERATE, request_id, received })
+}
