@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from millrace_worker.attention.latent_backend import LatentBackend, LatentHeads
-from millrace_worker.attention.rotary import Rotation, rotate_
+from millrace_worker.attention.rotary import rotate_
 from millrace_worker.layers.linear import Linear
 from millrace_worker.layers.norm import Norm
+from millrace_worker.layers.qkv import Places
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class LatentAttentionLayer:
         queries = (self.query,) if self.query_latent is None else (self.query_latent.down, self.query)
         return *queries, self.down, self.out
 
-    def __call__(self, h_TD: Tensor, rotations: list[Rotation], step: Any) -> Tensor:
-        heads, rotation = self.heads, rotations[self.rotary]
+    def __call__(self, h_TD: Tensor, places: Places, step: Any) -> Tensor:
+        heads, rotation = self.heads, places.rotations[self.rotary]
         compressed = h_TD if self.query_latent is None else self.query_latent(h_TD)
         q_TNH = self.query(compressed).view(len(h_TD), heads.num_heads, heads.query_dim)
         down_TW = self.down(h_TD)

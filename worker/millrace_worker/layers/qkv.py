@@ -5,7 +5,8 @@ T tokens, C columns of q, k, v side by side, N and K heads of this rank, H head_
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,25 @@ from torch import Tensor
 from millrace_worker.attention.interface import Heads
 from millrace_worker.attention.rotary import Rotation, rotate_
 from millrace_worker.distributed import Group
+
+
+class Places(NamedTuple):
+    """What the positions of a step's tokens mean to the layers."""
+
+    rotations: list[Rotation]
+    growths: list[Tensor]  # each float32 [T, 1, 1]
+
+
+class QueryGrowth:
+    """Queries grow with the logarithm of their position p: times 1 + beta log(1 + floor((p + offset) / step))."""
+
+    def __init__(self, beta: float, step: int, offset: int) -> None:
+        self._beta, self._step, self._offset = beta, step, offset
+
+    def __call__(self, positions_T: Tensor) -> Tensor:
+        """float32 [T, 1, 1]."""
+        steps = (positions_T + self._offset).div(self._step, rounding_mode="floor")
+        return steps.float().log1p_().mul_(self._beta).add_(1.0)[:, None, None]
 
 
 class QkNorm(Protocol):
@@ -56,21 +76,27 @@ class QkWidthNorm:
         return normed_TC.view(x.shape).to(x.dtype)
 
 
+@dataclass(frozen=True)
 class QkvSteps:
-    """In their order: norm, clipping, rotation; or rotation and then the norm."""
+    """In their order: norm, clipping, growth of q, rotation; or the rotation before all others."""
 
-    def __init__(self, heads: Heads, norm: QkNorm | None, clip: float | None, *, rotates_first: bool = False) -> None:
-        self._heads, self._norm, self._clip, self._rotates_first = heads, norm, clip, rotates_first
+    heads: Heads
+    norm: QkNorm | None = None
+    clip: float | None = None
+    growth: int | None = None  # which of the step's growths
+    rotates_first: bool = False
 
-    def __call__(self, qkv_TC: Tensor, rotation: Rotation | None) -> Rotation | None:
+    def __call__(self, qkv_TC: Tensor, rotation: Rotation | None, places: Places) -> Rotation | None:
         """Changes `qkv_TC` in place; returns the rotation that is left to the backend."""
-        heads = self._heads
+        heads = self.heads
         qk = qkv_TC.view(len(qkv_TC), -1, heads.head_dim)[:, : heads.num_heads + heads.num_kv_heads]
-        if self._rotates_first and rotation is not None:
+        if self.rotates_first and rotation is not None:
             rotate_(qk, rotation, heads.pairs)
             rotation = None
-        if self._norm is not None:
-            qk.copy_(self._norm(qk))
-        if self._clip is not None:
-            qkv_TC.clamp_(-self._clip, self._clip)
+        if self.norm is not None:
+            qk.copy_(self.norm(qk))
+        if self.clip is not None:
+            qkv_TC.clamp_(-self.clip, self.clip)
+        if self.growth is not None:
+            qk[:, : heads.num_heads].mul_(places.growths[self.growth])
         return rotation

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from millrace_worker.attention.interface import AttentionBackend, Heads
-from millrace_worker.attention.rotary import RotaryTable, Rotation, StepRotation, SwitchedRotaryTable
+from millrace_worker.attention.rotary import RotaryTable, StepRotation, SwitchedRotaryTable
 from millrace_worker.distributed import Group
 from millrace_worker.layers.embedding import Embed, Head
 from millrace_worker.layers.linear import Linear, Named
 from millrace_worker.layers.norm import Norm
-from millrace_worker.layers.qkv import QkvSteps
+from millrace_worker.layers.qkv import Places, QkvSteps, QueryGrowth
 from millrace_worker.models.spec import Decoder, Residual
 from millrace_worker.step import Batch
 
@@ -28,7 +28,7 @@ class Attention(Protocol):
     @property
     def linears(self) -> tuple[Linear, ...]: ...
 
-    def __call__(self, h_TD: Tensor, rotations: list[Rotation], step: object) -> Tensor: ...
+    def __call__(self, h_TD: Tensor, places: Places, step: object) -> Tensor: ...
 
 
 class FeedForward(Protocol):
@@ -50,7 +50,7 @@ class Block(Protocol):
     def mlp(self) -> FeedForward: ...
 
     def __call__(
-        self, x: Tensor, delta: Tensor | None, rotations: list[Rotation], step: object
+        self, x: Tensor, delta: Tensor | None, places: Places, step: object
     ) -> tuple[Tensor, Tensor | None]: ...
 
 
@@ -67,10 +67,10 @@ class AttentionLayer:
     def linears(self) -> tuple[Linear, ...]:
         return self.qkv, self.out
 
-    def __call__(self, h_TD: Tensor, rotations: list[Rotation], step: object) -> Tensor:
-        rotation, qkv_TC = None if self.rotary is None else rotations[self.rotary], self.qkv(h_TD)
+    def __call__(self, h_TD: Tensor, places: Places, step: object) -> Tensor:
+        rotation, qkv_TC = None if self.rotary is None else places.rotations[self.rotary], self.qkv(h_TD)
         if self.steps is not None:
-            rotation = self.steps(qkv_TC, rotation)
+            rotation = self.steps(qkv_TC, rotation, places)
         return self.out(self.backend.attend(self.heads, qkv_TC, rotation, step))
 
 
@@ -104,11 +104,9 @@ class DecoderLayer:
     scale: float  # of what each sublayer adds to the stream
     group: Group
 
-    def __call__(
-        self, x: Tensor, delta: Tensor | None, rotations: list[Rotation], step: object
-    ) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, x: Tensor, delta: Tensor | None, places: Places, step: object) -> tuple[Tensor, Tensor | None]:
         h = self.attn_norm.add(x, delta)
-        attended = self.attn(h, rotations, step)
+        attended = self.attn(h, places, step)
         if self.residual is Residual.SEQUENTIAL and self.mlp_norm is not None:
             h = self.mlp_norm.add(x, self._update(attended, self.attn_post_norm))
             return x, self._update(self.mlp(h), self.mlp_post_norm)
@@ -134,12 +132,10 @@ class NormedStreamLayer:
     group: Group
     dtype: torch.dtype  # what linear layers take
 
-    def __call__(
-        self, x: Tensor, delta: Tensor | None, rotations: list[Rotation], step: object
-    ) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, x: Tensor, delta: Tensor | None, places: Places, step: object) -> tuple[Tensor, Tensor | None]:
         if delta is not None:
             x.add_(delta)
-        x = self.attn_norm.add(x, self.group.all_reduce(self.attn(x.to(self.dtype), rotations, step)))
+        x = self.attn_norm.add(x, self.group.all_reduce(self.attn(x.to(self.dtype), places, step)))
         return self.mlp_norm.add(x, self.group.all_reduce(self.mlp(x.to(self.dtype)))), None
 
 
@@ -152,6 +148,7 @@ class Ends:
     positions: Embed | None
     embed_norm: Norm | None
     rotaries: list[RotaryTable | SwitchedRotaryTable]
+    growths: list[QueryGrowth]
     final_norm: Norm
     embed_out: Linear | None
     head: Head
@@ -201,9 +198,12 @@ class CausalLM:
         `token_ids_T` and `positions_T` are int64 on the device; `step` is `plan(batch)` of the same tokens.
         """
         x, delta = self._ends.first(token_ids_T, positions_T), None
-        rotations = [rotary.gather(positions_T) for rotary in step.rotaries]
+        places = Places(
+            [rotary.gather(positions_T) for rotary in step.rotaries],
+            [growth(positions_T) for growth in self._ends.growths],
+        )
         for layer in self._layers:
-            x, delta = layer(x, delta, rotations, step.attention)
+            x, delta = layer(x, delta, places, step.attention)
         return x if delta is None else x.add_(delta)
 
     @torch.inference_mode()

@@ -70,6 +70,15 @@ class WidthNorm:
 
 
 @dataclass(frozen=True, kw_only=True)
+class QueryGrowth:
+    """Queries grow with their position p: times 1 + beta log(1 + floor((p + offset) / step)) (Llama 4, Ministral 3)."""
+
+    beta: float
+    step: int
+    offset: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Attention:
     num_heads: int
     num_kv_heads: int
@@ -81,6 +90,7 @@ class Attention:
     qk_norm: HeadNorm | WidthNorm | None = None
     clip: float | None = None  # q, k and v are kept within [-clip, clip] (after `qk_norm`, before the rotation)
     sinks: bool = False  # each head has a score that takes part in the softmax, and no value (gpt-oss)
+    query_growth: QueryGrowth | None = None
     qkv_bias: bool = False
     out_bias: bool = False
 

@@ -71,6 +71,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "HunYuanDenseV1ForCausalLM": relatives.HUNYUAN,
     "LlamaForCausalLM": llama.LLAMA,
     "MiniCPMForCausalLM": granite.MINICPM,
+    "Ministral3ForCausalLM": relatives.MINISTRAL3,
     "MinistralForCausalLM": relatives.MINISTRAL,
     "Mistral3ForConditionalGeneration": llama.MISTRAL_VISION,
     "MistralForCausalLM": llama.MISTRAL,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from millrace_worker.models.architectures.vocabulary import Architecture, attention, decoder, plain_mlp
-from millrace_worker.models.hf_config import ConfigError, ModelConfig
+from millrace_worker.models.hf_config import ModelConfig, UnsupportedError
 from millrace_worker.models.names import Names
 from millrace_worker.models.spec import Alibi, Decoder, Layer, LayerNorm
 
@@ -32,7 +32,7 @@ DEFAULTS = {
 
 def bloom(c: ModelConfig) -> tuple[Decoder, Names]:
     if c.apply_residual_connection_post_layernorm:
-        raise ConfigError("config.json: `apply_residual_connection_post_layernorm` is not implemented")
+        raise UnsupportedError("config.json: there is no spec for `apply_residual_connection_post_layernorm`")
     norm, hidden = LayerNorm(eps=c.layer_norm_epsilon), c.size("hidden_size")
     heads = attention(c, Alibi(), qkv_bias=True, out_bias=True)
     layer = Layer(attention=heads, mlp=plain_mlp(4 * hidden, "gelu_pytorch_tanh"), norm=norm)

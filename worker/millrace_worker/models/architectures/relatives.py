@@ -17,7 +17,7 @@ from millrace_worker.models.architectures.vocabulary import (
 )
 from millrace_worker.models.hf_config import ConfigError, ModelConfig
 from millrace_worker.models.names import Names
-from millrace_worker.models.spec import Attention, Decoder, HeadNorm, Layer, RmsNorm
+from millrace_worker.models.spec import Attention, Decoder, HeadNorm, Layer, QueryGrowth, RmsNorm
 
 HUNYUAN_NAMES = replace(llama.NAMES, q_norm="self_attn.query_layernorm", k_norm="self_attn.key_layernorm")
 
@@ -33,6 +33,20 @@ def ministral(c: ModelConfig) -> tuple[Decoder, Names]:
     implied = ["sliding_attention" if c.sliding_window else "full_attention"] * c.size("num_hidden_layers")
     windows = layer_windows(c, c.sliding_window, implied)
     return llama_of(c, [attention(c, rotary(c), window=window) for window in windows]), llama.NAMES
+
+
+def ministral3(c: ModelConfig) -> tuple[Decoder, Names]:
+    """Queries grow beyond the original context."""
+    rope = c.rope_parameters()
+    growth = None
+    if rope.get("llama_4_scaling_beta"):
+        step = rope.get("original_max_position_embeddings")
+        if not isinstance(step, int) or step < 1:
+            raise ConfigError(
+                f"config.json: `original_max_position_embeddings` must be a positive number, not {step!r}"
+            )
+        growth = QueryGrowth(beta=float(rope["llama_4_scaling_beta"]), step=step)
+    return llama_of(c, attention(c, rotary(c), window=c.sliding_window, query_growth=growth)), llama.NAMES
 
 
 def smollm3(c: ModelConfig) -> tuple[Decoder, Names]:
@@ -77,6 +91,25 @@ def hunyuan(c: ModelConfig) -> tuple[Decoder, Names]:
 MINISTRAL = Architecture(
     ministral, llama.DEFAULTS | {"max_position_embeddings": 131072, "sliding_window": 4096, "num_key_value_heads": 8}
 )
+MINISTRAL3_DEFAULTS: dict[str, Any] = {
+    "max_position_embeddings": 262144,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "rms_norm_eps": 1e-5,
+    "sliding_window": None,
+    "rope_theta": 1000000.0,
+    "rope_scaling": {
+        "rope_type": "yarn",
+        "factor": 16.0,
+        "original_max_position_embeddings": 16384,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        "llama_4_scaling_beta": 0.1,
+    },
+}
+MINISTRAL3 = Architecture(ministral3, llama.DEFAULTS | MINISTRAL3_DEFAULTS)
 SMOLLM3_DEFAULTS: dict[str, Any] = {
     "max_position_embeddings": 32768,
     "num_key_value_heads": 4,

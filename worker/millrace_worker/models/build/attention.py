@@ -81,6 +81,7 @@ def _is_backends(attention: kinds.Attention) -> bool:
         and isinstance(spec.norm, kinds.RmsNorm)
         and not spec.after_rotation
         and attention.clip is None
+        and attention.query_growth is None
     )
 
 
@@ -92,10 +93,17 @@ def _qkv_steps(parts: Parts, heads: Heads, attention: kinds.Attention) -> QkvSte
             norm = _head_norm(parts, heads.layer, attention, spec.norm)
         case kinds.WidthNorm():
             norm = _width_norm(parts, heads.layer, attention, spec.norm)
-    if norm is None and attention.clip is None:
+    growth = attention.query_growth and growths(parts.spec).index(attention.query_growth)
+    if norm is None and attention.clip is None and growth is None:
         return None
     rotates = isinstance(spec, kinds.HeadNorm) and spec.after_rotation
-    return QkvSteps(heads, norm, attention.clip, rotates_first=rotates)
+    return QkvSteps(heads, norm, attention.clip, growth, rotates)
+
+
+def growths(spec: kinds.Decoder) -> list[kinds.QueryGrowth]:
+    """The different ones of all layers."""
+    found = (getattr(layer.attention, "query_growth", None) for layer in spec.layers)
+    return list(dict.fromkeys(each for each in found if each is not None))
 
 
 def _head_norm(

@@ -8,7 +8,9 @@ from torch import Tensor
 from millrace_worker.layers.embedding import Embed, Head, TableSlice
 from millrace_worker.layers.linear import Linear
 from millrace_worker.layers.norm import PassThrough
+from millrace_worker.layers.qkv import QueryGrowth
 from millrace_worker.models import spec as kinds
+from millrace_worker.models.build.attention import growths
 from millrace_worker.models.build.parts import Parts
 from millrace_worker.models.decoder import Ends
 from millrace_worker.models.rope import rotary_table
@@ -27,6 +29,7 @@ def build_ends(parts: Parts, rotaries: list[kinds.Rotary]) -> Ends:
         rotaries=[
             rotary_table(rotary, spec.max_positions, operators.rotary_dtype, weights.device) for rotary in rotaries
         ],
+        growths=[QueryGrowth(each.beta, each.step, each.offset) for each in growths(spec)],
         final_norm=(
             PassThrough(weights.dtype)
             if spec.final_norm is None

@@ -10,19 +10,26 @@ UNTIED = {"tie_word_embeddings": False}
 TIED = {"tie_word_embeddings": True}
 PLAIN = {"intermediate_size": 96}
 FACTORS = {"embedding_multiplier": 3.0, "logits_scaling": 2.0, "residual_multiplier": 0.3, "attention_multiplier": 0.2}
-OPT_350M = {"do_layer_norm_before": False, "word_embed_proj_dim": 48}
+OPT_350M = {"do_layer_norm_before": False, "word_embed_proj_dim": 48, "num_hidden_layers": 2}
 GALACTICA = {"activation_function": "gelu", "enable_bias": False}
 WIDE_HEADS = {"head_dim": 32}
 LOCAL_AND_GLOBAL = ["sliding_attention", "full_attention", "sliding_attention"]
 ALTERNATING = GATED | {"sliding_window": 9}
 NO_WINDOWS = {"sliding_window": None, "layer_types": ["full_attention"] * 3}
+GROWING = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "llama_4_scaling_beta": 0.3,
+}
 GEMMA3 = GATED | WIDE_HEADS | {"sliding_window": 18, "query_pre_attn_scalar": 20, "num_hidden_layers": 4}
 
 CASES = {
     "gemma": Case("gemma", ONE_KV | WIDE_HEADS),
     "gemma3": Case("gemma3_text", GEMMA3 | {"layer_types": LOCAL_AND_GLOBAL, "num_hidden_layers": 3}),
     "phi": Case("phi", PLAIN | {"num_key_value_heads": 2}),
-    "phi, normed heads": Case("phi", PLAIN | {"qk_layernorm": True, "hidden_act": "gelu"}),
+    "phi, normed heads": Case("phi", PLAIN | {"qk_layernorm": True, "hidden_act": "gelu", "num_hidden_layers": 2}),
     "phi3": Case("phi3", GATED | {"sliding_window": 20}),
     "phi3, partial, tied": Case("phi3", MHA | TIED | {"partial_rotary_factor": 0.5}),
     "gpt-j": Case("gptj", {"rotary_dim": 8}, reference="eager"),
@@ -37,7 +44,7 @@ CASES = {
         "mpt", {"hidden_size": 96, "num_attention_heads": 6, "attn_config": {"softmax_scale": 0.3}}, reference="eager"
     ),
     "opt": Case("opt", {"ffn_dim": 96}),
-    "opt, 350m style": Case("opt", OPT_350M | {"ffn_dim": 96}),
+    "opt, 350m style": Case("opt", OPT_350M | UNTIED | {"ffn_dim": 120}),
     "opt, galactica style": Case("opt", GALACTICA | {"ffn_dim": 96}),
     "cohere": Case("cohere", GATED | {"attention_bias": True}),
     "cohere, normed heads": Case("cohere", ONE_KV | {"use_qk_norm": True, "logit_scale": 0.25}),
@@ -49,7 +56,7 @@ CASES = {
         "stablelm", GATED | {"use_parallel_residual": True, "qk_layernorm": True, "partial_rotary_factor": 0.5}
     ),
     "olmo": Case("olmo", GATED | {"clip_qkv": 0.7}),
-    "olmo2": Case("olmo2", GATED | {"attention_bias": True}),
+    "olmo2": Case("olmo2", GATED),
     "olmo2, one KV head": Case("olmo2", ONE_KV | TIED),
     "olmo3": Case("olmo3", ALTERNATING | {"num_hidden_layers": 4}),
     "smollm3": Case("smollm3", GATED | {"no_rope_layer_interval": 2}),
@@ -60,6 +67,7 @@ CASES = {
     "nemotron": Case("nemotron", GATED | {"mlp_bias": True, "attention_bias": True}),
     "arcee": Case("arcee", ONE_KV | WIDE_HEADS),
     "ministral": Case("ministral", ALTERNATING | {"layer_types": LOCAL_AND_GLOBAL, "head_dim": 16}),
+    "ministral 3": Case("ministral3", GATED | {"head_dim": 32, "rope_parameters": GROWING}),
     "seed-oss": Case("seed_oss", GATED | WIDE_HEADS | {"attention_out_bias": True}),
     "ernie 4.5": Case("ernie4_5", GATED | WIDE_HEADS | {"use_bias": True}),
     "helium": Case("helium", ONE_KV | {"head_dim": 16}),
