@@ -10,7 +10,13 @@ UNTIED = {"tie_word_embeddings": False}
 TIED = {"tie_word_embeddings": True}
 PLAIN = {"intermediate_size": 96}
 FACTORS = {"embedding_multiplier": 3.0, "logits_scaling": 2.0, "residual_multiplier": 0.3, "attention_multiplier": 0.2}
-OPT_350M = {"do_layer_norm_before": False, "word_embed_proj_dim": 48, "num_hidden_layers": 2}
+OPT_350M = {
+    "do_layer_norm_before": False,
+    "word_embed_proj_dim": 48,
+    "ffn_dim": 120,
+    "num_hidden_layers": 2,
+    "tie_word_embeddings": False,
+}
 GALACTICA = {"activation_function": "gelu", "enable_bias": False}
 WIDE_HEADS = {"head_dim": 32}
 LOCAL_AND_GLOBAL = ["sliding_attention", "full_attention", "sliding_attention"]
@@ -44,7 +50,7 @@ CASES = {
         "mpt", {"hidden_size": 96, "num_attention_heads": 6, "attn_config": {"softmax_scale": 0.3}}, reference="eager"
     ),
     "opt": Case("opt", {"ffn_dim": 96}),
-    "opt, 350m style": Case("opt", OPT_350M | UNTIED | {"ffn_dim": 120}),
+    "opt, 350m style": Case("opt", OPT_350M),
     "opt, galactica style": Case("opt", GALACTICA | {"ffn_dim": 96}),
     "cohere": Case("cohere", GATED | {"attention_bias": True}),
     "cohere, normed heads": Case("cohere", ONE_KV | {"use_qk_norm": True, "logit_scale": 0.25}),
