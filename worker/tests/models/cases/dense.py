@@ -9,9 +9,9 @@ GEMMA2 = {"head_dim": 16, "sliding_window": 18, "query_pre_attn_scalar": 20, "at
 FALCON_RW = {"alibi": True, "parallel_attn": False, "multi_query": False, "bias": True}
 
 CASES = {
-    "llama": Case("llama", GATED, thorough=True),
+    "llama": Case("llama", GATED, thorough=True, ranks=(1, 2, 4)),
     "llama, tied, biased, wide heads": Case("llama", GATED | WIDE_HEADS),
-    "llama, 97 columns of the MLP": Case("llama", GATED | {"intermediate_size": 97}),
+    "llama, 97 columns of the MLP": Case("llama", GATED | {"intermediate_size": 97}, ranks=(1, 2, 4)),
     "llama, packed": Case("llama", GATED | WIDE | {"intermediate_size": 704}, thorough=True),
     "mistral, window 9": Case("mistral", GATED | {"sliding_window": 9}, thorough=True),
     "mistral, no window": Case("mistral", GATED | {"sliding_window": None}),
@@ -19,13 +19,13 @@ CASES = {
     "qwen2, windows": Case("qwen2", GATED | {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1}),
     "qwen3": Case("qwen3", GATED | {"head_dim": 32}, thorough=True),
     "gemma2, window 18": Case("gemma2", GATED | GEMMA2, reference="eager", thorough=True),
-    "gpt2": Case("gpt2", thorough=True),
+    "gpt2": Case("gpt2", thorough=True, ranks=(1, 2, 4)),
     "gpt2, scaled by layer": Case("gpt2", {"scale_attn_by_inverse_layer_idx": True, "n_inner": 80}),
     "gpt2, packed": Case("gpt2", WIDE),
     "gpt-neox, parallel": Case("gpt_neox", {"intermediate_size": 96}),
     "gpt-neox, sequential": Case("gpt_neox", {"intermediate_size": 96, "use_parallel_residual": False}),
     "gpt-neox, packed": Case("gpt_neox", WIDE | {"intermediate_size": 640}, thorough=True),
-    "falcon, 7B style": Case("falcon"),
+    "falcon, 7B style": Case("falcon", ranks=(1, 2, 4)),
     "falcon, 40B style": Case("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
     "falcon, RW style": Case("falcon", FALCON_RW, thorough=True),
     "falcon, RW style, 6 heads": Case("falcon", FALCON_RW | {"hidden_size": 96, "num_attention_heads": 6}),

@@ -27,7 +27,7 @@ CASES: dict[str, Case] = {
         LATENT | GROUPS | {"topk_method": "group_limited_greedy", "routed_scaling_factor": 3.0, "n_shared_experts": 2},
     ),
     "deepseek-v2, lite": Case("deepseek_v2", LATENT | {"q_lora_rank": None, "v_head_dim": 40}),
-    "deepseek-v3": Case("deepseek_v3", LATENT | WIDE_LATENT | GROUPS),
+    "deepseek-v3": Case("deepseek_v3", LATENT | WIDE_LATENT | GROUPS, ranks=(1, 2, 4)),
     "deepseek-v3, halves, biased": Case(
         "deepseek_v3",
         LATENT | GROUPS | {"rope_interleave": False, "attention_bias": True, "norm_topk_prob": False},

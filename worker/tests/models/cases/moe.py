@@ -43,7 +43,7 @@ CASES = {
         | {"num_local_experts": 4, "sliding_window": 9, "attention_bias": True, "rope_parameters": LONG},
     ),
     "dbrx": Case("dbrx", DBRX),
-    "qwen2-moe": Case("qwen2_moe", QWEN | SHARED, thorough=True),
+    "qwen2-moe": Case("qwen2_moe", QWEN | SHARED, thorough=True, ranks=(1, 2, 4)),
     "qwen2-moe, normalized, alternating": Case(
         "qwen2_moe", QWEN | SHARED | {"norm_topk_prob": True, "decoder_sparse_step": 2}
     ),
