@@ -56,7 +56,7 @@ class ModelConfig:
 
     def part(self, name: str) -> ModelConfig:
         """The configuration of a part of the model, an object within the file."""
-        values = self._values.get(name)
+        values = getattr(self, name)
         if not isinstance(values, Mapping):
             raise ConfigError(f"config.json: `{name}` must be an object, not {values!r}")
         return ModelConfig(values)

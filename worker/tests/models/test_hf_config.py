@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -62,6 +63,53 @@ def test_absent_fields_mean_what_transformers_takes_them_for(architecture: str) 
     assert describe(ModelConfig(sizes | named)) == describe(ModelConfig(whole | named))
 
 
+# As the files of published checkpoints say it, most of them from before transformers 5.
+OLD = {
+    "gemma": {"hidden_act": "gelu", "hidden_activation": None, "head_dim": 16},
+    "gemma3_text": {
+        "rope_theta": 1e6,
+        "rope_local_base_freq": 5e3,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+        "sliding_window": 9,
+        "sliding_window_pattern": 2,
+        "num_hidden_layers": 5,
+    },
+    "phi": {"partial_rotary_factor": 0.25, "rope_theta": 5e4},
+    "cohere2": {"sliding_window_pattern": 2, "sliding_window": 9, "rope_theta": 5e4, "num_hidden_layers": 5},
+    "stablelm": {"partial_rotary_factor": 0.5, "use_qkv_bias": True, "rope_theta": 5e4},
+    "olmo3": {
+        "rope_theta": 5e5,
+        "rope_scaling": {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64},
+        "num_hidden_layers": 5,
+        "max_position_embeddings": 512,
+    },
+    "exaone4": {"sliding_window_pattern": 3, "sliding_window": 9, "rope_theta": 5e4, "num_hidden_layers": 5},
+    "smollm3": {"no_rope_layers": [1, 0], "use_sliding_window": True, "sliding_window": 9},
+    "nemotron": {"partial_rotary_factor": 0.25, "rope_theta": 5e4},
+    "glm4": {"partial_rotary_factor": 0.25, "head_dim": 32},
+    "mpt": {"attn_config": {"alibi": True, "alibi_bias_max": 8, "clip_qkv": 6.0, "qk_ln": False}, "max_seq_len": 4096},
+    "opt": {"do_layer_norm_before": False, "word_embed_proj_dim": 32, "ffn_dim": 80},
+    "ministral3": {"rope_parameters": None, "head_dim": 16},
+}
+
+
+@pytest.mark.parametrize("model_type", OLD)
+def test_older_files_mean_what_transformers_reads_in_them(model_type: str) -> None:
+    values = sizes_of(model_type) | OLD[model_type]
+    whole = CONFIG_MAPPING[model_type](**copy.deepcopy(values)).to_dict()
+    named = {"architectures": [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]]}
+    found = describe(ModelConfig(values | named))
+    assert found == describe(ModelConfig(whole | named))
+    assert found != describe(ModelConfig(sizes_of(model_type) | named)) or model_type in ("gemma", "ministral3")
+
+
+def test_letters_say_which_layers_are_global() -> None:
+    """EXAONE 4: the pattern repeats, and the last layer is global in any case."""
+    values = {"sliding_window": 9, "sliding_window_pattern": "LLG", "num_hidden_layers": 5}
+    windows = [layer.attention.window for layer in spec_of("Exaone4ForCausalLM", **values).layers]
+    assert windows == [9, 9, None, 9, None]
+
+
 def test_a_model_type_names_the_architecture_where_the_class_is_not_said() -> None:
     """Every one that transformers knows finds the spec of its class, or none."""
     found = {kind for kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if family_of(ModelConfig({"model_type": kind}))}
@@ -109,7 +157,6 @@ def test_alibi_slopes_are_those_of_the_paper(num_heads: int) -> None:
     ("values", "message"),
     [
         ({"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM is not supported; supported are .*Falcon.*Qwen3"),
-        ({"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM is not supported; supported are Arcee.*Qwen3"),
         ({"architectures": []}, "`architectures` must name one class"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, r"quantized weights \(gptq\)"),
         ({"hidden_size": 65}, "`hidden_size` 65 does not divide by `num_attention_heads` 4"),
@@ -118,6 +165,14 @@ def test_alibi_slopes_are_those_of_the_paper(num_heads: int) -> None:
         ({"architectures": ["Qwen3ForCausalLM"], "layer_types": ["full_attention"]}, "for each of 2 layers"),
         ({"architectures": ["Qwen3ForCausalLM"], "layer_types": ["chunked_attention"] * 2}, "not .'chunked_attention'"),
         ({"hidden_act": "quick_gelu"}, "activation 'quick_gelu' is not implemented"),
+        ({"architectures": ["PhiForCausalLM"], "model_type": "phi-msft"}, "phi-msft .* newer revision"),
+        ({"architectures": ["BloomForCausalLM"], "apply_residual_connection_post_layernorm": True}, "post_layernorm"),
+        ({"architectures": ["MPTForCausalLM"], "attn_config": {"alibi": False}}, r"attn_config\.alibi` False"),
+        ({"architectures": ["MPTForCausalLM"], "no_bias": False}, "`no_bias` false"),
+        ({"architectures": ["SmolLM3ForCausalLM"], "no_rope_layers": [1]}, "`no_rope_layers` has 1 of 2 layers"),
+        ({"architectures": ["Exaone4ForCausalLM"], "sliding_window_pattern": "LX"}, "letters L and G, not 'LX'"),
+        ({"architectures": ["GPT2LMHeadCustomModel"], "attention_head_type": "multihead"}, "must be multiquery"),
+        ({"architectures": ["Gemma3ForConditionalGeneration"]}, "`text_config` is missing"),
         ({"architectures": ["GPT2LMHeadModel"], "add_cross_attention": True}, "add_cross_attention"),
         ({"architectures": ["Gemma2ForCausalLM"], "use_bidirectional_attention": True}, "use_bidirectional_attention"),
     ],
