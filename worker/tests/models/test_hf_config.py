@@ -103,6 +103,15 @@ def test_older_files_mean_what_transformers_reads_in_them(model_type: str) -> No
     assert found != describe(ModelConfig(sizes_of(model_type) | named)) or model_type in ("gemma", "ministral3")
 
 
+def test_falcon_of_before_is_read() -> None:
+    """Its class was RW; a model type of its own said that KV heads are grouped."""
+    sizes = {"vocab_size": 99, "hidden_size": 64, "n_layer": 2, "n_head": 4, "bias": False, "n_head_kv": 2}
+    for old, new in (("RefinedWeb", True), ("RefinedWebModel", False)):
+        same = sizes | {"new_decoder_architecture": new, "architectures": ["FalconForCausalLM"]}
+        rw = sizes | {"model_type": old, "architectures": ["RWForCausalLM"]}
+        assert describe(ModelConfig(rw)) == describe(ModelConfig(same))
+
+
 def test_letters_say_which_layers_are_global() -> None:
     """EXAONE 4: the pattern repeats, and the last layer is global in any case."""
     values = {"sliding_window": 9, "sliding_window_pattern": "LLG", "num_hidden_layers": 5}

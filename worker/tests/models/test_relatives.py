@@ -231,8 +231,23 @@ def mistral3_vision() -> PreTrainedModel:
     )
 
 
+def ministral3_vision() -> PreTrainedModel:
+    vision = VISION | {"model_type": "pixtral", "head_dim": 16}
+    rope = {
+        "rope_type": "yarn",
+        "rope_theta": 1e4,
+        "factor": 4.0,
+        "original_max_position_embeddings": 16,
+        "llama_4_scaling_beta": 0.3,
+    }
+    text = TEXT | {"model_type": "ministral3", "rope_parameters": rope}
+    return Mistral3ForConditionalGeneration(
+        Mistral3Config(text_config=text, vision_config=vision, tie_word_embeddings=False)
+    )
+
+
 @pytest.mark.parametrize("kernels", ["", cpu_kernels.OFF])
-@pytest.mark.parametrize("make", [gemma3_vision, mistral3_vision])
+@pytest.mark.parametrize("make", [gemma3_vision, mistral3_vision, ministral3_vision])
 def test_the_language_model_of_one_that_sees_is_served(
     make: Callable[[], PreTrainedModel], kernels: str, sequences: list[list[int]], tmp_path: Path
 ) -> None:

@@ -61,4 +61,10 @@ def falcon(c: ModelConfig) -> tuple[Decoder, Names]:
     return decoder(c, layer, norm), names
 
 
+def refined_web(c: ModelConfig) -> tuple[Decoder, Names]:
+    """Falcon before transformers had it: the 40B's style had a model type of its own instead of a field."""
+    return falcon(c.with_defaults(DEFAULTS | {"new_decoder_architecture": c.get("model_type") == "RefinedWeb"}))
+
+
 FALCON = Architecture(falcon, DEFAULTS)
+REFINED_WEB = Architecture(refined_web, DEFAULTS)

@@ -91,6 +91,6 @@ MISTRAL3_DEFAULTS: dict[str, Any] = {
     "rope_theta": 1e9,
     "sliding_window": None,
 }
-MISTRAL_VISION = text_part(Architecture(mistral, DEFAULTS | MISTRAL3_DEFAULTS))
+MISTRAL_TEXT = text_part(Architecture(mistral, DEFAULTS | MISTRAL3_DEFAULTS))
 QWEN2 = Architecture(qwen2, QWEN_DEFAULTS)
 QWEN3 = Architecture(qwen3, QWEN_DEFAULTS | {"head_dim": 128})

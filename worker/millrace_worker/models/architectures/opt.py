@@ -22,6 +22,7 @@ NAMES = Names(
     up="fc1",
     down="fc2",
     optional_prefix="model.",
+    ignored=("*decoder.version",),
 )
 
 DEFAULTS = {

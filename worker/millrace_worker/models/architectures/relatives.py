@@ -12,12 +12,14 @@ from millrace_worker.models.architectures.vocabulary import (
     decoder,
     every_nth,
     gated_mlp,
+    head_dim,
     layer_windows,
     rotary,
+    text_part,
 )
 from millrace_worker.models.hf_config import ConfigError, ModelConfig
 from millrace_worker.models.names import Names
-from millrace_worker.models.spec import Attention, Decoder, HeadNorm, Layer, QueryGrowth, RmsNorm
+from millrace_worker.models.spec import Attention, Decoder, HeadNorm, Layer, QueryGrowth, RmsNorm, Rotary
 
 HUNYUAN_NAMES = replace(llama.NAMES, q_norm="self_attn.query_layernorm", k_norm="self_attn.key_layernorm")
 
@@ -84,8 +86,23 @@ def helium(c: ModelConfig) -> tuple[Decoder, Names]:
 def hunyuan(c: ModelConfig) -> tuple[Decoder, Names]:
     """Heads of q and k are normalized after they have been rotated."""
     norm = HeadNorm(norm=RmsNorm(eps=c.rms_norm_eps), after_rotation=True)
-    heads = attention(c, rotary(c), qk_norm=norm, qkv_bias=c.attention_bias, out_bias=c.attention_bias)
+    heads = attention(c, _hunyuan_rotary(c), qk_norm=norm, qkv_bias=c.attention_bias, out_bias=c.attention_bias)
     return llama_of(c, heads), HUNYUAN_NAMES
+
+
+def _hunyuan_rotary(c: ModelConfig) -> Rotary:
+    """What the files call "dynamic" and give an `alpha` is one base for all lengths."""
+    rope = c.rope_parameters()
+    if rope["rope_type"] != "dynamic" or not rope.get("alpha"):
+        return rotary(c)
+    dim = head_dim(c)
+    return Rotary(theta=rope["rope_theta"] * rope["alpha"] ** (dim / (dim - 2)), dim=dim)
+
+
+def mistral3_vision(c: ModelConfig) -> tuple[Decoder, Names]:
+    """The language model of one that sees is a Mistral or a Ministral 3."""
+    text = c.part("text_config").get("model_type")
+    return (MINISTRAL3_TEXT if text == "ministral3" else llama.MISTRAL_TEXT).describe(c)
 
 
 MINISTRAL = Architecture(
@@ -110,6 +127,8 @@ MINISTRAL3_DEFAULTS: dict[str, Any] = {
     },
 }
 MINISTRAL3 = Architecture(ministral3, llama.DEFAULTS | MINISTRAL3_DEFAULTS)
+MINISTRAL3_TEXT = text_part(MINISTRAL3)
+MISTRAL3_VISION = Architecture(mistral3_vision, {})
 SMOLLM3_DEFAULTS: dict[str, Any] = {
     "max_position_embeddings": 32768,
     "num_key_value_heads": 4,

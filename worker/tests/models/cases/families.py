@@ -22,6 +22,7 @@ WIDE_HEADS = {"head_dim": 32}
 LOCAL_AND_GLOBAL = ["sliding_attention", "full_attention", "sliding_attention"]
 ALTERNATING = GATED | {"sliding_window": 9}
 NO_WINDOWS = {"sliding_window": None, "layer_types": ["full_attention"] * 3}
+ALPHA = {"rope_type": "dynamic", "rope_theta": 10000.0, "alpha": 50.0, "factor": 1.0}
 GROWING = {
     "rope_type": "yarn",
     "rope_theta": 10000.0,
@@ -77,5 +78,6 @@ CASES = {
     "seed-oss": Case("seed_oss", GATED | WIDE_HEADS | {"attention_out_bias": True}),
     "ernie 4.5": Case("ernie4_5", GATED | WIDE_HEADS | {"use_bias": True}),
     "helium": Case("helium", ONE_KV | {"head_dim": 16}),
+    "hunyuan, dense, fixed alpha": Case("hunyuan_v1_dense", GATED | {"head_dim": 16, "rope_parameters": ALPHA}),
     "hunyuan, dense": Case("hunyuan_v1_dense", GATED | WIDE_HEADS),
 }
