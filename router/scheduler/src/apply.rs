@@ -28,6 +28,7 @@ impl Scheduler {
             }
         }
         self.release_held(step.step);
+        self.return_unseen_pages(&step);
         Ok(events)
     }
 

@@ -52,7 +52,7 @@ impl Scheduler {
     fn check_pages(&self) -> Result<(), String> {
         let paging = self.pool.paging();
         let mut num_owners = vec![0; self.pool.num_pages()];
-        for page in self.seats().flat_map(|seat| seat.table.pages()) {
+        for page in self.seats().flat_map(|seat| seat.table.held()) {
             num_owners[page.0 as usize] += 1;
         }
         for (id, sequence) in &self.sequences {
@@ -63,15 +63,33 @@ impl Scheduler {
             if let Some(page) = written.into_iter().find(|page| num_owners[page.0 as usize] != 1) {
                 return Err(format!("sequence {} writes page {}, which others own too", id.0, page.0));
             }
-            let num_distinct = pages.iter().map(|page| page.0).collect::<BTreeSet<_>>().len();
-            if paging.room(pages.len()) < seat.num_computed_tokens || num_distinct != pages.len() {
+            let held = seat.table.held();
+            let num_distinct = held.iter().map(|page| page.0).collect::<BTreeSet<_>>().len();
+            if paging.room(pages.len()) < seat.num_computed_tokens || num_distinct != held.len() {
                 return Err(format!("sequence {} has computed {} in {pages:?}", id.0, seat.num_computed_tokens));
             }
             if seat.num_computed_tokens >= sequence.tokens.len() && seat.table.num_promises(&self.pool) > 0 {
                 return Err(format!("sequence {} promises pages but has no tokens left to fill them", id.0));
             }
         }
+        self.check_windows()?;
         self.pool.check(&num_owners, self.seats().map(|seat| seat.table.num_promises(&self.pool)).sum())
+    }
+
+    /// Whatever is computed next, or again by a step in flight, finds the pages of its window.
+    fn check_windows(&self) -> Result<(), String> {
+        let seated = self.sequences.iter().filter_map(|(id, sequence)| Some((*id, sequence.seat()?)));
+        for (id, seat) in seated.chain(self.held.iter().map(|held| (held.sequence, &held.seat))) {
+            let in_flight =
+                self.in_flight.iter().filter(|step| step.step >= seat.first_step).flat_map(|step| &step.work);
+            let starts = in_flight.filter(|work| work.sequence == id).map(|work| work.start);
+            let next = starts.min().unwrap_or(seat.num_computed_tokens);
+            let (num_released, num_unseen) = (seat.table.num_released(), self.window().num_unseen_pages(next));
+            if num_released > num_unseen || (self.in_flight.is_empty() && num_released < num_unseen) {
+                return Err(format!("sequence {} has given back {num_released} pages, {num_unseen} are unseen", id.0));
+            }
+        }
+        Ok(())
     }
 
     fn check_flight(&self) -> Result<(), String> {

@@ -17,6 +17,8 @@ mod rows;
 mod scheduler;
 mod sequence;
 mod suspects;
+mod switch;
+mod window;
 
 pub use event::{FinishReason, GenerationEvent, WrongResult};
 pub use plan::*;

@@ -34,6 +34,7 @@ impl Scheduler {
         if self.in_flight.len() >= self.config.max_steps_in_flight as usize {
             return None;
         }
+        self.unseat_switched();
         let num_decodes = self.running_sequences().filter(|sequence| sequence.num_runnable_tokens() == 1).count();
         let mut draft = Draft {
             plan: StepPlan { step: self.num_steps_sent + 1, ..StepPlan::default() },
@@ -50,7 +51,7 @@ impl Scheduler {
         (!draft.plan.work.is_empty()).then(|| self.send(draft))
     }
 
-    fn running_sequences(&self) -> impl Iterator<Item = &Sequence> {
+    pub(crate) fn running_sequences(&self) -> impl Iterator<Item = &Sequence> {
         self.running.iter().filter_map(|place| self.sequences.get(&place.id))
     }
 
@@ -99,10 +100,10 @@ impl Scheduler {
         }
     }
 
-    /// Whether steps in flight hold back pages that nobody else owns.
+    /// Whether steps in flight hold back pages that nobody else owns, or that they are the last to read.
     fn pages_come_back(&self) -> bool {
-        let mut pages = self.held.iter().flat_map(|held| held.seat.table.pages());
-        pages.any(|&page| self.pool.num_owners(page) == 1)
+        let mut pages = self.held.iter().flat_map(|held| held.seat.table.held());
+        pages.any(|&page| self.pool.num_owners(page) == 1) || self.windows_will_move()
     }
 
     /// In order of arrival, up to the first that does not fit: what it needs must not go to others.
@@ -142,6 +143,7 @@ impl Scheduler {
         if !self.fits(place.id, &opening) {
             return Entrance::Full;
         }
+        let is_long = self.sequences.get(&place.id).is_some_and(|sequence| self.is_long(sequence));
         let (Some(row), Some(sequence)) = (self.rows.take(), self.sequences.get_mut(&place.id)) else {
             return Entrance::Full;
         };
@@ -165,8 +167,8 @@ impl Scheduler {
             sampling: sequence.sampling.clone(),
             prompt_logprobs: sequence.collects_prompt_logprobs(),
         });
-        let seat =
-            Seat { row, table, num_computed_tokens: start, first_step: draft.plan.step, num_shared_tokens: start };
+        let (first_step, num_shared_tokens) = (draft.plan.step, start);
+        let seat = Seat { row, table, num_computed_tokens: start, first_step, num_shared_tokens, is_long };
         sequence.state = State::Running(seat);
         self.seated(place, start);
         draft.num_prefill_tokens -= count;
@@ -192,8 +194,9 @@ impl Scheduler {
     fn open(&mut self, id: SequenceId) -> Option<Opening> {
         let paging = self.pool.paging();
         let sequence = self.sequences.get(&id)?;
+        let root = self.root(sequence);
         if !paging.has_pages() {
-            return Some(Opening::nothing(sequence.namespace));
+            return Some(Opening::nothing(root));
         }
         if matches!(sequence.state, State::Waiting) {
             match self.donor(sequence) {
@@ -203,20 +206,26 @@ impl Scheduler {
             }
         }
         if sequence.collects_prompt_logprobs() {
-            return Some(Opening::nothing(sequence.namespace));
+            return Some(Opening::nothing(root));
         }
         if sequence.waits_for.as_ref().is_some_and(|promise| self.pool.is_promised(promise)) {
             return None;
         }
         // The last token is computed in any case: its logits are needed.
         let max_pages = paging.num_full_pages(sequence.tokens.len() - 1);
-        let prefix = self.pool.find(sequence.namespace, &sequence.tokens, max_pages);
+        let prefix = self.pool.find(root, &sequence.tokens, max_pages);
         let is_promised = prefix.promised.is_some();
         self.sequences.get_mut(&id)?.waits_for = prefix.promised;
         let num_published = prefix.pages.len();
         let num_computed_tokens = paging.room(num_published);
-        let opening =
-            Opening { pages: prefix.pages, num_published, tail: prefix.tail, copy_from: None, num_computed_tokens };
+        let opening = Opening {
+            pages: prefix.pages,
+            num_unseen: self.window().num_unseen_pages(num_computed_tokens),
+            num_published,
+            tail: prefix.tail,
+            copy_from: None,
+            num_computed_tokens,
+        };
         (!is_promised).then_some(opening)
     }
 
@@ -227,6 +236,8 @@ impl Scheduler {
         for other in earlier.filter_map(|id| self.sequences.get(id)) {
             match &other.state {
                 // The copy comes at the start of a later step than the one that fills the page.
+                // What has been given back, or computed as a longer sequence, cannot be copied.
+                State::Running(seat) if seat.table.num_released() > 0 || seat.is_long != self.is_long(sequence) => {}
                 State::Running(seat) if seat.num_computed_tokens >= sequence.num_prompt_tokens => {
                     // Its prompt logprobs are this one's too, as soon as they are here.
                     return if sequence.collects_prompt_logprobs() { Donor::Later } else { Donor::Now(seat) };
@@ -248,7 +259,7 @@ impl Scheduler {
             pages: donated[..num_shared].to_vec(),
             copy_from: (offset > 0).then(|| donated[num_shared]),
             num_computed_tokens: start,
-            ..Opening::nothing(sequence.namespace)
+            ..Opening::nothing(self.root(sequence))
         }
     }
 
@@ -260,10 +271,15 @@ impl Scheduler {
         if !paging.has_pages() {
             return self.is_within_budget(sequence);
         }
-        let num_shared_available = opening.pages.iter().filter(|&&page| self.pool.num_owners(page) == 0).count();
+        let shared = opening.shared();
+        let num_shared_available = shared.iter().filter(|&&page| self.pool.num_owners(page) == 0).count();
         let num_available = self.pool.num_available() - num_shared_available;
         let num_needed = match sequence.state {
-            State::Preempted => paging.num_pages(sequence.num_tokens_to_resume()) - opening.pages.len(),
+            State::Preempted => {
+                let (tokens, step) = (sequence.num_tokens_to_resume(), self.config.max_step_tokens as usize);
+                let at_once = self.window().num_pages_at_once(tokens, step).min(self.pool.num_pages());
+                at_once.min(paging.num_pages(tokens) - opening.num_unseen).saturating_sub(shared.len()).max(1)
+            }
             State::Waiting | State::Running(_) => 1,
         };
         num_needed <= num_available
@@ -309,7 +325,8 @@ impl Scheduler {
                 seat.publish(&mut self.pool, &sequence.tokens);
             }
         }
-        SentWork { sequence: work.sequence, start, samples: work.samples, num_prompt_logprobs, is_void: false }
+        let (sequence, end, samples) = (work.sequence, start + count, work.samples);
+        SentWork { sequence, start, end, samples, num_prompt_logprobs, is_void: false }
     }
 }
 

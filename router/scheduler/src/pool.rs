@@ -108,10 +108,10 @@ impl PagePool {
     }
 
     /// The known pages at the beginning of `tokens`, at most `max_pages` of them.
-    pub(crate) fn find(&self, namespace: u64, tokens: &[u32], max_pages: usize) -> Prefix {
+    pub(crate) fn find(&self, root: Parent, tokens: &[u32], max_pages: usize) -> Prefix {
         match &self.prefixes {
-            Some(prefixes) => prefixes.find(namespace, self.paging.split(tokens).take(max_pages)),
-            None => Prefix { pages: Vec::new(), tail: Parent::Namespace(namespace), promised: None },
+            Some(prefixes) => prefixes.find(root, self.paging.split(tokens).take(max_pages)),
+            None => Prefix { pages: Vec::new(), tail: root, promised: None },
         }
     }
 

@@ -12,10 +12,14 @@ use crate::PageId;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct EntryId(u64);
 
-/// What comes before a page: nothing (the root of its namespace), or another page's entry.
+/// What comes before a page: nothing (the root of its kind), or another page's entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Parent {
-    Namespace(u64),
+    Root {
+        namespace: u64,
+        /// Computed beyond the model's position switch: other keys and values of the same tokens.
+        is_long: bool,
+    },
     Entry(EntryId),
 }
 
@@ -56,8 +60,8 @@ pub(crate) struct PrefixCache {
 
 impl PrefixCache {
     /// Walks the tree along `pages`, which are slices of one page each.
-    pub(crate) fn find<'a>(&self, namespace: u64, pages: impl Iterator<Item = &'a [u32]>) -> Prefix {
-        let mut found = Prefix { pages: Vec::new(), tail: Parent::Namespace(namespace), promised: None };
+    pub(crate) fn find<'a>(&self, root: Parent, pages: impl Iterator<Item = &'a [u32]>) -> Prefix {
+        let mut found = Prefix { pages: Vec::new(), tail: root, promised: None };
         let mut key = Key { parent: found.tail, tokens: Vec::new() };
         for tokens in pages {
             key.tokens.clear();

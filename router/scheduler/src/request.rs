@@ -16,6 +16,10 @@ pub struct Config {
     /// nothing is shared or copied, and `num_pages` and `prefix_caching` mean nothing.
     pub page_size: u32,
     pub num_pages: u32,
+    /// No layer reads further back than so many positions, the reader's own included; 0: all are read.
+    pub attention_window: u32,
+    /// A sequence of more tokens than this is computed with other positions than a shorter one; 0: all are alike.
+    pub position_switch: u32,
     /// Prompt and output of one sequence together.
     pub max_sequence_tokens: u32,
     /// Without pages: prompt and `max_new_tokens` of all running sequences together, however few of them that leaves.
@@ -109,5 +113,7 @@ pub struct Stats {
     pub cached_prompt_tokens_total: u64,
     pub admissions_total: u64,
     pub preemptions_total: u64,
+    /// Sequences computed anew because they became longer than `position_switch`.
+    pub position_switches_total: u64,
     pub steps_total: u64,
 }

@@ -59,6 +59,8 @@ pub(crate) struct SentStep {
 pub(crate) struct SentWork {
     pub(crate) sequence: SequenceId,
     pub(crate) start: usize,
+    /// One past its last position.
+    pub(crate) end: usize,
     pub(crate) samples: bool,
     pub(crate) num_prompt_logprobs: usize,
     /// Computed from pages whose step failed: the answer means nothing.
@@ -71,6 +73,7 @@ pub(crate) struct Totals {
     pub(crate) cached_prompt_tokens: u64,
     pub(crate) admissions: u64,
     pub(crate) preemptions: u64,
+    pub(crate) position_switches: u64,
     pub(crate) steps: u64,
 }
 
@@ -201,6 +204,7 @@ impl Scheduler {
             cached_prompt_tokens_total: self.totals.cached_prompt_tokens,
             admissions_total: self.totals.admissions,
             preemptions_total: self.totals.preemptions,
+            position_switches_total: self.totals.position_switches,
             steps_total: self.totals.steps,
         }
     }
@@ -235,9 +239,9 @@ impl Scheduler {
         }
     }
 
-    /// Pages of a sequence at its longest. Its last token is never computed.
+    /// Pages that a sequence at its longest needs at once. Its last token is never computed.
     fn num_pages_for(&self, max_tokens: usize) -> usize {
-        self.pool.paging().num_pages(max_tokens - 1)
+        self.window().num_pages_at_once(max_tokens - 1, 1)
     }
 
     /// The one place where sequences end.
@@ -254,15 +258,24 @@ impl Scheduler {
         Some(GenerationEvent::Finished { sequence: id, reason })
     }
 
-    /// Takes a running sequence's seat. Its tokens are kept, results in flight still come.
+    /// Takes a running sequence's seat, because others need its pages or what it read is wrong.
     pub(crate) fn preempt(&mut self, place: Place) {
-        let Some(sequence) = self.sequences.get_mut(&place.id) else { return };
+        self.totals.preemptions += u64::from(self.unseat(place));
+    }
+
+    /// Takes a running sequence's seat. Its tokens are kept, results in flight still come. False: it has none.
+    pub(crate) fn unseat(&mut self, place: Place) -> bool {
+        let Some(sequence) = self.sequences.get_mut(&place.id) else { return false };
+        if !matches!(sequence.state, State::Running(_)) {
+            return false;
+        }
+        sequence.waits_for = None;
         if let State::Running(seat) = std::mem::replace(&mut sequence.state, State::Preempted) {
             self.running.remove(&place);
             self.preempted.insert(place);
-            self.totals.preemptions += 1;
             self.vacate(place.id, seat);
         }
+        true
     }
 
     /// Returns row and pages: at once if no step is in flight, else when the last one sent is back.

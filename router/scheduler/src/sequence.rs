@@ -33,6 +33,8 @@ pub(crate) struct Seat {
     /// The first step it took part in, and how many tokens it found computed then.
     pub(crate) first_step: u64,
     pub(crate) num_shared_tokens: usize,
+    /// Whether it is computed as a sequence beyond the position switch.
+    pub(crate) is_long: bool,
 }
 
 impl Seat {
@@ -180,6 +182,8 @@ impl Sequence {
 #[derive(Debug)]
 pub(crate) struct Opening {
     pub(crate) pages: Vec<PageId>,
+    /// So many of `pages` are never read: they only keep the place of the others.
+    pub(crate) num_unseen: usize,
     /// So many of `pages` have their place in the prefix tree; `tail` is the last one's.
     pub(crate) num_published: usize,
     pub(crate) tail: Parent,
@@ -190,8 +194,12 @@ pub(crate) struct Opening {
 
 impl Opening {
     /// Everything is still to be computed.
-    pub(crate) fn nothing(namespace: u64) -> Self {
-        let tail = Parent::Namespace(namespace);
-        Self { pages: Vec::new(), num_published: 0, tail, copy_from: None, num_computed_tokens: 0 }
+    pub(crate) fn nothing(root: Parent) -> Self {
+        Self { pages: Vec::new(), num_unseen: 0, num_published: 0, tail: root, copy_from: None, num_computed_tokens: 0 }
+    }
+
+    /// The pages that it will own.
+    pub(crate) fn shared(&self) -> &[PageId] {
+        &self.pages[self.num_unseen..]
     }
 }

@@ -38,7 +38,7 @@ pub enum BadLimits {
 /// The worst step is a full prefill budget or, since decodes are never cut, a token for every row. How long a sequence may
 /// become is left open unless the operator says: the workers then answer what their memory holds.
 pub(super) fn worst_case(config: &Config, model: &ModelDescription) -> Result<PrepareRequest, BadLimits> {
-    check_flags(config)?;
+    check_flags(config, model)?;
     let max_positions = model.max_positions;
     if let Some(total) = config.max_total_tokens.filter(|total| *total > max_positions) {
         return Err(BadLimits::TotalAbovePositions { total, max_positions });
@@ -54,7 +54,8 @@ pub(super) fn worst_case(config: &Config, model: &ModelDescription) -> Result<Pr
 }
 
 /// What requests may ask for on the workers that have prepared. A total that the operator leaves open is what the model's
-/// positions, its tokenizer, the rows and the KV pool all allow.
+/// positions, its tokenizer, the rows and the KV pool all allow. Where no layer reads further back than a window, the pool
+/// bounds no sequence whose window it holds.
 pub(super) fn limits(
     config: &Config,
     model: &ModelDescription,
@@ -71,15 +72,17 @@ pub(super) fn limits(
     if pool < 2 {
         return Err(BadLimits::NoPool { num_pages, page_size });
     }
-    let holds = u32::try_from(pool).unwrap_or(u32::MAX);
+    let longest = if holds_window(model, num_pages) { u64::MAX } else { pool };
+    let holds = u32::try_from(longest).unwrap_or(u32::MAX);
     let bounds = [model.max_positions, max_sequence_tokens, holds].into_iter();
+    let most_running = config.max_batch_total_tokens.filter(|_| longest == pool);
     let total = config
         .max_total_tokens
-        .unwrap_or_else(|| bounds.chain(model_max_length).chain(config.max_batch_total_tokens).min().unwrap_or(holds));
+        .unwrap_or_else(|| bounds.chain(model_max_length).chain(most_running).min().unwrap_or(holds));
     if total < 2 {
         return Err(BadLimits::TotalTooSmall { total });
     }
-    if u64::from(total) > pool {
+    if u64::from(total) > longest {
         return Err(BadLimits::TotalAbovePool { total, pool });
     }
     let input = config.max_input_tokens.unwrap_or(total - 1);
@@ -89,7 +92,13 @@ pub(super) fn limits(
     Ok(Limits { max_input_tokens: input, max_total_tokens: total, vocab_size: model.vocab_size })
 }
 
-fn check_flags(config: &Config) -> Result<(), BadLimits> {
+/// Whether sequences have a window, and the pool room for it wherever it begins in a page.
+fn holds_window(model: &ModelDescription, num_pages: u32) -> bool {
+    let ModelDescription { attention_window: window, page_size, .. } = *model;
+    window > 0 && page_size > 0 && (window - 1).div_ceil(page_size) < num_pages
+}
+
+fn check_flags(config: &Config, model: &ModelDescription) -> Result<(), BadLimits> {
     if let (Some(input), Some(total)) = (config.max_input_tokens, config.max_total_tokens)
         && input >= total
     {
@@ -100,7 +109,9 @@ fn check_flags(config: &Config) -> Result<(), BadLimits> {
         return Err(BadLimits::PrefillAboveBatchTotal { prefill, batch_total });
     }
     match config.max_total_tokens {
-        Some(total) if total > batch_total => Err(BadLimits::TotalAboveBatchTotal { total, batch_total }),
+        Some(total) if total > batch_total && model.attention_window == 0 => {
+            Err(BadLimits::TotalAboveBatchTotal { total, batch_total })
+        }
         _ => Ok(()),
     }
 }
@@ -184,6 +195,23 @@ mod tests {
         assert_eq!((request.max_rows, request.max_step_tokens, request.max_pool_tokens), (8, 8, 320));
         assert_eq!(request.max_sequence_tokens, 100);
         assert!(request.prompt_logprobs, "any request may ask for them");
+    }
+
+    #[test]
+    fn a_sequence_with_a_window_may_be_longer_than_the_pool() {
+        let windowed = ModelDescription { attention_window: 33, ..model() };
+        let resolve = |flags: &str, num_pages| {
+            let request = worst_case(&config(flags), &windowed)?;
+            let max_sequence_tokens = if request.max_sequence_tokens == 0 { 2048 } else { request.max_sequence_tokens };
+            let prepared = Prepared { num_pages, max_sequence_tokens, ..Default::default() };
+            limits(&config(flags), &windowed, None, &prepared)
+        };
+        // A window of 33 positions lies in three pages at most.
+        assert_eq!(resolve("--max-batch-total-tokens 48", 3).unwrap().max_total_tokens, 2048);
+        assert_eq!(resolve("--max-batch-total-tokens 48 --max-total-tokens 500", 3).unwrap().max_total_tokens, 500);
+        assert_eq!(resolve("--max-batch-total-tokens 32", 2).unwrap().max_total_tokens, 32);
+        let refused = resolve("--max-batch-total-tokens 32 --max-total-tokens 500", 2);
+        assert_eq!(refused.unwrap_err(), BadLimits::TotalAbovePool { total: 500, pool: 32 });
     }
 
     #[test]

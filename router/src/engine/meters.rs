@@ -57,6 +57,7 @@ struct PoolMeters {
     prompt_tokens_computed: Counter,
     prompt_tokens_cached: Counter,
     preemptions: Counter,
+    position_switches: Counter,
     steps: Counter,
 }
 
@@ -194,6 +195,7 @@ impl PoolMeters {
             prompt_tokens_computed: counter!("millrace_prompt_tokens_computed_total"),
             prompt_tokens_cached: counter!("millrace_prompt_tokens_cached_total"),
             preemptions: counter!("millrace_preemptions_total"),
+            position_switches: counter!("millrace_position_switches_total"),
             steps: counter!("millrace_steps_total"),
         }
     }
@@ -206,6 +208,7 @@ impl PoolMeters {
         self.prompt_tokens_computed.absolute(stats.computed_prompt_tokens_total);
         self.prompt_tokens_cached.absolute(stats.cached_prompt_tokens_total);
         self.preemptions.absolute(stats.preemptions_total);
+        self.position_switches.absolute(stats.position_switches_total);
         self.steps.absolute(stats.steps_total);
     }
 }

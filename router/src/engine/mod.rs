@@ -152,6 +152,8 @@ impl<W: Workers> Engine<W> {
             max_step_tokens: self.config.max_step_tokens(),
             page_size: session.model.page_size,
             num_pages: session.prepared.num_pages,
+            attention_window: session.model.attention_window,
+            position_switch: session.model.position_switch,
             max_sequence_tokens: limits.max_total_tokens,
             max_batch_total_tokens: self.config.max_batch_total_tokens,
             waiting_served_ratio: self.config.waiting_served_ratio,

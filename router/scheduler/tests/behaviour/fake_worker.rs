@@ -23,6 +23,10 @@ pub(crate) struct Model {
     pub(crate) vocab: u32,
     /// 0: the end-of-sequence token is never sampled by itself.
     pub(crate) eos_one_in: u64,
+    /// A step reads so many positions back, its own included; 0: all.
+    pub(crate) window: usize,
+    /// K and V are others, at all positions, when more tokens than this are known; 0: never.
+    pub(crate) switch: usize,
 }
 
 impl Model {
@@ -31,8 +35,15 @@ impl Model {
         mix(hash, u64::from(token))
     }
 
-    fn start(sampling: &Sampling) -> u64 {
-        mix(0, u64::from(sampling.top_k))
+    /// Of a sequence of which `num_tokens` are known.
+    fn start(self, sampling: &Sampling, num_tokens: usize) -> u64 {
+        let is_long = self.switch > 0 && num_tokens > self.switch;
+        mix(u64::from(is_long), u64::from(sampling.top_k))
+    }
+
+    /// The first position that a step beginning at `start` reads.
+    pub(crate) fn first_read(self, start: usize) -> usize {
+        if self.window == 0 { 0 } else { start.saturating_sub(self.window - 1) }
     }
 
     fn next_token(self, hash: u64, sampling: &Sampling) -> u32 {
@@ -56,18 +67,19 @@ impl Model {
         max_new_tokens: u32,
         stops_at_eos: bool,
     ) -> Vec<u32> {
-        let mut hash = prompt.iter().fold(Self::start(sampling), |hash, &token| Self::extend(hash, token));
-        let mut output = Vec::new();
-        while output.len() < max_new_tokens as usize && !(stops_at_eos && output.last() == Some(&EOS)) {
-            let token = self.next_token(hash, sampling);
-            output.push(token);
-            hash = Self::extend(hash, token);
+        let mut tokens = prompt.to_vec();
+        let is_whole =
+            |output: &[u32]| output.len() >= max_new_tokens as usize || stops_at_eos && output.last() == Some(&EOS);
+        while !is_whole(&tokens[prompt.len()..]) {
+            let start = self.start(sampling, tokens.len());
+            let hash = tokens.iter().fold(start, |hash, &token| Self::extend(hash, token));
+            tokens.push(self.next_token(hash, sampling));
         }
-        output
+        tokens.split_off(prompt.len())
     }
 
-    pub(crate) fn prompt_logprobs(prompt: &[u32], sampling: &Sampling) -> Vec<f32> {
-        let mut hash = Self::extend(Self::start(sampling), prompt[0]);
+    pub(crate) fn prompt_logprobs(self, prompt: &[u32], sampling: &Sampling) -> Vec<f32> {
+        let mut hash = Self::extend(self.start(sampling, prompt.len()), prompt[0]);
         let mut logprobs = Vec::new();
         for &token in &prompt[1..] {
             logprobs.push(Self::logprob(hash, token));
@@ -170,9 +182,17 @@ impl FakeWorker {
         }
         self.failing.clear();
         let mut pages: HashSet<PageId> = plan.copies.iter().flat_map(|copy| [copy.source, copy.target]).collect();
-        pages.extend(rows.iter().flat_map(|row| &self.rows[row.0 as usize].as_ref().unwrap().table));
+        for work in &plan.work {
+            let table = &self.rows[work.row.0 as usize].as_ref().unwrap().table;
+            pages.extend(table.iter().skip(self.num_unread_pages(work)));
+        }
         self.unanswered.push_back((Touched { rows, pages }, result));
         Ok(())
+    }
+
+    /// Entries at the beginning of a page table that `work` does not look at.
+    pub(crate) fn num_unread_pages(&self, work: &Work) -> usize {
+        self.model.first_read(work.start as usize).checked_div(self.page_size).unwrap_or(0)
     }
 
     /// New pages and released rows must not be touched by any step in flight.
@@ -236,15 +256,17 @@ impl FakeWorker {
         }
         let is_failing = self.failing.contains(&work.sequence);
         let mut is_clean = !is_failing;
-        let mut hash = Model::start(&state.sampling);
+        let mut hash = self.model.start(&state.sampling, state.tokens.len());
+        let first_read = if has_pages { self.model.first_read(start) } else { start.saturating_sub(1) };
         let mut logprobs = Vec::new();
         for position in 0..end {
             hash = Model::extend(hash, state.tokens[position]);
+            if position < first_read {
+                continue;
+            }
             let slot = if has_pages {
                 let page = state.table[position / self.page_size].0 as usize;
                 &mut self.slots[page * self.page_size + position % self.page_size]
-            } else if position + 1 < start {
-                continue;
             } else {
                 &mut state.carried
             };

@@ -4,6 +4,7 @@
 mod fake_worker;
 mod picture;
 mod pictures;
+mod pictures_of_length;
 mod pictures_of_sharing;
 mod pictures_without_pages;
 mod random;

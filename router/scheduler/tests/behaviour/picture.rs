@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! pages 4 of 4 tokens, budget 8        the pool; also: rows 4, ratio 0.3, patience 20, flight 2, no cache;
-//!                                      pages 0 of 0: none; then also: total 40
+//!                                      pages 0 of 0: none; then also: total 40; window 6 (a page that is not
+//!                                      read any more is drawn as -), switch 20
 //! add a prompt 6                       one sequence; also: new 10, like b, like b:4, space 2, logprobs
 //! add a b c prompt 6                   a group
 //! step a+4@0,1 b:8+2@3,4 2>4           plan, compute and apply one step: a computes 4 tokens in pages 0 and 1; b joins
@@ -22,7 +23,8 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use millrace_scheduler::{
-    Capacity, Config, FinishReason, GenerationEvent, Request, Sampling, Scheduler, SequenceId, StepPlan, StepResult,
+    Capacity, Config, FinishReason, GenerationEvent, PageId, Request, Sampling, Scheduler, SequenceId, StepPlan,
+    StepResult,
 };
 
 use crate::fake_worker::{EOS, FakeWorker, Model};
@@ -58,7 +60,10 @@ struct World {
     names: HashMap<String, (SequenceId, Vec<u32>)>,
 }
 
-const MODEL: Model = Model { vocab: 1 << 30, eos_one_in: 0 };
+fn model(config: &Config) -> Model {
+    let (window, switch) = (config.attention_window as usize, config.position_switch as usize);
+    Model { vocab: 1 << 30, eos_one_in: 0, window, switch }
+}
 
 /// The value of the word after `name`.
 fn value<T: std::str::FromStr>(words: &[&str], name: &str) -> Option<T> {
@@ -74,6 +79,8 @@ impl World {
             max_step_tokens: value(&words, "budget").unwrap_or(64),
             page_size: value(&words, "of").unwrap(),
             num_pages: words[0].parse().unwrap(),
+            attention_window: value(&words, "window").unwrap_or(0),
+            position_switch: value(&words, "switch").unwrap_or(0),
             max_sequence_tokens: 1000,
             waiting_served_ratio: value(&words, "ratio").unwrap_or(0.0),
             max_waiting_tokens: value(&words, "patience").unwrap_or(20),
@@ -81,7 +88,7 @@ impl World {
             prefix_caching: !words.contains(&"no"),
             max_steps_in_flight: value(&words, "flight").unwrap_or(2),
         };
-        let worker = FakeWorker::new(MODEL, config.max_rows, config.num_pages, config.page_size);
+        let worker = FakeWorker::new(model(&config), config.max_rows, config.num_pages, config.page_size);
         Self { config, scheduler: Scheduler::new(config), worker, names: HashMap::new() }
     }
 
@@ -131,7 +138,8 @@ impl World {
     }
 
     fn new_worker(&mut self) {
-        self.worker = FakeWorker::new(MODEL, self.config.max_rows, self.config.num_pages, self.config.page_size);
+        self.worker =
+            FakeWorker::new(model(&self.config), self.config.max_rows, self.config.num_pages, self.config.page_size);
     }
 
     fn add(&mut self, words: &[&str]) -> Result<(), String> {
@@ -203,6 +211,7 @@ impl World {
             "hits" => stats.cached_prompt_tokens_total as usize,
             "admissions" => stats.admissions_total as usize,
             "preemptions" => stats.preemptions_total as usize,
+            "switches" => stats.position_switches_total as usize,
             _ => panic!("no such gauge: {name}"),
         };
         let told: Vec<String> = words.chunks(2).map(|pair| format!("{} {}", pair[0], actual(pair[0]))).collect();
@@ -215,7 +224,10 @@ impl World {
             let joins = plan.admitted.iter().any(|admission| admission.row == work.row) && work.start > 0;
             let start = if joins { format!(":{}", work.start) } else { String::new() };
             let pages = self.worker.table_after(plan, work.row);
-            let pages: Vec<String> = pages.iter().map(|page| page.0.to_string()).collect();
+            let num_unread = self.worker.num_unread_pages(work);
+            let shown =
+                |(index, page): (usize, &PageId)| if index < num_unread { "-".to_owned() } else { page.0.to_string() };
+            let pages: Vec<String> = pages.iter().enumerate().map(shown).collect();
             write!(drawn, "{}{start}+{}@{} ", self.name(work.sequence), work.count, pages.join(",")).unwrap();
         }
         for copy in &plan.copies {
@@ -232,7 +244,7 @@ impl World {
                     let (name, prompt) = (self.name(*sequence), &self.names[self.name(*sequence)].1);
                     write!(told, "{name}.prefilled({cached_tokens}) ").unwrap();
                     if !prompt_logprobs.is_empty() {
-                        let expected = Model::prompt_logprobs(prompt, &Sampling::default());
+                        let expected = model(&self.config).prompt_logprobs(prompt, &Sampling::default());
                         assert_eq!(*prompt_logprobs, expected, "prompt logprobs of {name}");
                         write!(told, "{name}.logprobs ").unwrap();
                     }

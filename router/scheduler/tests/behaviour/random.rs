@@ -12,7 +12,11 @@ use crate::fake_worker::{EOS, FakeWorker, Model};
 use crate::rng::{Rng, fresh_seed, mix};
 
 const OPS_PER_EPISODE: usize = 400;
-const MODEL: Model = Model { vocab: 3, eos_one_in: 24 };
+
+fn model(config: &Config) -> Model {
+    let (window, switch) = (config.attention_window as usize, config.position_switch as usize);
+    Model { vocab: 3, eos_one_in: 24, window, switch }
+}
 
 #[test]
 fn whatever_happens_every_sequence_says_what_it_would_have_said_alone() {
@@ -50,6 +54,9 @@ struct Coverage {
     preemptions: u64,
     hits: u64,
     copies: usize,
+    switches: u64,
+    /// Sequences that came to their end though the pool never had room for all of it.
+    outgrown: usize,
     losses: usize,
     failures: usize,
     undisturbed: usize,
@@ -67,6 +74,10 @@ impl Coverage {
         self.preemptions += stats.preemptions_total;
         self.hits += stats.cached_prompt_tokens_total;
         self.copies += world.num_copies;
+        self.switches += stats.position_switches_total;
+        let room = (world.config.num_pages * world.config.page_size) as usize;
+        let has_outgrown = |client: &&Client| room > 0 && client.prompt.len() + client.received > room + 1;
+        self.outgrown += world.clients.values().filter(has_outgrown).count();
         self.losses += world.num_losses;
         self.failures += world.clients.values().filter(|client| client.is_failing).count();
         let is_whole =
@@ -75,6 +86,8 @@ impl Coverage {
     }
 
     fn check(&self) {
+        let by_length = [self.switches as usize, self.outgrown];
+        assert!(by_length.iter().all(|&count| count > 100), "too little happened: {self:?}");
         let rare = [self.preemptions as usize, self.hits as usize, self.copies, self.losses, self.failures];
         assert!(self.steps_without_pages > 1000, "too few steps without pages: {self:?}");
         assert!(rare.iter().all(|&count| count > 100) && self.undisturbed > 1000, "too little happened: {self:?}");
@@ -123,6 +136,8 @@ impl World {
             max_step_tokens: rng.between(1..=24) as u32,
             page_size: rng.between(0..=5) as u32,
             num_pages: rng.between(4..=40) as u32,
+            attention_window: if rng.one_in(2) { rng.between(1..=25) as u32 } else { 0 },
+            position_switch: if rng.one_in(3) { rng.between(2..=40) as u32 } else { 0 },
             max_sequence_tokens: 60,
             waiting_served_ratio: *rng.pick(&[0.0, 0.3, 1.2, 10.0]),
             max_waiting_tokens: rng.between(0..=20) as u32,
@@ -130,7 +145,7 @@ impl World {
             prefix_caching: !rng.one_in(4),
             max_steps_in_flight: rng.between(1..=3) as u32,
         };
-        let worker = FakeWorker::new(MODEL, config.max_rows, config.num_pages, config.page_size);
+        let worker = FakeWorker::new(model(&config), config.max_rows, config.num_pages, config.page_size);
         Self {
             has_faults: rng.one_in(2),
             rng,
@@ -203,8 +218,8 @@ impl World {
             prompt_logprobs: wants_logprobs,
             namespace,
         };
-        let room = (self.config.num_pages * self.config.page_size) as usize;
-        let is_too_long = self.config.page_size > 0 && tokens.len() + max_new_tokens as usize > room + 1;
+        let num_computed = tokens.len() + max_new_tokens as usize - 1;
+        let is_too_long = self.num_pages_at_once(num_computed) > self.config.num_pages as usize;
         match self.scheduler.submit(request) {
             Err(refused) if !is_too_long => return Err(format!("refused: {refused}")),
             Ok(()) if is_too_long => return Err("not refused".to_owned()),
@@ -212,7 +227,7 @@ impl World {
             Ok(()) => {}
         }
         for (id, sampling) in sequences {
-            let expected = MODEL.generate(&tokens, &sampling, max_new_tokens, stops_at_eos);
+            let expected = model(&self.config).generate(&tokens, &sampling, max_new_tokens, stops_at_eos);
             let client = Client {
                 prompt: tokens.clone(),
                 sampling,
@@ -267,8 +282,17 @@ impl World {
         self.events(events)
     }
 
+    /// The most pages that computing one token after another needs, of `num_tokens`.
+    fn num_pages_at_once(&self, num_tokens: usize) -> usize {
+        let Some(page_of) = std::num::NonZeroUsize::new(self.config.page_size as usize) else { return 0 };
+        let model = model(&self.config);
+        let at_once = |position: usize| position / page_of - model.first_read(position) / page_of + 1;
+        (0..num_tokens).map(at_once).max().unwrap_or(0)
+    }
+
     fn new_worker(&mut self) {
-        self.worker = FakeWorker::new(MODEL, self.config.max_rows, self.config.num_pages, self.config.page_size);
+        self.worker =
+            FakeWorker::new(model(&self.config), self.config.max_rows, self.config.num_pages, self.config.page_size);
     }
 
     fn step(&mut self) -> Result<(), String> {
@@ -328,7 +352,7 @@ impl World {
         match event {
             GenerationEvent::Prefilled { prompt_logprobs, cached_tokens, .. } => {
                 let expected = if client.wants_logprobs {
-                    Model::prompt_logprobs(&client.prompt, &client.sampling)
+                    model(&self.config).prompt_logprobs(&client.prompt, &client.sampling)
                 } else {
                     vec![]
                 };

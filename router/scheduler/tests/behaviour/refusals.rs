@@ -16,6 +16,8 @@ fn scheduler() -> Scheduler {
         waiting_served_ratio: 0.3,
         max_waiting_tokens: 20,
         max_batch_total_tokens: None,
+        attention_window: 0,
+        position_switch: 0,
         prefix_caching: true,
         max_steps_in_flight: 2,
     })
