@@ -29,6 +29,9 @@ impl Scheduler {
         }
         self.release_held(step.step);
         self.return_unseen_pages(&step);
+        for &source in &step.sources {
+            self.pool.release(source);
+        }
         Ok(events)
     }
 

@@ -72,6 +72,9 @@ impl Scheduler {
                 return Err(format!("sequence {} promises pages but has no tokens left to fill them", id.0));
             }
         }
+        for source in self.in_flight.iter().flat_map(|step| &step.sources) {
+            num_owners[source.0 as usize] += 1;
+        }
         self.check_windows()?;
         self.pool.check(&num_owners, self.seats().map(|seat| seat.table.num_promises(&self.pool)).sum())
     }

@@ -154,6 +154,7 @@ impl Scheduler {
         let count = wanted.min(room);
         if let Some(source) = opening.copy_from {
             let target = table.pages()[opening.pages.len()];
+            self.pool.share(source);
             draft.plan.copies.push(PageCopy { source, target });
         } else {
             table.promise(&mut self.pool, &sequence.tokens);
@@ -304,7 +305,8 @@ impl Scheduler {
         let Draft { mut plan, admitted, .. } = draft;
         plan.released = self.rows.take_released();
         let work = plan.work.iter().map(|work| self.commit(work)).collect();
-        self.in_flight.push_back(SentStep { step: plan.step, work });
+        let sources = plan.copies.iter().map(|copy| copy.source).collect();
+        self.in_flight.push_back(SentStep { step: plan.step, work, sources });
         self.num_steps_sent = plan.step;
         self.totals.steps += 1;
         self.gate.step_sent(admitted.is_some());

@@ -10,13 +10,13 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
-use crate::SequenceId;
 use crate::event::{FinishReason, GenerationEvent};
 use crate::policy::{Gate, JoinReason};
 use crate::pool::PagePool;
 use crate::request::{Capacity, Config, Refused, Request, Stats};
 use crate::rows::Rows;
 use crate::sequence::{Place, Seat, Sequence, State};
+use crate::{PageId, SequenceId};
 
 /// Owns every sequence and every KV page. See the crate's documentation for its four calls.
 #[derive(Debug)]
@@ -53,6 +53,8 @@ pub(crate) struct Held {
 pub(crate) struct SentStep {
     pub(crate) step: u64,
     pub(crate) work: Vec<SentWork>,
+    /// Pages that it copies from. They are its own too: their owner may give them back before it has run.
+    pub(crate) sources: Vec<PageId>,
 }
 
 #[derive(Debug)]

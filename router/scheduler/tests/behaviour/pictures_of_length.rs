@@ -89,6 +89,20 @@ fn a_preempted_sequence_comes_back_with_the_pages_of_its_window_only() {
 }
 
 #[test]
+fn a_page_that_a_step_in_flight_copies_is_held_though_its_sequence_has_left_it() {
+    picture(
+        "pages 6 of 2 tokens, budget 4, window 1, flight 2
+         add   a b prompt 4
+         send  a+4@0,1
+         send  a+1@-,-,2 b:3+1@-,3 1>3  # a needs page 1 no more, but its copy is still to be made
+         back
+         stats used 4                   # page 0 is b's, 1 the step's, 2 a's, 3 b's
+         back
+         stats used 1",
+    );
+}
+
+#[test]
 fn a_sequence_that_grows_beyond_the_switch_is_computed_anew() {
     picture(
         "pages 9 of 2 tokens, budget 8, switch 5
