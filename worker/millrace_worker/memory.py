@@ -47,6 +47,7 @@ class PoolAsk:
     max_positions: int
     max_sequence_tokens: int
     max_pool_tokens: int
+    attention_window: int = 0  # so many positions back is all that a sequence holds
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ def size_pool(ask: PoolAsk, room_bytes: int, *, exact: bool) -> PoolSize:
     """How many pages `room_bytes` give.
 
     With `exact` the room is what somebody asked for; otherwise pages beyond what all rows at their longest can fill are
-    left out. A pool smaller than one sequence shortens the longest sequence when that was left open.
-    Raises DoesNotFitError.
+    left out. A pool smaller than one sequence shortens the longest sequence when that was left open, but not if it has
+    room for a sequence's window. Raises DoesNotFitError.
     """
     longest = ask.max_sequence_tokens or ask.max_positions
     num_pages = room_bytes // ask.page_bytes
@@ -69,6 +70,8 @@ def size_pool(ask: PoolAsk, room_bytes: int, *, exact: bool) -> PoolSize:
     if ask.max_pool_tokens:
         num_pages = min(num_pages, _pages(ask.max_pool_tokens, ask.page_size))
     holds = num_pages * ask.page_size
+    if ask.attention_window and num_pages > _pages(ask.attention_window - 1, ask.page_size):
+        return PoolSize(num_pages, ask.max_sequence_tokens or min(longest, max(holds, OPEN_ROW_TOKENS)))
     if num_pages >= 1 and (holds >= longest or not ask.max_sequence_tokens):
         return PoolSize(num_pages, min(longest, holds))
     needed = _pages(longest, ask.page_size) * ask.page_bytes

@@ -6,6 +6,7 @@ T tokens of a step, D hidden width, R positions whose logits are wanted, V vocab
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 from torch import Tensor
@@ -73,8 +74,19 @@ class Model(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reach:
+    """What the length of a sequence changes, for whoever keeps its pages. Zero: nothing."""
+
+    attention_window: int = 0  # no layer reads further back than so many positions, the query's own included
+    position_switch: int = 0  # more known tokens than this: computed otherwise, at all positions
+
+
 class PagedModel(Model, Protocol):
     """Keys and values lie in pages, which the batch's page table names."""
+
+    @property
+    def reach(self) -> Reach: ...
 
     def allocate_kv(self, num_pages: int) -> None:
         """Makes the KV pool; an earlier one is dropped first."""

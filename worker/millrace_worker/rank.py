@@ -12,7 +12,7 @@ import torch
 from millrace_worker import logs
 from millrace_worker.engine import Engine, EngineParts
 from millrace_worker.memory import peak_beyond, room_for_pool
-from millrace_worker.model import FEATURES
+from millrace_worker.model import FEATURES, Reach, paged
 from millrace_worker.proto import worker_pb2
 from millrace_worker.rows import RowsShape
 from millrace_worker.store import StoreSize, Trial, store_of
@@ -64,6 +64,7 @@ class Rank:
 
     def describe(self) -> worker_pb2.ModelDescription:
         model, identity = self._parts.model, self._identity
+        reach = paged(model).reach if model.page_size else Reach()
         return worker_pb2.ModelDescription(
             architecture=identity.architecture,
             implementation=model.implementation,
@@ -78,6 +79,8 @@ class Rank:
             instance=self._instance,
             capabilities=[name for name in FEATURES if name not in model.missing],
             missing=dict(model.missing),
+            attention_window=reach.attention_window,
+            position_switch=reach.position_switch,
         )
 
     def is_prepared_for(self, request: worker_pb2.PrepareRequest) -> bool:

@@ -77,6 +77,7 @@ class PageStore:
             max_positions=self._model.max_positions,
             max_sequence_tokens=request.max_sequence_tokens,
             max_pool_tokens=request.max_pool_tokens,
+            attention_window=self._model.reach.attention_window,
         )
         pool = size_pool(ask, room.pool_bytes, exact=room.exact)
         return StoreSize(request.max_rows, pool.max_sequence_tokens, pool.num_pages)

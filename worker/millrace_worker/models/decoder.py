@@ -18,6 +18,7 @@ from millrace_worker.layers.embedding import Embed, Head
 from millrace_worker.layers.linear import Linear, Named
 from millrace_worker.layers.norm import Norm
 from millrace_worker.layers.qkv import Places, QkvSteps, QueryGrowth
+from millrace_worker.models.reach import reach_of
 from millrace_worker.models.spec import Decoder, Residual
 from millrace_worker.step import Batch
 
@@ -186,6 +187,7 @@ class CausalLM:
         self.spec, self.backend = spec, backend
         self.vocab_size, self.max_positions = spec.vocab, spec.max_positions
         self.page_size, self.missing = backend.page_size, dict[str, str]()
+        self.reach = reach_of(spec)
         self._ends, self._layers = ends, layers
 
     def plan(self, batch: Batch) -> DecoderStep:

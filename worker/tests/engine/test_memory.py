@@ -43,6 +43,10 @@ ASK = PoolAsk(page_size=16, page_bytes=1000, max_rows=4, max_positions=160, max_
         (ASK, 3_500, False, PoolSize(3, 48)),  # the longest sequence was left open: it shrinks
         (replace(ASK, max_sequence_tokens=48), 3_500, False, PoolSize(3, 48)),
         (replace(ASK, max_sequence_tokens=50), 10**9, False, PoolSize(16, 50)),
+        # A window of 33 positions lies in three pages at most: then no sequence is too long.
+        (replace(ASK, attention_window=33), 3_500, False, PoolSize(3, 160)),
+        (replace(ASK, attention_window=33, max_sequence_tokens=150), 3_500, False, PoolSize(3, 150)),
+        (replace(ASK, attention_window=34), 3_500, False, PoolSize(3, 48)),
     ],
 )
 def test_pool_sizes(ask: PoolAsk, room: int, exact: bool, size: PoolSize) -> None:

@@ -36,7 +36,8 @@ class PagedRun:
         self.random.shuffle(self.free_pages)
         self.free_rows = list(range(MAX_ROWS))
         self.table = np.full((MAX_ROWS, NUM_PAGES), NOT_A_PAGE, dtype=np.int32)
-        self.held: dict[int, list[int]] = {}
+        self.held: dict[int, list[int]] = {}  # by row, with those that have been returned
+        self.returned: dict[int, int] = {}
 
     def logits(self, sequences: list[list[int]], prompts: Mapping[int, int] | None = None) -> list[torch.Tensor]:
         """[len, vocabulary] of every position of every sequence; on ranks other than 0 the tensors are empty.
@@ -59,6 +60,8 @@ class PagedRun:
                 done[sequence] += count
                 if done[sequence] == len(sequences[sequence]):
                     self._release(running.pop(sequence))
+                else:
+                    self._return_unseen(running[sequence], done[sequence])
         return [torch.cat(parts) if parts else torch.empty(0) for parts in found]
 
     def _choose(self, left: list[int], running: dict[int, int], done: list[int]) -> list[Work]:
@@ -105,8 +108,17 @@ class PagedRun:
     def _shuffled(self, length: int) -> torch.Tensor:
         return torch.tensor(self.random.sample(range(length), length))
 
+    def _return_unseen(self, row: int, num_computed: int) -> None:
+        """Pages before the window of the next token go to others at once; the page table still names them."""
+        window = self.model.reach.attention_window
+        end = max(0, num_computed - window + 1) // PAGE if window else 0
+        unseen = self.held[row][self.returned.get(row, 0) : end]
+        self.returned[row] = max(end, self.returned.get(row, 0))
+        self._poison(unseen)
+        self.free_pages[:0] = unseen
+
     def _release(self, row: int) -> None:
-        pages = self.held.pop(row)
+        pages = self.held.pop(row)[self.returned.pop(row, 0) :]
         self._poison(pages)
         self.free_pages[:0] = pages
         self.table[row] = NOT_A_PAGE

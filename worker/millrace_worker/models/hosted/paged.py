@@ -11,6 +11,7 @@ from torch import Tensor
 
 from millrace_worker.attention.interface import AttentionBackend
 from millrace_worker.distributed import Group
+from millrace_worker.model import Reach
 from millrace_worker.models.hosted.body import Body
 from millrace_worker.models.hosted.layers import PagedAttention
 from millrace_worker.step import Batch
@@ -29,6 +30,7 @@ class HostedPagedModel:
     """As `model.Model` describes it, over pages."""
 
     implementation = "transformers"
+    reach = Reach()  # its layers may read all that is there
 
     def __init__(self, facts: Facts, body: Body, attention: PagedAttention, backend: AttentionBackend) -> None:
         self.backend = backend
