@@ -60,9 +60,11 @@ def weights_among(names: Iterable[str]) -> list[str]:
 
 
 def _indexed(index: Path) -> list[str]:
-    """The files that an index names. Raises `DownloadError` when one is missing."""
+    """The files that an index names. Raises `DownloadError` when it is broken or one is missing."""
     weight_map = _read_json(index).get("weight_map")
-    shards: set[str] = set(weight_map.values()) if isinstance(weight_map, dict) else set()
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise _unusable(f"{index} is broken: its `weight_map` must map tensors to names of files")
+    shards: set[str] = set(weight_map.values())
     missing = sorted(name for name in shards if not (index.parent / name).is_file())
     if missing:
         raise _unusable(f"{index.name} names {len(missing)} file(s) that are missing, the first is {missing[0]}")

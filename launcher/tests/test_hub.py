@@ -275,6 +275,10 @@ def test_an_index_whose_shards_are_missing_is_refused(tmp_path: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(LauncherError, match=r"model-2\.safetensors"):
         check_model_folder(folder)
+    for broken in ({"weight_map": {"a": 1}}, {"weight_map": []}, {}):
+        (folder / "model.safetensors.index.json").write_text(json.dumps(broken))
+        with pytest.raises(LauncherError, match="is broken: its `weight_map`"):
+            check_model_folder(folder)
 
 
 def test_quantized_weights_are_refused_by_the_name_of_their_method(tmp_path: Path) -> None:
