@@ -24,6 +24,7 @@ MIN_DISTINCT, MIN_LEAD = 8, 1e-3  # of the ids that follow; how far the chosen l
 # Deviations of the weights: of a matrix times the root of the width, of embeddings, of what vectors get added. A model
 # with narrow matrices and wide embeddings repeats one token for ever, above all where the head is tied.
 MATRIX, EMBEDDING, TIED_EMBEDDING, VECTOR = 1.6, 0.1, 0.05, 0.2
+NUDGE, THROWN = 2e-5, 0.01  # of an embedding's value, ten times what rounding does; of a logit
 KEPT = ("A_log",)  # an exponent
 
 
@@ -50,6 +51,19 @@ class Saved:
         if key not in self._known:
             self._known[key] = self.reference(torch.tensor([tokens]), use_cache=False).logits[0]
         return self._known[key]
+
+    @torch.inference_mode()
+    def num_clear(self, tokens: list[int]) -> int:
+        """How many leading positions have logits that two slightly other embeddings do not throw far away. Beyond them
+        the choice of a token's experts hangs by less than rounding may move it: either choice is right."""
+        if not any("Router" in type(module).__name__ for module in self.reference.modules()):
+            return len(tokens)
+        embeds = self.reference.get_input_embeddings()(torch.tensor([tokens]))
+        nudge = torch.randn_like(embeds) * NUDGE
+        moved = torch.cat((embeds * (1 + nudge), embeds * (1 - nudge)))
+        found = self.reference(inputs_embeds=moved, use_cache=False).logits
+        thrown = ((found - self.logits(tokens)).abs() > THROWN).any(-1).any(0).nonzero()
+        return int(thrown[0]) if len(thrown) else len(tokens)
 
     @cached_property
     def greedy(self) -> Greedy:

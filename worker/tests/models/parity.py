@@ -23,17 +23,20 @@ class Trial:
     sequences: list[list[int]]
     prompts: dict[int, int]  # of a sequence: its length before it grows by one token at a time
     expected: list[Tensor]
+    clear: list[int]  # so many leading positions of each have but one right answer
 
     @classmethod
     def of(cls, saved: Saved, sequences: list[list[int]]) -> Trial:
         greedy = saved.greedy
         every = [*sequences, greedy.tokens]
-        return cls(every, {len(sequences): greedy.prompt}, [saved.logits(tokens) for tokens in every])
+        expected, clear = [saved.logits(tokens) for tokens in every], [saved.num_clear(tokens) for tokens in every]
+        assert 2 * sum(clear) > sum(map(len, every)), f"too few positions have one right answer: {clear}"
+        return cls(every, {len(sequences): greedy.prompt}, expected, clear)
 
     def difference(self, found: Sequence[Tensor]) -> float:
         """The greatest difference of a logit; NaN (of a page that nobody filled) is infinite."""
-        pairs = zip(found, self.expected, strict=True)
-        most = max(float((ours - theirs).abs().max()) for ours, theirs in pairs)
+        pairs = zip(found, self.expected, self.clear, strict=True)
+        most = max(float((ours - theirs)[:clear].abs().max()) for ours, theirs, clear in pairs if clear)
         return most if most == most else torch.inf  # noqa: PLR0124
 
     def same_ids(self, found: Sequence[Tensor]) -> bool:
