@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from torch import Tensor
 
 
@@ -37,3 +38,25 @@ class Batch:
         lengths = None if self.lengths is None else self.lengths[kept]
         columns = (self.rows[kept], self.starts[kept], self.counts[kept])
         return replace(self, rows=columns[0], starts=columns[1], counts=columns[2], lengths=lengths)
+
+    def in_chunks(self, size: int, page_size: int) -> Batch:
+        """The same tokens where every `size` positions are a sequence of their own.
+
+        Each entry has a row of its own, whose first page is that of its chunk. `size` is a multiple of `page_size`.
+        """
+        ends = self.starts + self.counts
+        firsts = self.starts // size
+        pieces = (ends - 1) // size - firsts + 1
+        entry = np.repeat(np.arange(len(pieces)), pieces)
+        begins = (firsts[entry] + np.arange(len(entry)) - np.repeat(np.cumsum(pieces) - pieces, pieces)) * size
+        starts, stops = np.maximum(self.starts[entry], begins) - begins, np.minimum(ends[entry], begins + size) - begins
+        reach = np.arange(-(-int(stops.max(initial=0)) // page_size))
+        places = np.minimum(begins[:, None] // page_size + reach, self.page_table_host.shape[1] - 1)
+        table = np.ascontiguousarray(self.page_table_host[self.rows[entry, None], places])
+        return Batch(
+            rows=np.arange(len(entry)),
+            starts=starts,
+            counts=stops - starts,
+            page_table=torch.from_numpy(table).to(self.page_table.device),
+            page_table_host=table,
+        )

@@ -22,6 +22,7 @@ class ScoreRule:
     window: int | None = None  # a query sees this many positions, its own included
     softcap: float | None = None  # scores become softcap * tanh(scores / softcap)
     alibi: tuple[float, ...] | None = None  # per query head: minus this times the distance is added
+    chunk: int | None = None  # a query sees only the chunk of this many positions that it is in
 
 
 class HeadNorm(Protocol):

@@ -31,14 +31,15 @@ QKV_DTYPE = ROTARY_DTYPE = torch.float32
 
 NOTHING_ROTATED = (0, 0)
 
-# Of layers that share a plan: query heads, KV heads, dimensions of a head, window.
-Shape = tuple[int, int, int, int | None]
+# Of layers that share a plan: query heads, KV heads, dimensions of a head, window, chunk.
+Shape = tuple[int, int, int, int | None, int | None]
 
 
 @dataclass(frozen=True)
 class Layer:
     kernel: Attention
     shape: Shape
+    chunk: int | None
     qkv_columns: int
     out: Workspace | FreshRows
 
@@ -75,10 +76,14 @@ class NativeBackend(Pooled):
         """Raises ValueError for a position without a page of the pool."""
         from millrace_kernels import Step
 
-        rows, starts, counts = map(np.ascontiguousarray, (batch.rows, batch.starts, batch.counts))
-        step = Step(rows, starts, counts, batch.page_table_host, self.pool.num_pages)
-        kernels = {layer.shape: layer.kernel for layer in self._layers}
-        return NativeStep(step.num_tokens, {shape: kernel.plan(step) for shape, kernel in kernels.items()})
+        steps = {}
+        for chunk in {layer.chunk for layer in self._layers}:
+            seen = batch if chunk is None else batch.in_chunks(chunk, self.page_size)
+            rows, starts, counts = map(np.ascontiguousarray, (seen.rows, seen.starts, seen.counts))
+            steps[chunk] = Step(rows, starts, counts, seen.page_table_host, self.pool.num_pages)
+        layers = {layer.shape: layer for layer in self._layers}
+        plans = {shape: layer.kernel.plan(steps[layer.chunk]) for shape, layer in layers.items()}
+        return NativeStep(batch.num_tokens, plans)
 
     def attend(self, heads: Heads, qkv_TC: Tensor, rotation: Rotation | None, step: NativeStep) -> Tensor:
         layer = self._layers[heads.layer]
@@ -109,7 +114,8 @@ def _layer(machine: Machine, heads: Heads, dtype: torch.dtype, workspaces: Works
     )
     return Layer(
         kernel=kernel,
-        shape=(heads.num_heads, heads.num_kv_heads, size, rule.window),
+        shape=(heads.num_heads, heads.num_kv_heads, size, rule.window, rule.chunk),
+        chunk=rule.chunk,
         qkv_columns=(heads.num_heads + 2 * heads.num_kv_heads) * size,
         out=workspaces.take(Role.ATTENDED, heads.num_heads * size, dtype),
     )

@@ -23,6 +23,9 @@ class Pooled:
         widths = {heads.width for heads in layers}
         if len(widths) != 1:
             raise ValueError(f"layers keep {sorted(widths)} values per token; one size for all is implemented")
+        for chunk in {heads.rule.chunk for heads in layers} - {None}:
+            if chunk is not None and chunk % PAGE_SIZE:
+                raise ValueError(f"attention in chunks of {chunk} positions: multiples of {PAGE_SIZE} are implemented")
         self.geometry = KvGeometry(
             num_layers=len(layers), width=widths.pop(), page_size=PAGE_SIZE, dtype=dtype, device=device
         )

@@ -96,6 +96,8 @@ class TorchBackend(Pooled):
         return TorchStep(self._device(slots), {rule: self._plan_rule(batch, rule) for rule in self._rules})
 
     def _plan_rule(self, batch: Batch, rule: ScoreRule) -> RulePlan:
+        if rule.chunk is not None:
+            batch = batch.in_chunks(rule.chunk, PAGE_SIZE)
         groups = planning.decode_groups(batch, rule, PAGE_SIZE, self._limits)
         decodes = tuple(self._decode_part(group, rule) for group in groups)
         chunks = planning.chunks(batch, rule, PAGE_SIZE)

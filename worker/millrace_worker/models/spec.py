@@ -86,6 +86,7 @@ class Attention:
     position: Rotary | Alibi | None  # None: positions are in the embedding, or nowhere
     scale: float | None = None  # None: head_dim ** -0.5
     window: int | None = None  # a query sees this many positions, its own included
+    chunk: int | None = None  # the text is cut into chunks of this many positions: a query sees only its own
     softcap: float | None = None
     qk_norm: HeadNorm | WidthNorm | None = None
     clip: float | None = None  # q, k and v are kept within [-clip, clip] (after `qk_norm`, before the rotation)

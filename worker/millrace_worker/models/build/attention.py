@@ -39,7 +39,7 @@ def local_heads(names: Names, weights: Weights, layer: int, attention: kinds.Att
         num_kv_heads=local.num_kv_heads,
         head_dim=local.head_dim,
         scale=scale,
-        rule=ScoreRule(attention.window, attention.softcap, alibi),
+        rule=ScoreRule(attention.window, attention.softcap, alibi, attention.chunk),
         qk_norm=qk_norm,
         pairs="neighbours" if neighbours else "halves",
         sinks=_sinks(names, weights, layer, attention) if attention.sinks else None,

@@ -30,6 +30,8 @@ GPT_OSS |= {"rope_parameters": YARN | {"truncate": False, "beta_fast": 8.0, "bet
 LONG = {"rope_type": "longrope", "rope_theta": 10000.0, "short_mscale": 1.1, "long_mscale": 1.3}
 LONG |= {"short_factor": [1.0 + i / 8 for i in range(8)], "long_factor": [2.0 + i / 4 for i in range(8)]}
 LONG |= {"original_max_position_embeddings": 80, "factor": 2.0}
+LLAMA4 = GATED | EXPERTS | {"num_local_experts": 5, "head_dim": 32, "intermediate_size_mlp": 80}
+LLAMA4 |= {"attention_chunk_size": 16, "floor_scale": 5, "no_rope_layers": [1, 0, 1], "moe_layers": [0, 2]}
 
 CASES = {
     "mixtral": Case("mixtral", GATED | EXPERTS | {"num_local_experts": 5}, thorough=True),
@@ -54,5 +56,10 @@ CASES = {
     "glm4-moe": Case("glm4_moe", GLM),
     "glm4-moe, groups": Case("glm4_moe", GLM | {"n_group": 4, "topk_group": 2}, thorough=True),
     "gpt-oss": Case("gpt_oss", GPT_OSS, reference="eager", thorough=True),
+    "llama4": Case("llama4_text", LLAMA4, thorough=True),
+    "llama4, one expert, all layers": Case(
+        "llama4_text",
+        GATED | {"num_local_experts": 4, "head_dim": 16, "use_qk_norm": False, "attn_temperature_tuning": False},
+    ),
     "ernie-moe": Case("ernie4_5_moe", ERNIE),
 }
