@@ -63,7 +63,7 @@ CASES = {
         "stablelm", GATED | {"use_parallel_residual": True, "qk_layernorm": True, "partial_rotary_factor": 0.5}
     ),
     "olmo": Case("olmo", GATED | {"clip_qkv": 0.7}),
-    "olmo2": Case("olmo2", GATED),
+    "olmo2": Case("olmo2", GATED, thorough=True),
     "olmo2, one KV head": Case("olmo2", ONE_KV | TIED),
     "olmo3": Case("olmo3", ALTERNATING | {"num_hidden_layers": 4}),
     "smollm3": Case("smollm3", GATED | {"no_rope_layer_interval": 2}),
