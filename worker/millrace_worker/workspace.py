@@ -24,6 +24,9 @@ class Role(Enum):
     ATTENTION_DELTA = auto()  # what the attention adds to the residual stream
     UP = auto()
     ROUTER = auto()  # a mixture's logits
+    RECURRENT_IN = auto()  # a recurrent layer's input and gate
+    SELECTED = auto()  # what its input selects of its state
+    STEPS = auto()  # how far each channel of it goes
     MLP_DELTA = auto()  # what the MLP adds to it
     DELTA_NORMED = auto()  # either of them, normalized once more
     STREAM = auto()  # the residual stream itself, where an operator makes it anew: never in a workspace

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from millrace_worker.attention.absent import NoAttention
 from millrace_worker.attention.interface import AttentionBackend, Heads, PagedLayer
 from millrace_worker.attention.latent_backend import LatentBackend, LatentHeads
 from millrace_worker.attention.native_backend import QKV_DTYPE, ROTARY_DTYPE, NativeBackend
@@ -47,6 +48,9 @@ FLOAT32_ROLES = (
     Role.MLP_DELTA,
     Role.DELTA_NORMED,
     Role.ROUTER,
+    Role.RECURRENT_IN,
+    Role.SELECTED,
+    Role.STEPS,
     Role.LOGITS,
 )
 
@@ -113,7 +117,7 @@ class NativeOperators:
         self.qkv_dtype = self.rotary_dtype = dtype
         self.backend: AttentionBackend
         plain = [each for each in layers if isinstance(each, Heads)]
-        if len(plain) == len(layers) and NativeBackend.supports(plain, dtype):
+        if layers and len(plain) == len(layers) and NativeBackend.supports(plain, dtype):
             self.qkv_dtype, self.rotary_dtype = QKV_DTYPE, ROTARY_DTYPE
             self.backend = NativeBackend(machine, plain, dtype, self._workspaces)
         else:
@@ -182,8 +186,10 @@ def expert_linears(operators: Operators, kind: ExpertKind, weights: ExpertWeight
     return up, operators.linear(weights.down, weights.down_bias, Role.MLP_DELTA)
 
 
-def torch_backend(layers: Sequence[PagedLayer], dtype: torch.dtype, device: torch.device) -> TorchBackend:
+def torch_backend(layers: Sequence[PagedLayer], dtype: torch.dtype, device: torch.device) -> AttentionBackend:
     """The one for the layers' kind of attention. Raises ValueError when they are of several."""
+    if not layers:
+        return NoAttention()
     latent = {isinstance(each, LatentHeads) for each in layers}
     if len(latent) != 1:
         raise ValueError("layers with and without latents in one model are not implemented")

@@ -68,6 +68,9 @@ class Checkpoint:
         self._unused = set(self._stored)
         self._held_bytes = 0
 
+    def has(self, name: str) -> bool:
+        return self._stored_name(name) is not None
+
     def read(
         self, name: str, shape: tuple[int, ...], *parts: slice, dtypes: tuple[torch.dtype, ...] = FLOATS
     ) -> Tensor:

@@ -12,7 +12,7 @@ from millrace_worker.distributed import Group
 from millrace_worker.model import Model
 from millrace_worker.models.architectures import describe
 from millrace_worker.models.hf_config import ModelConfig, UnsupportedError
-from millrace_worker.models.load import load_model
+from millrace_worker.models.load import load_native
 
 if TYPE_CHECKING:
     from millrace_worker.cpu_kernels import Machine
@@ -58,7 +58,7 @@ def choose(folder: Path, model_impl: str) -> Choice:
 def load(ask: ModelAsk, choice: Choice) -> Model:
     """The model, loaded. Raises ValueErrors that name the file or the field and what was expected."""
     if choice.implementation == NATIVE:
-        return load_model(ask.folder, dtype=ask.dtype, device=ask.device, group=ask.group, kernels=ask.kernels)
+        return load_native(ask.folder, dtype=ask.dtype, device=ask.device, group=ask.group, kernels=ask.kernels)
     from millrace_worker.models.hosted.library import HostedAsk
     from millrace_worker.models.hosted.load import load_hosted
 

@@ -18,6 +18,9 @@ from millrace_worker.models.checkpoint import Checkpoint
 from millrace_worker.models.decoder import CausalLM
 from millrace_worker.models.hf_config import ModelConfig
 from millrace_worker.models.names import Names
+from millrace_worker.models.recurrent.load import load_recurrent
+from millrace_worker.models.recurrent.model import RecurrentLM
+from millrace_worker.models.recurrent.spec import Recurrent
 from millrace_worker.models.sharding import Rank
 from millrace_worker.models.weights import Weights
 
@@ -25,9 +28,9 @@ if TYPE_CHECKING:
     from millrace_worker.cpu_kernels import Machine
 
 
-def load_model(
+def load_native(
     path: Path, *, dtype: torch.dtype, device: torch.device, group: Group, kernels: Machine | None = None
-) -> CausalLM:
+) -> CausalLM | RecurrentLM:
     """Loads this rank's part of the checkpoint in `path`. `kernels`: what `cpu_kernels.find` answered.
 
     Raises ConfigError (the configuration), CheckpointError (the weights) or ShardingError (the number of ranks), all
@@ -38,11 +41,25 @@ def load_model(
     checkpoint = Checkpoint(path, names.optional_prefix)
     rank = Rank(group.rank, group.size)
     weights = Weights(checkpoint=checkpoint, rank=rank, dtype=dtype, device=device, transposed=names.transposed)
+    frame = spec.frame if isinstance(spec, Recurrent) else spec
     with torch.inference_mode():
-        model = _load(spec, names, weights, group, kernels)
+        if isinstance(spec, Recurrent):
+            model = load_recurrent(spec, names, weights, group, kernels)
+        else:
+            model = _load(spec, names, weights, group, kernels)
     # A tied head may be stored all the same; the embedding is what counts.
-    tied = (f"{names.head}.weight",) if spec.tied else ()
+    tied = (f"{names.head}.weight",) if frame.tied else ()
     checkpoint.check_all_read(names.ignored + tied)
+    return model
+
+
+def load_model(
+    path: Path, *, dtype: torch.dtype, device: torch.device, group: Group, kernels: Machine | None = None
+) -> CausalLM:
+    """`load_native` of a decoder with attention, which it must be."""
+    model = load_native(path, dtype=dtype, device=device, group=group, kernels=kernels)
+    if not isinstance(model, CausalLM):
+        raise TypeError(f"{path} holds a model without attention")
     return model
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from millrace_worker.kv_pool import KvPool
-from millrace_worker.model import Model, paged
+from millrace_worker.model import Model, in_rows, paged
 from millrace_worker.step import Batch
 
 PAGE = 16
@@ -28,15 +28,14 @@ class PagedRun:
     """Sequences enter rows, compute in random chunks beside one another, and leave: their pages go back poisoned."""
 
     def __init__(self, model: Model, *, seed: int) -> None:
-        self.model, self.random = paged(model), random.Random(seed)
-        self.model.allocate_kv(NUM_PAGES)
-        self.device = pool(model).values.device
+        self.model, self.random = model, random.Random(seed)
+        self.held: dict[int, list[int]] = {}  # by row, with those that have been returned
+        self.device = self._allocate()
         self.free_pages = list(range(NUM_PAGES))
         self._poison(self.free_pages)
         self.random.shuffle(self.free_pages)
         self.free_rows = list(range(MAX_ROWS))
         self.table = np.full((MAX_ROWS, NUM_PAGES), NOT_A_PAGE, dtype=np.int32)
-        self.held: dict[int, list[int]] = {}  # by row, with those that have been returned
         self.returned: dict[int, int] = {}
 
     def logits(self, sequences: list[list[int]], prompts: Mapping[int, int] | None = None) -> list[torch.Tensor]:
@@ -71,15 +70,24 @@ class PagedRun:
             one = self.random.random() < 0.5 or left[sequence] < 2
             count = 1 if one else min(left[sequence], self.random.randint(2, MAX_CHUNK))
             row = running[sequence]
-            needed = -(-(done[sequence] + count) // PAGE) - len(self.held.get(row, []))
-            if self.random.random() < 0.2 or needed > len(self.free_pages):
-                continue
-            for _ in range(needed):
-                pages = self.held.setdefault(row, [])
-                self.table[row, len(pages)] = self.free_pages[-1]
-                pages.append(self.free_pages.pop())
-            work.append((sequence, row, count))
+            if self.random.random() >= 0.2 and self._take_pages(row, done[sequence] + count):
+                work.append((sequence, row, count))
         return work
+
+    def _allocate(self) -> torch.device:
+        paged(self.model).allocate_kv(NUM_PAGES)
+        return pool(self.model).values.device
+
+    def _take_pages(self, row: int, num_tokens: int) -> bool:
+        """Whether there were enough."""
+        needed = -(-num_tokens // PAGE) - len(self.held.get(row, []))
+        if needed > len(self.free_pages):
+            return False
+        for _ in range(needed):
+            pages = self.held.setdefault(row, [])
+            self.table[row, len(pages)] = self.free_pages[-1]
+            pages.append(self.free_pages.pop())
+        return True
 
     def _step(self, sequences: list[list[int]], work: list[Work], done: list[int], found: list) -> None:
         entries = [(sequence, row, done[sequence], count) for sequence, row, count in work]
@@ -126,3 +134,33 @@ class PagedRun:
 
     def _poison(self, pages: list[int]) -> None:
         pool(self.model).values[:, pages] = float("nan")
+
+
+class RowsRun(PagedRun):
+    """The same where states lie in rows: those of sequences that have left, and of all before the first, hold NaN."""
+
+    def _allocate(self) -> torch.device:
+        in_rows(self.model).allocate_rows(MAX_ROWS, 1000)
+        rows = getattr(self.model, "_rows")  # noqa: B009 - what a state is made of is the model's own
+        self._states = [state for each in rows for state in (each.tails, each.states)]
+        for row in range(MAX_ROWS):
+            self._poison_row(row)
+        return self._states[0].device
+
+    def _take_pages(self, row: int, num_tokens: int) -> bool:
+        return True
+
+    def _release(self, row: int) -> None:
+        self._poison_row(row)
+        self.free_rows.append(row)
+
+    def _poison(self, pages: list[int]) -> None:
+        pass
+
+    def _poison_row(self, row: int) -> None:
+        for state in self._states:
+            state[row] = float("nan")
+
+
+def run(model: Model, *, seed: int) -> PagedRun:
+    return (PagedRun if model.page_size else RowsRun)(model, seed=seed)

@@ -13,12 +13,12 @@ from millrace_worker import cpu_kernels
 from millrace_worker.distributed import Group
 from millrace_worker.layers import operators
 from millrace_worker.models.decoder import CausalLM
-from millrace_worker.models.load import load_model
+from millrace_worker.models.load import load_model, load_native
 from transformers import AutoModelForCausalLM
 
 from .cases import NATIVE, THOROUGH
 from .checkpoints import Saved
-from .paged import PagedRun, pool
+from .paged import PagedRun, pool, run
 from .parity import Trial
 
 CPU = torch.device("cpu")
@@ -56,7 +56,9 @@ def check_parity(
 ) -> None:
     seed = random.randrange(2**32)
     trial = Trial.of(reference, sequences)
-    found = PagedRun(load(reference, device=device, kernels=kernels), seed=seed).logits(trial.sequences, trial.prompts)
+    machine = cpu_kernels.find(kernels, 1)
+    model = load_native(reference.folder, dtype=torch.float32, device=device, group=Group(), kernels=machine)
+    found = run(model, seed=seed).logits(trial.sequences, trial.prompts)
     trial.check(found, f"{seed=}")
 
 

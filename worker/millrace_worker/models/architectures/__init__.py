@@ -21,6 +21,7 @@ from millrace_worker.models.architectures import (
     granite_moe,
     llama,
     llama4,
+    mamba,
     moe,
     mpt,
     nemotron,
@@ -35,6 +36,7 @@ from millrace_worker.models.architectures import (
 from millrace_worker.models.architectures.vocabulary import Architecture
 from millrace_worker.models.hf_config import ModelConfig, UnsupportedError
 from millrace_worker.models.names import Names
+from millrace_worker.models.recurrent.spec import Recurrent
 from millrace_worker.models.spec import Decoder
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -52,6 +54,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "Exaone4ForCausalLM": exaone.EXAONE4,
     "ExaoneForCausalLM": exaone.EXAONE,
     "FalconForCausalLM": falcon.FALCON,
+    "FalconMambaForCausalLM": mamba.FALCON_MAMBA,
+    "MambaForCausalLM": mamba.MAMBA,
+    "Mamba2ForCausalLM": mamba.MAMBA2,
     "Gemma2ForCausalLM": gemma.GEMMA2,
     "Gemma3ForCausalLM": gemma.GEMMA3,
     "Gemma3ForConditionalGeneration": gemma.GEMMA3_VISION,
@@ -101,7 +106,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
-def describe(config: ModelConfig) -> tuple[Decoder, Names]:
+def describe(config: ModelConfig) -> tuple[Decoder | Recurrent, Names]:
     """The spec and the tensor names of a checkpoint. Raises UnsupportedError for what is not implemented, naming it."""
     architecture = family_of(config)
     if architecture is None:

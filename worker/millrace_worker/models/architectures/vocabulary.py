@@ -9,6 +9,7 @@ from typing import Any
 from millrace_worker.models.architectures import positions
 from millrace_worker.models.hf_config import ConfigError, ModelConfig, UnsupportedError
 from millrace_worker.models.names import Names
+from millrace_worker.models.recurrent.spec import Recurrent
 from millrace_worker.models.spec import (
     Activation,
     Alibi,
@@ -41,7 +42,7 @@ OTHER_PARTS = (".vision_tower.*", ".multi_modal_projector.*")
 class Architecture:
     """`describe` reads a configuration whose absent fields have `defaults`: those of transformers for the family."""
 
-    describe: Callable[[ModelConfig], tuple[Decoder, Names]]
+    describe: Callable[[ModelConfig], tuple[Decoder | Recurrent, Names]]
     defaults: Mapping[str, Any]
     quantized: tuple[str, ...] = ()  # the `quant_method`s that it reads
 
