@@ -5,7 +5,14 @@ from __future__ import annotations
 from .case import WIDE, Case
 
 # Two heads for each group; steps that meet both limits.
-MAMBA2 = {"num_heads": 8, "head_dim": 16, "n_groups": 4, "state_size": 24, "time_step_limit": (0.4, 1.5)}
+MAMBA2 = {
+    "num_heads": 8,
+    "head_dim": 16,
+    "n_groups": 4,
+    "state_size": 24,
+    "time_step_limit": (0.4, 1.5),
+    "chunk_size": 16,
+}
 BIASED = {"use_bias": True, "use_conv_bias": False, "conv_kernel": 3}
 ONE_GROUP = {"n_groups": 1, "tie_word_embeddings": True}
 UNTIED = BIASED | {"tie_word_embeddings": False, "time_step_rank": 5}
@@ -15,7 +22,7 @@ CASES = {
     "mamba, untied, biased": Case("mamba", UNTIED, reference="eager", backend=False, ranks=(1,)),
     "mamba, packed": Case("mamba", WIDE, reference="eager", backend=False, ranks=(1,)),
     "falcon-mamba": Case("falcon_mamba", reference="eager", backend=False, ranks=(1,)),
-    "mamba2": Case("mamba2", MAMBA2 | {"chunk_size": 32}, reference="eager", backend=False, ranks=(1,)),
+    "mamba2": Case("mamba2", MAMBA2, reference="eager", backend=False, ranks=(1,)),
     "mamba2, tied, biased": Case(
         "mamba2",
         MAMBA2 | BIASED | {"n_groups": 1, "tie_word_embeddings": True},
