@@ -6,7 +6,8 @@ from __future__ import annotations
 from millrace_worker.config import WorkerConfig
 from millrace_worker.models.architectures import describe
 from millrace_worker.models.hf_config import ModelConfig, UnsupportedError
-from millrace_worker.models.sharding import Rank, local_attention
+from millrace_worker.models.recurrent.spec import Recurrent
+from millrace_worker.models.sharding import Rank, check_whole, local_attention
 from millrace_worker.models.spec import Attention
 from millrace_worker.models.weight_files import find_tensors
 
@@ -21,6 +22,10 @@ def check(config: WorkerConfig) -> None:
         spec, _ = describe(ModelConfig.read(config.model_path))
     except UnsupportedError:
         return
+    rank = Rank(config.rank, config.world_size)
+    if isinstance(spec, Recurrent):
+        check_whole(rank)
+        return
     for attention in {layer.attention for layer in spec.layers}:
         if isinstance(attention, Attention):
-            local_attention(attention, Rank(config.rank, config.world_size))
+            local_attention(attention, rank)

@@ -48,6 +48,12 @@ class Rank:
         return range(self.index * part, (self.index + 1) * part)
 
 
+def check_whole(rank: Rank) -> None:
+    """For layers that are not split. Raises ShardingError for more than one rank."""
+    if rank.size > 1:
+        raise ShardingError(f"recurrent layers are not split over shards: --num-shard is {rank.size}, set it to 1")
+
+
 @dataclass(frozen=True)
 class Piece:
     """Rows `start .. stop` of the stored tensor `name` (in its (out, in) form), which has `rows` of them."""

@@ -12,6 +12,7 @@ from millrace_kernels import Machine
 from millrace_worker import cpu_kernels
 from millrace_worker.distributed import Group
 from millrace_worker.layers import operators
+from millrace_worker.model import paged
 from millrace_worker.models.decoder import CausalLM
 from millrace_worker.models.load import load_model, load_native
 from transformers import AutoModelForCausalLM
@@ -127,7 +128,7 @@ def test_a_copied_page_serves_another_row(saved: Callable[[str], Saved]) -> None
     done, found = [0, 20], [[], []]
     run.table[0, :2], run.table[1, :2] = [7, 3], [7, 5]
     run._step([tokens, tokens], [(0, 0, 21)], done, found)
-    run.model.copy_pages(torch.tensor([3], dtype=torch.int32), torch.tensor([5], dtype=torch.int32))
+    paged(run.model).copy_pages(torch.tensor([3], dtype=torch.int32), torch.tensor([5], dtype=torch.int32))
     run._step([tokens, tokens], [(1, 1, 1)], done, found)
     torch.testing.assert_close(found[1][0][0], reference.logits(tokens)[-1], atol=1e-4, rtol=1e-5)
 

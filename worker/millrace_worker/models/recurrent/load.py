@@ -16,7 +16,7 @@ from millrace_worker.models.names import Names
 from millrace_worker.models.recurrent.mixers import CausalConvolution, Mamba2Mixer, MambaMixer, Mixer
 from millrace_worker.models.recurrent.model import RecurrentLayer, RecurrentLM
 from millrace_worker.models.recurrent.spec import Convolution, Mamba, Mamba2, Recurrent
-from millrace_worker.models.sharding import Piece, ShardingError
+from millrace_worker.models.sharding import Piece, check_whole
 from millrace_worker.models.weights import Weights
 from millrace_worker.workspace import Role
 
@@ -31,8 +31,7 @@ def load_recurrent(
     spec: Recurrent, names: Names, weights: Weights, group: Group, kernels: Machine | None
 ) -> RecurrentLM:
     """Raises ShardingError for more than one rank."""
-    if group.size > 1:
-        raise ShardingError(f"recurrent models are not split over ranks: --num-shard is {group.size}, set it to 1")
+    check_whole(weights.rank)
     if weights.checkpoint.has(f"{OLD_EMBEDDING}.weight"):
         names = replace(names, embed=OLD_EMBEDDING)
     operators = choose_operators(kernels, [], weights.dtype, weights.device)
