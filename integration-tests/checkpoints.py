@@ -42,6 +42,11 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gpt_neox": {"intermediate_size": 96, "use_parallel_residual": True},
     "falcon": {"new_decoder_architecture": True, "num_kv_heads": 2, "bias": False, "alibi": False},
 }
+# Those whose sequences hold no pages: test_row_state.py.
+RECURRENT: dict[str, dict[str, Any]] = {
+    "mamba": {"state_size": 16},
+    "mamba2": {"num_heads": 8, "head_dim": 16, "n_groups": 2, "state_size": 16, "chunk_size": 32},
+}
 GPT2_NAMES = {
     "hidden_size": "n_embd",
     "num_hidden_layers": "n_layer",
@@ -70,7 +75,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def make(folder: Path, architecture: str = "llama", **over: Any) -> Path:
     """Writes a random float32 checkpoint of that architecture into `folder`."""
-    values = SIZES | ARCHITECTURES[architecture] | over
+    values = SIZES | (ARCHITECTURES | RECURRENT)[architecture] | over
     if architecture == "gpt2":
         values = {GPT2_NAMES.get(key, key): value for key, value in values.items()}
     torch.manual_seed(len(architecture))
@@ -94,8 +99,9 @@ class Reference:
     """The same checkpoint in transformers, float32, on its SDPA path."""
 
     def __init__(self, folder: Path):
+        is_eager = any(name in str(folder) for name in ("gemma2", *RECURRENT))
         self.model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="eager" if "gemma2" in str(folder) else "sdpa"
+            folder, dtype=torch.float32, attn_implementation="eager" if is_eager else "sdpa"
         ).eval()
 
     @torch.no_grad()

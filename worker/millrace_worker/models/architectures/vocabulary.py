@@ -124,7 +124,7 @@ def decoder(c: ModelConfig, layers: Layer | list[Layer], norm: RmsNorm | LayerNo
 def text_part(family: Architecture) -> Architecture:
     """The language model within a model that sees, too: its fields are in `text_config`, its tensors have a prefix."""
 
-    def describe(c: ModelConfig) -> tuple[Decoder, Names]:
+    def describe(c: ModelConfig) -> tuple[Decoder | Recurrent, Names]:
         spec, names = family.describe(c.part("text_config").with_defaults(family.defaults))
         return spec, replace(
             names,

@@ -1,0 +1,95 @@
+"""Models whose sequences hold no pages: what is known of a sequence lies in its row, fixed in size."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import checkpoints
+import httpx
+import pytest
+import streams
+from conftest import Launch, Server, free_port
+
+# Prompts of several chunks, more of them at once than there are rows.
+LIMITS = ("--dtype", "float32", "--max-total-tokens", "256", "--max-input-tokens", "200")
+CHUNKED = (*LIMITS, "--max-batch-prefill-tokens", "32", "--max-batch-size", "6")
+NEW_TOKENS = 40
+REQUESTS = streams.mixed_requests(12, new_tokens=NEW_TOKENS)
+GREEDY = [request for request in REQUESTS if "seed" not in request[1]]
+
+
+@pytest.fixture(scope="module", params=["mamba", "mamba2"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.make(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path, launch_module: Launch) -> Server:
+    return launch_module(folder, *CHUNKED)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(server: Server) -> list[list[int]]:
+    return [streams.read(server.url, inputs, **parameters).ids for inputs, parameters in REQUESTS]
+
+
+def test_a_crowd_agrees_with_transformers_and_with_itself(
+    server: Server, folder: Path, undisturbed: list[list[int]]
+) -> None:
+    assert streams.crowd_ids(server.url, REQUESTS) == undisturbed
+    reference = checkpoints.Reference(folder)
+    for (inputs, parameters), ids in zip(REQUESTS, undisturbed, strict=True):
+        if "seed" not in parameters:
+            assert ids == reference.greedy(checkpoints.tokenizer().encode(inputs), NEW_TOKENS)[0]
+
+
+def test_a_killed_worker_costs_no_token(server: Server, undisturbed: list[list[int]]) -> None:
+    crowd = streams.Crowd(server.url, REQUESTS)
+    crowd.wait_started()
+    [worker] = server.children("millrace_worker")
+    os.kill(worker, signal.SIGKILL)
+    transcripts = crowd.transcripts()
+    assert [t.error for t in transcripts] == [None] * len(REQUESTS)
+    assert [t.ids for t in transcripts] == undisturbed
+    server.wait_healthy()
+
+
+def test_each_of_several_choices_computes_its_prompt(server: Server) -> None:
+    inputs, seed = REQUESTS[1][0], {"do_sample": True, "seed": 5, "max_new_tokens": 12}
+    details: dict[str, Any] = server.generate(inputs, best_of=2, details=True, **seed)["details"]
+    sequences = [details, *details["best_of_sequences"]]
+    found = {sequence["seed"]: [token["id"] for token in sequence["tokens"]] for sequence in sequences}
+    assert len(found) == 2
+    for each, ids in found.items():
+        assert streams.read(server.url, inputs, **seed | {"seed": each}).ids == ids
+
+
+def test_no_page_is_counted(server: Server, undisturbed: list[list[int]]) -> None:
+    assert undisturbed
+    assert server.metric("millrace_prompt_tokens_cached_total") == 0
+    for gauge in ("used", "cached", "free"):
+        assert server.metric(f"millrace_kv_pages_{gauge}") == 0
+    assert httpx.get(f"{server.url}/info", timeout=10).json()["max_total_tokens"] == 256
+
+
+def test_more_rows_than_memory_are_not_used(folder: Path, launch: Launch, undisturbed: list[list[int]]) -> None:
+    """Room for two sequences: the others wait."""
+    config_bytes = {"mamba": 2 * 4 * 128 * (3 + 16), "mamba2": 2 * 4 * (3 * (128 + 2 * 2 * 16) + 8 * 16 * 16)}
+    kind = "mamba2" if "mamba2" in (folder / "config.json").read_text() else "mamba"
+    server = launch(folder, *CHUNKED, "--kv-cache-memory", str(2 * config_bytes[kind] + 1))
+    assert '"rows":2' in server.output().replace(" ", "")
+    assert streams.crowd_ids(server.url, REQUESTS) == undisturbed
+
+
+def test_several_shards_are_refused_at_the_start(checkpoint: Callable[..., Path]) -> None:
+    launcher = str(Path(sys.executable).parent / "millrace-launcher")
+    command = [launcher, "--model-id", str(checkpoint("mamba")), "--num-shard", "2", "--port", str(free_port())]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode != 0
+    assert "recurrent layers are not split over shards: --num-shard is 2, set it to 1" in ended.stdout + ended.stderr
