@@ -78,10 +78,13 @@ def paired_scan(drive: Drive, decay_H: Tensor, state_HPN: Tensor) -> Tensor:
 def _paired_block(drive: Drive, decay_H: Tensor, state_HPN: Tensor) -> Tensor:
     length, heads, width = drive.x.shape
     groups = drive.into.shape[1]
-    # The share of a state that is left from before the block after each token, as a logarithm.
-    left_HL = torch.cumsum(drive.steps * decay_H, 0).t()
-    later_LL = torch.ones(length, length, dtype=torch.bool, device=left_HL.device).triu_(1)
-    weights_HLL = (left_HL[:, :, None] - left_HL[:, None, :]).masked_fill_(later_LL, -torch.inf).exp_()
+    # Logarithms of what share of a state is left: after each token of that before the block, and of what came in with
+    # each earlier one. These are sums of their own: differences of large sums would lose what they differ by.
+    logs_HL = (drive.steps * decay_H).t()
+    left_HL = logs_HL.cumsum(1)
+    not_after_LL = torch.ones(length, length, dtype=torch.bool, device=logs_HL.device).triu_()
+    between_HLL = logs_HL[:, :, None].expand(-1, -1, length).masked_fill(not_after_LL, 0).cumsum(1)
+    weights_HLL = between_HLL.exp().tril_()
     into_GLN, out_GLN = drive.into.transpose(0, 1), drive.out.transpose(0, 1)
     weights_HLL.view(groups, -1, length, length).mul_((out_GLN @ into_GLN.mT)[:, None])
     x_HLP = (drive.x * drive.steps[:, :, None]).transpose(0, 1)
@@ -90,7 +93,7 @@ def _paired_block(drive: Drive, decay_H: Tensor, state_HPN: Tensor) -> Tensor:
     carried_HLP = (out_GLN @ before.mT).view(groups, length, -1, width).transpose(1, 2).reshape(heads, length, width)
     y_HLP = torch.baddbmm(carried_HLP * left_HL.exp()[:, :, None], weights_HLL, x_HLP)
 
-    entering = (x_HLP * (left_HL[:, -1:] - left_HL).exp_()[:, :, None]).mT.reshape(groups, -1, length)
+    entering = (x_HLP * between_HLL[:, -1].exp()[:, :, None]).mT.reshape(groups, -1, length)
     state_HPN.mul_(left_HL[:, -1].exp()[:, None, None]).add_((entering @ into_GLN).view_as(state_HPN))
     return y_HLP.transpose(0, 1)
 
