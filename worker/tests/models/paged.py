@@ -150,6 +150,9 @@ class RowsRun(PagedRun):
     def _take_pages(self, row: int, num_tokens: int) -> bool:
         return True
 
+    def _return_unseen(self, row: int, num_computed: int) -> None:
+        pass
+
     def _release(self, row: int) -> None:
         self._poison_row(row)
         self.free_rows.append(row)
