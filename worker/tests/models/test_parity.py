@@ -76,7 +76,7 @@ def test_what_runs_natively_is_said(saved: Callable[[str], Saved]) -> None:
     assert not any("native" in name for name in load(saved("llama, packed"), kernels=OFF).implementations().values())
 
 
-HALVED = ["llama, packed", "gemma2, window 18", "gpt2", "falcon, RW style", "qwen3"]
+HALVED = ["llama, packed", "gemma2, window 18", "gpt2", "falcon, RW style", "qwen3", "olmo2", "opt, 350m style"]
 
 
 def root_mean_square(x: torch.Tensor) -> float:
