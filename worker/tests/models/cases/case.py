@@ -40,4 +40,6 @@ class Case:
     backend: bool = True  # the Transformers backend runs it
     ranks: tuple[int, ...] = (1, 2)  # how many ranks it has to run on
     thorough: bool = False  # on every instruction set, in every dtype and company
+    inert: tuple[str, ...] = ()  # patterns of stored tensors that can change no logit
+    unmissed: tuple[str, ...] = ()  # parts of the spec whose absence can change no logit
     note: str = ""  # for the table of docs/models.md

@@ -36,13 +36,16 @@ LLAMA4 |= {"attention_chunk_size": 16, "floor_scale": 5, "no_rope_layers": [1, 0
 CASES = {
     "mixtral": Case("mixtral", GATED | EXPERTS | {"num_local_experts": 5}, thorough=True),
     "phimoe": Case(
-        "phimoe", GATED | EXPERTS | {"num_local_experts": 6, "router_jitter_noise": 0.2, "lm_head_bias": True}
+        "phimoe",
+        GATED | EXPERTS | {"num_local_experts": 6, "router_jitter_noise": 0.2, "lm_head_bias": True},
+        unmissed=("layers.mlp.top_k",),  # always two
     ),
     "phimoe, windows and biases": Case(
         "phimoe",
         GATED
         | EXPERTS
         | {"num_local_experts": 4, "sliding_window": 9, "attention_bias": True, "rope_parameters": LONG},
+        unmissed=("layers.mlp.top_k",),
     ),
     "dbrx": Case("dbrx", DBRX),
     "qwen2-moe": Case("qwen2_moe", QWEN | SHARED, thorough=True, ranks=(1, 2, 4)),

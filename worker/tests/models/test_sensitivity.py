@@ -1,0 +1,98 @@
+"""No tensor is read and ignored: a change of a single weight changes the logits. A few tensors of each checkpoint are
+tried; every one of all checkpoints with MILLRACE_SOAK=1 in the environment."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import shutil
+import struct
+from collections.abc import Callable
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+import torch
+from millrace_worker.distributed import Group
+from millrace_worker.models.load import load_model
+from millrace_worker.models.weight_files import Stored, find_tensors
+from torch import Tensor
+
+from .cases import CASES, NATIVE, POSITIONS, VOCAB
+from .checkpoints import Saved
+from .paged import PagedRun
+
+SAMPLED, TRIES = 3, 8
+CHANGE, SEEN = 2.0, 1e-4
+LENGTH = 120
+SOAK = bool(os.environ.get("MILLRACE_SOAK"))
+
+
+def logits(folder: Path, tokens: list[int]) -> Tensor:
+    """The same steps whenever it is called."""
+    model = load_model(folder, dtype=torch.float32, device=torch.device("cpu"), group=Group())
+    (found,) = PagedRun(model, seed=7).logits([tokens])
+    return found
+
+
+def used_element(shape: tuple[int, ...], tokens: list[int], drawn: random.Random) -> int:
+    """The flat index of a weight that these tokens cannot but use; tables are told by their number of rows."""
+    flat, width = drawn.randrange(math.prod(shape)), math.prod(shape[1:])
+    rows = shape[0] if len(shape) > 1 else 0
+    if rows == VOCAB:
+        return drawn.choice(tokens) * width + flat % width
+    if POSITIONS <= rows <= POSITIONS + 2:
+        return drawn.randrange(2, len(tokens)) * width + flat % width
+    return flat
+
+
+class Changed:
+    """One weight of a file has another value inside of this block."""
+
+    def __init__(self, stored: Stored, element: int) -> None:
+        self._path, size = stored.path, 4 if stored.dtype == "F32" else 1
+        self._at = stored.start + element * size
+        whole = stored.path.read_bytes()
+        self._before = whole[self._at : self._at + size]
+        if stored.dtype == "F32":
+            self._after = struct.pack("<f", struct.unpack("<f", self._before)[0] + CHANGE)
+        else:
+            assert stored.dtype == "U8", stored.dtype
+            self._after = bytes([self._before[0] ^ 0b01100110])  # of 4-bit floats both, of a scale the exponent
+
+    def __enter__(self) -> None:
+        self._write(self._after)
+
+    def __exit__(self, *_: object) -> None:
+        self._write(self._before)
+
+    def _write(self, value: bytes) -> None:
+        with self._path.open("r+b") as file:
+            file.seek(self._at)
+            file.write(value)
+
+
+def is_seen(folder: Path, stored: Stored, tokens: list[int], expected: Tensor, drawn: random.Random) -> bool:
+    """Some weights cannot show: a key's bias without rotation, what ReLU cuts off. Then another is tried."""
+    for _ in range(TRIES):
+        with Changed(stored, used_element(stored.shape, tokens, drawn)):
+            if float((logits(folder, tokens) - expected).abs().max()) > SEEN:
+                return True
+    return False
+
+
+@pytest.mark.parametrize("case", NATIVE)
+def test_every_weight_counts(case: str, saved: Callable[[str], Saved], tmp_path: Path) -> None:
+    seed = random.randrange(2**32)
+    drawn = random.Random(seed)
+    folder = Path(shutil.copytree(saved(case).folder, tmp_path / "changed"))
+    tokens = [drawn.randrange(VOCAB) for _ in range(LENGTH)]
+    expected = logits(folder, tokens)
+    tensors = find_tensors(folder)
+    names = [name for name in tensors if not any(fnmatch(name, pattern) for pattern in CASES[case].inert)]
+    if not SOAK:
+        names = drawn.sample(names, SAMPLED)
+    ignored = [name for name in names if not is_seen(folder, tensors[name], tokens, expected, drawn)]
+    assert not ignored, f"{seed=}: changes of these tensors change no logit: {ignored}"
+    assert torch.equal(logits(folder, tokens), expected)
