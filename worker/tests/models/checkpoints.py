@@ -11,7 +11,7 @@ from zlib import crc32
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from .cases import CASES, COMMON, VOCAB, Case
@@ -21,9 +21,10 @@ __all__ = ["CASES", "VOCAB", "Case", "Greedy", "Saved", "save"]
 PROMPTS, STEPS = 32, 24
 PROMPT_LENGTH = 21  # longer than the contexts at which frequencies switch: one set of them holds for all steps
 MIN_DISTINCT, MIN_LEAD = 8, 1e-3  # of the ids that follow; how far the chosen logit leads, ten times the tolerance
-# Deviations of the weights: of a matrix times the root of the width, of embeddings, of what vectors get added. A model
-# with narrow matrices and wide embeddings repeats one token for ever, above all where the head is tied.
-MATRIX, EMBEDDING, TIED_EMBEDDING, VECTOR = 1.6, 0.1, 0.05, 0.2
+# Deviations of a matrix, times the root of the width, and of embeddings (half of it where the head is tied). A model of
+# narrow matrices repeats one token for ever. The first is taken with which it does not.
+WIDTHS = ((1.6, 0.1), (2.5, 0.1), (1.6, 0.3), (2.5, 0.3)) * 3
+VECTOR = 0.2  # the deviation of what is added to norms and biases
 NUDGE, THROWN = 2e-5, 0.01  # of an embedding's value, ten times what rounding does; of a logit
 KEPT = ("A_log",)  # an exponent
 
@@ -77,9 +78,12 @@ class Saved:
                 lead = lead.minimum(best.values[:, 0] - best.values[:, 1])
                 ids = torch.cat((ids, best.indices[:, :1]), dim=1)
         clear = [row for row, least in zip(ids.tolist(), lead.tolist(), strict=True) if least > MIN_LEAD]
-        distinct = [len(set(row[PROMPT_LENGTH:])) for row in clear]
-        assert max(distinct, default=0) >= MIN_DISTINCT, f"greedy text is degenerate: {distinct} different ids"
-        return Greedy(clear[distinct.index(max(distinct))], PROMPT_LENGTH)
+        return Greedy(max(clear, key=lambda row: len(set(row[PROMPT_LENGTH:])), default=[]), PROMPT_LENGTH)
+
+    @property
+    def is_varied(self) -> bool:
+        """Greedy text is more than a few tokens repeated."""
+        return len(set(self.greedy.tokens[self.greedy.prompt :])) >= MIN_DISTINCT
 
 
 def save(folder: Path, case: Case) -> Saved:
@@ -87,25 +91,28 @@ def save(folder: Path, case: Case) -> Saved:
     names = CONFIG_MAPPING[case.model_type].attribute_map
     values = {names.get(key, key): value for key, value in {**COMMON, **case.over}.items()}
     config = AutoConfig.for_model(case.model_type, **values)
-    torch.manual_seed(crc32(repr((case.model_type, dict(case.over))).encode()))
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=case.reference).eval()
-    _spread(model)
-    model.save_pretrained(folder)
+    seed = crc32(repr((case.model_type, dict(case.over))).encode())
+    drawn = (Saved(folder, _draw(config, case, seed + index, *width)) for index, width in enumerate(WIDTHS))
+    saved = next((each for each in drawn if each.is_varied), None)
+    assert saved is not None, f"{case}: greedy text repeats itself, whatever the weights"
+    saved.reference.save_pretrained(folder)
     _rename(folder / "model.safetensors", case)
-    return Saved(folder, model)
+    return saved
 
 
 @torch.no_grad()
-def _spread(model: PreTrainedModel) -> None:
-    """Matrices are drawn wide; vectors (norms, biases, among them those that are no parameters) leave their values."""
-    embedding, config = next(model.get_input_embeddings().parameters()), model.config
+def _draw(config: PretrainedConfig, case: Case, seed: int, matrix: float, embedding: float) -> PreTrainedModel:
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=case.reference).eval()
+    embed = next(model.get_input_embeddings().parameters())
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if tensor is embedding:
-            tensor.normal_(std=TIED_EMBEDDING if config.tie_word_embeddings else EMBEDDING)
+        if tensor is embed:
+            tensor.normal_(std=embedding / 2 if config.tie_word_embeddings else embedding)
         elif (tensor.ndim == 1 and tensor.is_floating_point()) or name.endswith("bias"):
-            tensor.add_(torch.randn_like(tensor), alpha=VECTOR)
+            tensor.add_(torch.randn_like(tensor), alpha=VECTOR)  # a parameter or not
         elif isinstance(tensor, torch.nn.Parameter) and not name.endswith(KEPT):
-            tensor.normal_(std=MATRIX / config.hidden_size**0.5)
+            tensor.normal_(std=matrix / config.hidden_size**0.5)
+    return model
 
 
 def _rename(path: Path, case: Case) -> None:
