@@ -36,8 +36,8 @@ class Trial:
     def difference(self, found: Sequence[Tensor]) -> float:
         """The greatest difference of a logit; NaN (of a page that nobody filled) is infinite."""
         pairs = zip(found, self.expected, self.clear, strict=True)
-        most = max(float((ours - theirs)[:clear].abs().max()) for ours, theirs, clear in pairs if clear)
-        return most if most == most else torch.inf  # noqa: PLR0124
+        most = torch.stack([(ours - theirs)[:clear].abs().max() for ours, theirs, clear in pairs if clear]).max()
+        return float(most.nan_to_num(nan=torch.inf))
 
     def same_ids(self, found: Sequence[Tensor]) -> bool:
         ((which, prompt),) = self.prompts.items()
