@@ -156,7 +156,7 @@ class ModelFlags:
         Flag(
             Group.WORKERS,
             v.BYTES,
-            "Size of the KV cache of each shard in bytes.",
+            "Size of the KV cache of each shard in bytes, or of the rows of models without one.",
             default_text="worked out from the memory that is left",
             targets=_WORKER,
         ),

@@ -76,7 +76,7 @@ class ServingFlags:
         Flag(
             Group.BATCHING,
             v.COUNT_32,
-            "Most tokens in the KV cache at once.",
+            "Most tokens in the KV cache at once; for models without one, of all running requests together.",
             default_text="as many as memory holds",
             targets=_ROUTER,
         ),
