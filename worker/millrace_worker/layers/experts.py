@@ -63,12 +63,12 @@ class LoopedExperts:
         y_AD, first = torch.empty(x_AD.shape, dtype=self._dtype, device=x_AD.device), 0
         for (up, down), size in zip(self._experts, sizes, strict=True):
             if size:
-                y_AD[first : first + size] = down(up(x_AD[first : first + size]))
+                part = slice(first, first + size)
+                y_AD.index_copy_(0, order_A[part], down(up(x_AD[part])))
                 first += size
-        y_TKD = torch.empty_like(y_AD).index_copy_(0, order_A, y_AD).view(len(x_TD), count, -1)
         if self._kind.weigh_input:
             weights_TK = torch.ones_like(weights_TK)
-        return weighted_sum(y_TKD, weights_TK)
+        return weighted_sum(y_AD.view(len(x_TD), count, -1), weights_TK)
 
 
 def weighted_sum(y_TKD: Tensor, weights_TK: Tensor) -> Tensor:
