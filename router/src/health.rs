@@ -1,7 +1,9 @@
 //! What the server can do now: written by the engine, read by every handler, never blocking.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 /// Where the server stands.
@@ -35,16 +37,34 @@ impl Limits {
     }
 }
 
+/// What the workers say of the model that they serve.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ServedModel {
+    pub architecture: String,
+    /// Who computes it.
+    pub implementation: String,
+    pub dtype: String,
+    /// Optional features that it has.
+    pub capabilities: Vec<String>,
+    /// Optional features that it has not, each with the reason.
+    pub missing: BTreeMap<String, String>,
+}
+
 /// Cheap to clone; one writer per fact.
 #[derive(Clone, Debug)]
 pub struct Health {
     state: Arc<RwLock<(Phase, Option<Limits>)>>,
+    model: Arc<RwLock<Option<ServedModel>>>,
     draining: CancellationToken,
 }
 
 impl Default for Health {
     fn default() -> Self {
-        Self { state: Arc::new(RwLock::new((Phase::Starting, None))), draining: CancellationToken::new() }
+        Self {
+            state: Arc::new(RwLock::new((Phase::Starting, None))),
+            model: Arc::default(),
+            draining: CancellationToken::new(),
+        }
     }
 }
 
@@ -56,6 +76,16 @@ impl Health {
     /// `None` until the workers have prepared for the first time.
     pub fn limits(&self) -> Option<Limits> {
         self.state.read().unwrap_or_else(PoisonError::into_inner).1
+    }
+
+    /// `None` until the workers have said it for the first time.
+    pub fn model(&self) -> Option<ServedModel> {
+        self.model.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The workers have said what they serve.
+    pub fn describe(&self, model: ServedModel) {
+        *self.model.write().unwrap_or_else(PoisonError::into_inner) = Some(model);
     }
 
     /// Workers are ready.

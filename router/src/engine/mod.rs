@@ -15,7 +15,7 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
-use millrace_client::{StartError, Workers};
+use millrace_client::{ModelDescription, StartError, Workers};
 use millrace_scheduler::{Capacity, Scheduler};
 use tokio::sync::mpsc;
 
@@ -32,7 +32,7 @@ use step::{Core, Ended};
 
 use crate::config::Config;
 use crate::detokenize::Detokenizer;
-use crate::health::{Health, Limits};
+use crate::health::{Health, Limits, ServedModel};
 use crate::telemetry::Metrics;
 
 /// A reader that has left events lying for so long is given up: its memory must not grow without end.
@@ -79,6 +79,7 @@ impl<W: Workers> Engine<W> {
     pub async fn run(mut self) -> Result<(), EngineError> {
         let Some((session, backlog)) = self.first_start().await? else { return Ok(()) };
         let page_size = session.model.page_size;
+        self.health.describe(served(&session.model));
         let mut limits = self.limits(&session)?;
         let longest = limits.max_total_tokens;
         // The scheduler is made for this length: workers that come back with more room do not raise it.
@@ -105,6 +106,7 @@ impl<W: Workers> Engine<W> {
             if session.model.page_size != page_size {
                 return Err(EngineError::PageSizeChanged { before: page_size, now: session.model.page_size });
             }
+            self.health.describe(served(&session.model));
             match self.limits(&session) {
                 Ok(found) => limits = found.at_most(longest),
                 Err(error) => tracing::error!(%error, "the new workers have less room; keeping the limits"),
@@ -165,6 +167,16 @@ impl<W: Workers> Engine<W> {
         let (_, closed) = mpsc::unbounded_channel();
         let commands = std::mem::replace(&mut self.commands, closed);
         Core::new(scheduler, requests, Meters::new(), commands, self.patience)
+    }
+}
+
+fn served(model: &ModelDescription) -> ServedModel {
+    ServedModel {
+        architecture: model.architecture.clone(),
+        implementation: model.implementation.clone(),
+        dtype: model.dtype.clone(),
+        capabilities: model.capabilities.clone(),
+        missing: model.missing.clone().into_iter().collect(),
     }
 }
 

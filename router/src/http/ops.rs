@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::error;
 use super::state::AppState;
-use crate::health::Phase;
+use crate::health::{Phase, ServedModel};
 
 /// 200 while requests are served, else 503.
 pub(super) async fn health(State(state): State<Arc<AppState>>) -> Response {
@@ -35,6 +35,8 @@ pub(super) struct Info {
     version: &'static str,
     sha: Option<String>,
     docker_label: Option<String>,
+    /// Not of the original: who computes the model, what it has and lacks; null until the workers have said it.
+    model: Option<ServedModel>,
 }
 
 pub(super) async fn info(State(state): State<Arc<AppState>>) -> Json<Info> {
@@ -55,6 +57,7 @@ pub(super) async fn info(State(state): State<Arc<AppState>>) -> Json<Info> {
         version: env!("CARGO_PKG_VERSION"),
         sha: None,
         docker_label: None,
+        model: state.health.model(),
     })
 }
 

@@ -4,7 +4,7 @@ use axum::http::StatusCode;
 use serde_json::{Value, json};
 
 use super::harness::{LIMITS, Server};
-use crate::health::Health;
+use crate::health::{Health, ServedModel};
 
 const POSTS: [&str; 9] = [
     "/",
@@ -92,6 +92,14 @@ async fn before_the_first_worker_requests_are_refused_with_a_time_to_retry() {
 #[tokio::test]
 async fn info_has_the_originals_keys() {
     let server = Server::flags(&["--revision", "abc"]);
+    assert_eq!(server.get("/info").await.json()["model"], Value::Null);
+    server.health.describe(ServedModel {
+        architecture: "A".to_owned(),
+        implementation: "native".to_owned(),
+        dtype: "float32".to_owned(),
+        capabilities: vec!["seeds".to_owned()],
+        missing: [("prefix_caching".to_owned(), "no pages".to_owned())].into(),
+    });
     assert_eq!(
         server.get("/info").await.json(),
         json!({
@@ -99,6 +107,10 @@ async fn info_has_the_originals_keys() {
             "max_best_of": 2, "max_stop_sequences": 4, "max_input_tokens": 64, "max_total_tokens": 100,
             "validation_workers": 2, "max_client_batch_size": 4, "router": "text-generation-router",
             "version": env!("CARGO_PKG_VERSION"), "sha": null, "docker_label": null,
+            "model": {
+                "architecture": "A", "implementation": "native", "dtype": "float32", "capabilities": ["seeds"],
+                "missing": {"prefix_caching": "no pages"},
+            },
         })
     );
 }

@@ -16,6 +16,7 @@ from millrace_worker.models.hosted import hook
 from millrace_worker.models.hosted.body import Body, body_of
 from millrace_worker.models.hosted.layers import HookError, LayerRecorder, PagedAttention, check_alike
 from millrace_worker.models.hosted.library import HostedAsk, load_library_model, read_config
+from millrace_worker.models.hosted.operators import Replacer
 from millrace_worker.models.hosted.paged import Facts, HostedPagedModel
 from millrace_worker.models.hosted.rows import HostedRowModel
 from millrace_worker.models.hosted.trial import (
@@ -45,17 +46,23 @@ def load_hosted(ask: HostedAsk, kernels: Machine | None) -> Model:
     tokens = trial_tokens(config.get_text_config().vocab_size, ask.device)
     scores = own_scores(model, tokens)
     facts = Facts(vocab_size=scores.shape[-1], max_positions=max_positions(config), group=ask.group)
+    replacer = Replacer(kernels, ask.dtype)
+    operators = replacer.replace(model, lambda: own_scores(model, tokens))
     hosting = _Hosting(ask, model, body_of(model), facts, _Trial(tokens, scores))
     own_attention = model.config._attn_implementation
     try:
-        return hosting.over_pages(kernels)
+        served = hosting.over_pages(kernels)
+        served.operators = operators
+        return served
     except Exception as error:  # whatever it is, it says that this model's code and our attention do not fit
         reason = (
             str(error) if isinstance(error, HookError) else f"its attention cannot be hooked ({type(error).__name__})"
         )
         logs.info("not over pages", reason=reason, error=str(error))
     model.set_attn_implementation(own_attention)
-    return hosting.by_rows(reason)
+    rows = hosting.by_rows(reason)
+    rows.operators = operators
+    return rows
 
 
 def max_positions(config: PretrainedConfig) -> int:

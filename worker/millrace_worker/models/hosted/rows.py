@@ -26,6 +26,7 @@ class HostedRowModel:
         """`reason`: why it does not run over pages. `takes_chunks`: whether several tokens may follow a cache."""
         self.vocab_size, self.max_positions = facts.vocab_size, facts.max_positions
         self._group, self._body, self._takes_chunks = facts.group, body, takes_chunks
+        self.operators: dict[str, str] = {}
         self._caches: dict[int, Any] = {}
         self._fixed_bytes, self._token_bytes = 0, 0
         alone = "each sequence has a cache of its own"
@@ -83,7 +84,7 @@ class HostedRowModel:
         return _bytes_of(cache, set())
 
     def implementations(self) -> dict[str, str]:
-        return {"attention": "the model's own"}
+        return {"attention": "the model's own", **self.operators}
 
 
 def _bytes_of(value: Any, seen: set[int]) -> int:
