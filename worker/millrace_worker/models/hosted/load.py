@@ -49,7 +49,7 @@ def load_hosted(ask: HostedAsk, kernels: Machine | None) -> Model:
     replacer = Replacer(kernels, ask.dtype)
     operators = replacer.replace(model, lambda: own_scores(model, tokens))
     hosting = _Hosting(ask, model, body_of(model), facts, _Trial(tokens, scores))
-    own_attention = model.config._attn_implementation
+    own_attention = model.config._attn_implementation or "eager"
     try:
         served = hosting.over_pages(kernels)
         served.operators = operators
