@@ -121,9 +121,9 @@ class ModelFlags:
         Flag(
             Group.MODEL,
             v.one_of("linear", "dynamic"),
-            "Scale the rotary embedding for longer inputs.",
-            status=Status.REFUSED,
-            note="positions are computed as the model's config.json says; set rope_scaling there",
+            "Stretch rotary positions for longer inputs, in place of what config.json says; the longest sequence "
+            "grows by the factor.",
+            targets=_WORKER,
         ),
     )
     rope_factor: float | None = row(
@@ -131,9 +131,8 @@ class ModelFlags:
         Flag(
             Group.MODEL,
             v.NUMBER,
-            "Factor of --rope-scaling.",
-            status=Status.REFUSED,
-            note="positions are computed as the model's config.json says; set rope_scaling there",
+            "Factor of --rope-scaling, at least 1 (1 if absent); alone it means linear.",
+            targets=_WORKER,
         ),
     )
     sharded: bool | None = row(

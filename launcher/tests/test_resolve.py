@@ -148,8 +148,6 @@ REFUSED = [
     "--speculate 2",
     "--kv-cache-dtype fp8_e5m2",
     "--lora-adapters a@b@c",
-    "--rope-scaling linear",
-    "--rope-factor 2",
     "--cuda-graphs 1,2",
     "--ngrok",
     "--otlp-endpoint http://collector",

@@ -30,6 +30,8 @@ class WorkerConfig:
     dtype: str | None = None
     model_impl: str = "auto"
     trust_remote_code: bool = False
+    rope_scaling: str | None = None
+    rope_factor: float | None = None
     cuda_memory_fraction: float = 1.0
     kv_cache_memory: int | None = None
     watermark_gamma: float = 0.5
@@ -84,6 +86,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--uds-path", required=True, help="listens on the unix socket PREFIX-RANK", metavar="PREFIX")
     parser.add_argument("--dtype", choices=DTYPES, help="default: the model's on a GPU; on a CPU what it computes best")
     parser.add_argument("--model-impl", choices=MODEL_IMPLS, default="auto", help="who computes the model")
+    parser.add_argument("--rope-scaling", choices=("linear", "dynamic"), help="stretches rotary positions")
+    parser.add_argument("--rope-factor", type=_stretch, help="by how much; alone it means linear")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
     parser.add_argument("--cuda-memory-fraction", type=_fraction, default=1.0, help="of the device's memory (0, 1]")
     parser.add_argument("--kv-cache-memory", type=_positive_bytes, help="size of the KV pool in bytes")
@@ -104,6 +108,13 @@ def _share(text: str) -> float:
     value = float(text)
     if not 0.0 < value < 1.0:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def _stretch(text: str) -> float:
+    value = float(text)
+    if not 1.0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of at least 1")
     return value
 
 

@@ -16,6 +16,7 @@ from millrace_worker.engine import EngineParts
 from millrace_worker.memory import bytes_held
 from millrace_worker.model import FEATURES, Model
 from millrace_worker.models.choice import Choice, ModelAsk, choose, load
+from millrace_worker.models.scaling import Stretch
 from millrace_worker.rank import Identity, Rank
 from millrace_worker.sampling import Watermark
 
@@ -30,7 +31,8 @@ def load_rank(config: WorkerConfig) -> Rank:
     device = choose_device(config.rank)
     model_config = json.loads((config.model_path / "config.json").read_text(encoding="utf-8"))
     dtype = choose_dtype(config.dtype, model_config, device)
-    choice = choose(config.model_path, config.model_impl)
+    stretch = asked_stretch(config)
+    choice = choose(config.model_path, config.model_impl, stretch)
     kernels = cpu_kernels.find(config.cpu_kernels, config.threads) if device.type == "cpu" else None
     group = connect(config.rank, config.world_size, device)
     if kernels is not None:
@@ -44,6 +46,7 @@ def load_rank(config: WorkerConfig) -> Rank:
         group=group,
         kernels=kernels,
         trust_remote_code=config.trust_remote_code,
+        stretch=stretch,
     )
     model = load(ask, choice)
     weight_bytes = max(0, bytes_held(device) - before)
@@ -78,6 +81,13 @@ def log_capabilities(model: Model, choice: Choice) -> None:
     )
     for feature, reason in model.missing.items():
         logs.warning("a feature is not available with this model", feature=feature, reason=reason)
+
+
+def asked_stretch(config: WorkerConfig) -> Stretch | None:
+    """A factor alone means linear, a kind alone the factor 1."""
+    if config.rope_scaling is None and config.rope_factor is None:
+        return None
+    return Stretch(config.rope_scaling or "linear", config.rope_factor or 1.0)
 
 
 def choose_device(rank: int) -> torch.device:

@@ -11,8 +11,9 @@ import torch
 from millrace_worker.distributed import Group
 from millrace_worker.model import Model
 from millrace_worker.models.architectures import describe
-from millrace_worker.models.hf_config import ModelConfig, UnsupportedError
+from millrace_worker.models.hf_config import ConfigError, ModelConfig, UnsupportedError
 from millrace_worker.models.load import load_native
+from millrace_worker.models.scaling import Stretch
 
 if TYPE_CHECKING:
     from millrace_worker.cpu_kernels import Machine
@@ -36,29 +37,38 @@ class ModelAsk:
     group: Group
     kernels: Machine | None = None
     trust_remote_code: bool = False
+    stretch: Stretch | None = None
 
 
-def choose(folder: Path, model_impl: str) -> Choice:
-    """`model_impl`: auto, native or transformers.
+def choose(folder: Path, model_impl: str, stretch: Stretch | None = None) -> Choice:
+    """`model_impl`: auto, native or transformers. `stretch` is something that only the native decoder does.
 
     Raises ConfigError for a broken configuration, and for `native` where there is no spec.
     """
     if model_impl == TRANSFORMERS:
+        _refuse(stretch)
         return Choice(TRANSFORMERS, "--model-impl asks for it")
     config = ModelConfig.read(folder)
     try:
-        describe(config)
+        describe(config, stretch)
     except UnsupportedError as error:
         if model_impl == NATIVE:
             raise UnsupportedError(f"{error}; --model-impl transformers may run it") from error
+        _refuse(stretch)
         return Choice(TRANSFORMERS, str(error))
     return Choice(NATIVE, f"there is a spec of {config.architecture}")
+
+
+def _refuse(stretch: Stretch | None) -> None:
+    if stretch is not None:
+        raise ConfigError("--rope-scaling and --rope-factor need the native decoder; set rope_scaling in config.json")
 
 
 def load(ask: ModelAsk, choice: Choice) -> Model:
     """The model, loaded. Raises ValueErrors that name the file or the field and what was expected."""
     if choice.implementation == NATIVE:
-        return load_native(ask.folder, dtype=ask.dtype, device=ask.device, group=ask.group, kernels=ask.kernels)
+        own = {"dtype": ask.dtype, "device": ask.device, "group": ask.group, "kernels": ask.kernels}
+        return load_native(ask.folder, stretch=ask.stretch, **own)
     from millrace_worker.models.hosted.library import HostedAsk
     from millrace_worker.models.hosted.load import load_hosted
 

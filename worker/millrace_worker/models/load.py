@@ -21,6 +21,7 @@ from millrace_worker.models.names import Names
 from millrace_worker.models.recurrent.load import load_recurrent
 from millrace_worker.models.recurrent.model import RecurrentLM
 from millrace_worker.models.recurrent.spec import Recurrent
+from millrace_worker.models.scaling import Stretch
 from millrace_worker.models.sharding import Rank
 from millrace_worker.models.weights import Weights
 
@@ -29,15 +30,22 @@ if TYPE_CHECKING:
 
 
 def load_native(
-    path: Path, *, dtype: torch.dtype, device: torch.device, group: Group, kernels: Machine | None = None
+    path: Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    group: Group,
+    kernels: Machine | None = None,
+    stretch: Stretch | None = None,
 ) -> CausalLM | RecurrentLM:
-    """Loads this rank's part of the checkpoint in `path`. `kernels`: what `cpu_kernels.find` answered.
+    """Loads this rank's part of the checkpoint in `path`. `kernels`: what `cpu_kernels.find` answered; `stretch`: of
+    its positions, instead of what the configuration says.
 
     Raises ConfigError (the configuration), CheckpointError (the weights) or ShardingError (the number of ranks), all
     of them ValueErrors whose message names the file and what was expected.
     """
     config = ModelConfig.read(path)
-    spec, names = describe(config)
+    spec, names = describe(config, stretch)
     checkpoint = Checkpoint(path, names.optional_prefix)
     rank = Rank(group.rank, group.size)
     weights = Weights(checkpoint=checkpoint, rank=rank, dtype=dtype, device=device, transposed=names.transposed)

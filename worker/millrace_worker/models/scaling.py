@@ -68,4 +68,12 @@ class LongScaling:
     original_max_positions: int
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """What the operator asks for, instead of what the configuration says: "linear" or "dynamic", by so much."""
+
+    kind: str
+    factor: float
+
+
 Scaling = LinearScaling | DynamicScaling | Llama3Scaling | YarnScaling | FactorScaling | LongScaling

@@ -15,7 +15,7 @@ from millrace_worker.models.decoder import DecoderStep
 from millrace_worker.models.hf_config import ConfigError, ModelConfig
 from millrace_worker.models.load import load_model
 from millrace_worker.models.rope import rotary_table
-from millrace_worker.models.scaling import LinearScaling, LongScaling, YarnScaling
+from millrace_worker.models.scaling import DynamicScaling, LinearScaling, LongScaling, Stretch, YarnScaling
 from millrace_worker.models.spec import Rotary
 from millrace_worker.step import Batch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -148,6 +148,31 @@ def transformers_logits(
         cache = out.past_key_values
         found.append(out.logits[0])
     return torch.cat(found)
+
+
+@pytest.mark.parametrize(("kind", "scaling"), [("linear", LinearScaling), ("dynamic", DynamicScaling)])
+def test_the_operator_may_stretch_positions(kind: str, scaling: type) -> None:
+    """In place of what the configuration says."""
+    for rope in ({}, {"rope_scaling": {"type": "yarn", "factor": 2.0}}):
+        config = SIZES | rope | {"max_position_embeddings": 4096, "architectures": ["LlamaForCausalLM"]}
+        spec, _ = describe(ModelConfig(config), Stretch(kind, 4.0))
+        assert spec.max_positions == 16384
+        for layer in spec.layers:
+            assert isinstance(layer.attention.position, Rotary)
+            assert isinstance(layer.attention.position.scaling, scaling)
+            assert layer.attention.position.scaling.factor == 4.0
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"architectures": ["GPT2LMHeadModel"]}, "stretches rotary positions that are the same in all layers"),
+        (values("longrope") | {"architectures": ["LlamaForCausalLM"]}, "cannot replace the rope type longrope"),
+    ],
+)
+def test_what_cannot_be_stretched_is_refused(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        describe(ModelConfig(SIZES | config), Stretch("linear", 2.0))
 
 
 def test_configurations_of_both_styles_are_read() -> None:

@@ -33,10 +33,12 @@ from millrace_worker.models.architectures import (
     stablelm,
     starcoder2,
 )
+from millrace_worker.models.architectures.positions import stretched
 from millrace_worker.models.architectures.vocabulary import Architecture
 from millrace_worker.models.hf_config import ModelConfig, UnsupportedError
 from millrace_worker.models.names import Names
 from millrace_worker.models.recurrent.spec import Recurrent
+from millrace_worker.models.scaling import Stretch
 from millrace_worker.models.spec import Decoder
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -106,8 +108,11 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
-def describe(config: ModelConfig) -> tuple[Decoder | Recurrent, Names]:
-    """The spec and the tensor names of a checkpoint. Raises UnsupportedError for what is not implemented, naming it."""
+def describe(config: ModelConfig, stretch: Stretch | None = None) -> tuple[Decoder | Recurrent, Names]:
+    """The spec and the tensor names of a checkpoint; `stretch` takes the place of its own scaling of positions.
+
+    Raises UnsupportedError for what is not implemented, naming it.
+    """
     architecture = family_of(config)
     if architecture is None:
         supported = ", ".join(sorted(ARCHITECTURES))
@@ -117,7 +122,9 @@ def describe(config: ModelConfig) -> tuple[Decoder | Recurrent, Names]:
         method = quantization.get("quant_method", "of some kind") if isinstance(quantization, dict) else quantization
         if method not in architecture.quantized:
             raise UnsupportedError(f"config.json: there is no spec for quantized weights ({method})")
-    return architecture.describe(config.with_defaults(architecture.defaults))
+    whole = config.with_defaults(architecture.defaults)
+    spec, names = architecture.describe(whole)
+    return (spec if stretch is None else stretched(whole, spec, stretch)), names
 
 
 def family_of(config: ModelConfig) -> Architecture | None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from millrace_worker.models.hf_config import ConfigError, ModelConfig
+from millrace_worker.models.recurrent.spec import Recurrent
 from millrace_worker.models.scaling import (
     DynamicScaling,
     FactorScaling,
@@ -14,9 +16,10 @@ from millrace_worker.models.scaling import (
     Llama3Scaling,
     LongScaling,
     Scaling,
+    Stretch,
     YarnScaling,
 )
-from millrace_worker.models.spec import Layer, Rotary
+from millrace_worker.models.spec import Decoder, Layer, Rotary
 
 
 def rotary(c: ModelConfig, head_dim: int, layer_type: str | None = None) -> Rotary:
@@ -38,6 +41,29 @@ def longest(max_position_embeddings: int, layers: Iterable[Layer]) -> int:
     """How many positions the model can tell apart: what the configuration says, or what it is stretched to."""
     scalings = [layer.attention.position.scaling for layer in layers if isinstance(layer.attention.position, Rotary)]
     return min((_reach(max_position_embeddings, scaling) for scaling in scalings), default=max_position_embeddings)
+
+
+def stretched(c: ModelConfig, spec: Decoder | Recurrent, by: Stretch) -> Decoder:
+    """The model with its positions stretched in another way than its configuration says.
+
+    Raises ConfigError where that makes no sense: no rotary positions, LongRoPE's two sets, or layers that differ.
+    """
+    found = {layer.attention.position for layer in spec.layers} if isinstance(spec, Decoder) else set()
+    if not isinstance(spec, Decoder) or len(found) != 1 or not isinstance(position := next(iter(found)), Rotary):
+        raise ConfigError(
+            "--rope-scaling stretches rotary positions that are the same in all layers; this model's are not"
+        )
+    if isinstance(position.scaling, LongScaling):
+        raise ConfigError("--rope-scaling cannot replace the rope type longrope of this model's config.json")
+    stated = _stated(c)
+    scaling = (
+        LinearScaling(factor=by.factor)
+        if by.kind == "linear"
+        else DynamicScaling(factor=by.factor, original_max_positions=stated)
+    )
+    turned = replace(position, scaling=scaling)
+    layers = tuple(replace(each, attention=replace(each.attention, position=turned)) for each in spec.layers)
+    return replace(spec, layers=layers, max_positions=_reach(stated, scaling))
 
 
 def _reach(stated: int, scaling: Scaling | None) -> int:
