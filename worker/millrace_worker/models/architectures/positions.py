@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from millrace_worker.models.hf_config import ConfigError, ModelConfig
+from millrace_worker.models.hf_config import ConfigError, ModelConfig, UnsupportedError
 from millrace_worker.models.recurrent.spec import Recurrent
 from millrace_worker.models.scaling import (
     DynamicScaling,
@@ -81,7 +81,9 @@ def _scaling(c: ModelConfig, rope: Mapping[str, Any], dim: int) -> Scaling | Non
     if "short_factor" in rope:  # Phi-3's first configurations call theirs "su" or "yarn"
         return _longrope(c, rope, dim)
     if rope["rope_type"] not in READERS:
-        raise ConfigError(f"config.json: rope type {rope['rope_type']!r} is not implemented ({', '.join(READERS)} are)")
+        raise UnsupportedError(
+            f"config.json: rope type {rope['rope_type']!r} is not implemented ({', '.join(READERS)} are)"
+        )
     return READERS[rope["rope_type"]](c, rope, dim)
 
 
