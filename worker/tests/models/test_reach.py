@@ -6,11 +6,9 @@ from typing import Any
 
 import pytest
 from millrace_worker.model import Reach
-from millrace_worker.models.architectures import describe
-from millrace_worker.models.hf_config import ModelConfig
 from millrace_worker.models.reach import reach_of
 
-from .test_rotary_scaling import SIZES, values
+from .test_rotary_scaling import SIZES, decoder_of, values
 
 QWEN2 = {"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True, "sliding_window": 24}
 
@@ -31,4 +29,4 @@ QWEN2 = {"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True, "sli
     ],
 )
 def test_what_length_changes(config: dict[str, Any], reach: Reach) -> None:
-    assert reach_of(describe(ModelConfig(config))[0]) == reach
+    assert reach_of(decoder_of(config)) == reach

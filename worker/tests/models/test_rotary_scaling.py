@@ -16,7 +16,7 @@ from millrace_worker.models.hf_config import ConfigError, ModelConfig
 from millrace_worker.models.load import load_model
 from millrace_worker.models.rope import rotary_table
 from millrace_worker.models.scaling import DynamicScaling, LinearScaling, LongScaling, Stretch, YarnScaling
-from millrace_worker.models.spec import Rotary
+from millrace_worker.models.spec import Decoder, Rotary
 from millrace_worker.step import Batch
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
@@ -66,8 +66,14 @@ def values(name: str) -> dict[str, Any]:
     return SIZES | {"max_position_embeddings": stated, "rope_parameters": rope}
 
 
+def decoder_of(config: dict[str, Any], stretch: Stretch | None = None) -> Decoder:
+    spec, _ = describe(ModelConfig(config), stretch)
+    assert isinstance(spec, Decoder)
+    return spec
+
+
 def rotary_of(values: dict[str, Any], architecture: str = "LlamaForCausalLM") -> Rotary:
-    position = describe(ModelConfig(SIZES | values | {"architectures": [architecture]}))[0].layers[0].attention.position
+    position = decoder_of(SIZES | values | {"architectures": [architecture]}).layers[0].attention.position
     assert isinstance(position, Rotary)
     return position
 
@@ -155,7 +161,7 @@ def test_the_operator_may_stretch_positions(kind: str, scaling: type) -> None:
     """In place of what the configuration says."""
     for rope in ({}, {"rope_scaling": {"type": "yarn", "factor": 2.0}}):
         config = SIZES | rope | {"max_position_embeddings": 4096, "architectures": ["LlamaForCausalLM"]}
-        spec, _ = describe(ModelConfig(config), Stretch(kind, 4.0))
+        spec = decoder_of(config, Stretch(kind, 4.0))
         assert spec.max_positions == 16384
         for layer in spec.layers:
             assert isinstance(layer.attention.position, Rotary)
@@ -245,7 +251,7 @@ def test_parameters_may_differ_between_layer_types() -> None:
 )
 def test_a_stretched_model_takes_longer_sequences(rope: dict[str, Any], stated: int, longest: int) -> None:
     config = {"rope_scaling": rope or None, "max_position_embeddings": stated, "architectures": ["LlamaForCausalLM"]}
-    assert describe(ModelConfig(SIZES | config))[0].max_positions == longest
+    assert decoder_of(SIZES | config).max_positions == longest
 
 
 @pytest.mark.parametrize(
