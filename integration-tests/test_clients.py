@@ -155,6 +155,22 @@ def test_a_prompt_is_scored_by_its_echo(ai: openai.OpenAI) -> None:
     assert by_text.text == PROMPT
 
 
+def test_a_bias_and_a_minimum_length(ai: openai.OpenAI) -> None:
+    asked = {"model": "tgi", "prompt": PROMPT, "temperature": 0}
+    plain = ai.completions.create(**asked, max_tokens=6).choices[0].text
+    ids = checkpoints.tokenizer().encode("Z", add_special_tokens=False)
+    biased = ai.completions.create(**asked, max_tokens=6, logit_bias={str(ids[0]): 100})
+    assert biased.choices[0].text == "Z" * 6 != plain
+    end = {str(checkpoints.tokenizer().eos_token_id): 100}
+    ended = ai.completions.create(**asked, max_tokens=9, logit_bias=end)
+    assert ended.choices[0].finish_reason == "stop"
+    assert ended.usage is not None
+    assert ended.usage.completion_tokens == 1
+    longer = ai.completions.create(**asked, max_tokens=9, logit_bias=end, extra_body={"min_tokens": 5})
+    assert longer.usage is not None
+    assert longer.usage.completion_tokens == 6  # the end comes as soon as it may
+
+
 def test_models_are_found_by_name(ai: openai.OpenAI) -> None:
     (served,) = ai.models.list().data
     assert ai.models.retrieve(served.id) == served

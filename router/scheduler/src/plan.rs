@@ -37,6 +37,11 @@ pub struct Sampling {
     pub watermark: bool,
     /// 0: none. Ties make an answer longer.
     pub top_n_tokens: u32,
+    /// Added to the raw scores of single tokens.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// Impossible until the output has `min_new_tokens`; empty while that is 0.
+    pub suppressed: Arc<[u32]>,
+    pub min_new_tokens: u32,
 }
 
 impl Default for Sampling {
@@ -56,6 +61,9 @@ impl Default for Sampling {
             count_penalty: 0.0,
             watermark: false,
             top_n_tokens: 0,
+            logit_bias: Vec::new(),
+            suppressed: Arc::from([]),
+            min_new_tokens: 0,
         }
     }
 }

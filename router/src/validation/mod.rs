@@ -87,11 +87,15 @@ impl Validator {
         let (prompt, mut tokens) = self.tokenize(prompt, names).await?;
         tokens.drain(..tokens.len().saturating_sub(truncate));
         let max_new_tokens = lengths::check(&tokens, parameters.max_new_tokens, names, limits)?;
+        if let Some((id, _)) = parameters.logit_bias.iter().find(|(id, _)| *id >= limits.vocab_size) {
+            let problem = format!("names token {id}, but this model has {} (from 0 on)", limits.vocab_size);
+            return Err(ValidationError::field("logit_bias", problem));
+        }
         self.rules.grammar(&parameters)?;
         let request = ValidRequest {
             request_id,
             prompt: tokens,
-            sampling: parameters.sampling(),
+            sampling: parameters.sampling(self.text.eos_token_ids()),
             stopping: Stopping {
                 max_new_tokens,
                 stop: parameters.stop.unwrap_or_default(),

@@ -46,6 +46,12 @@ pub struct Parameters {
     pub ignore_eos: bool,
     #[serde(skip)]
     pub min_p: Option<f32>,
+    /// Added to the scores of single tokens.
+    #[serde(skip)]
+    pub logit_bias: Vec<(u32, f32)>,
+    /// No end-of-sequence token before so many others.
+    #[serde(skip)]
+    pub min_new_tokens: Option<u32>,
     /// Answers wanted; unlike `best_of`, all of them are shown.
     #[serde(skip)]
     pub num_choices: Option<usize>,
@@ -94,6 +100,10 @@ impl Rules {
         if num_stops > self.max_stop_sequences {
             let allowed = self.max_stop_sequences;
             return refuse("stop", format!("has {num_stops} entries, but at most {allowed} are allowed"));
+        }
+        let most = parameters.max_new_tokens.unwrap_or(u32::MAX);
+        if parameters.min_new_tokens.is_some_and(|least| least > most) {
+            return refuse("min_tokens", format!("must be at most `{}` ({most})", names.max_new_tokens));
         }
         if parameters.best_of.is_some_and(|best_of| best_of > 1) && parameters.seed.is_some() {
             return refuse("seed", "must be left out with `best_of` > 1: each sequence needs its own");
@@ -205,7 +215,9 @@ impl Parameters {
     }
 
     /// One per sequence, alike but for their seeds. Any parameter that shapes the distribution turns sampling on.
-    pub(super) fn sampling(&self) -> Vec<Arc<Sampling>> {
+    /// `eos_token_ids` are what a minimum length keeps away.
+    pub(super) fn sampling(&self, eos_token_ids: Arc<[u32]>) -> Vec<Arc<Sampling>> {
+        let min_new_tokens = self.min_new_tokens.unwrap_or_default();
         let mut common = Sampling {
             do_sample: false,
             seed: self.seed.unwrap_or_default(),
@@ -221,6 +233,9 @@ impl Parameters {
             count_penalty: self.count_penalty.unwrap_or_default(),
             watermark: self.watermark.unwrap_or_default(),
             top_n_tokens: self.top_n_tokens.unwrap_or_default(),
+            logit_bias: self.logit_bias.clone(),
+            suppressed: if min_new_tokens > 0 { eos_token_ids } else { Arc::from([]) },
+            min_new_tokens,
         };
         let is_shaped = common.top_k > 0 || common.top_p < 1.0 || common.typical_p < 1.0 || common.min_p > 0.0;
         let is_heated = self.temperature.is_some_and(|temperature| (temperature - 1.0).abs() > 0.0);

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from millrace_worker.sampling.blocks import Blocks, Feature, make_blocks
 from millrace_worker.sampling.counts import TokenCounts
+from millrace_worker.sampling.edits import ScoreEdits
 from millrace_worker.sampling.noise import Noise
 from millrace_worker.sampling.watermark import Watermark
 from millrace_worker.sampling.workspace import Workspace
@@ -49,6 +50,7 @@ class SamplingRows:
         self.workspace = Workspace(self.device)
         self.noise = Noise(max_rows, self.device)
         self.counts = TokenCounts(max_rows, self.device)
+        self.edits = ScoreEdits(max_rows, self.device)
         self.features = np.zeros(max_rows, dtype=np.int64)
         self.top_k = np.zeros(max_rows, dtype=np.int64)
         self.top_n_tokens = np.zeros(max_rows, dtype=np.int64)
@@ -74,6 +76,7 @@ class SamplingRows:
         )
         for is_on, feature in switches:
             features |= feature if is_on else Feature(0)
+        self.edits.set(row, params, num_prompt_tokens)
         for name, column in self.numbers.items():
             column[row] = getattr(params, name)
         self.top_k[row] = params.top_k
@@ -87,6 +90,7 @@ class SamplingRows:
     def clear(self, rows: Sequence[int] | NDArray[np.int64]) -> None:
         """These rows use no feature any more."""
         self.features[rows] = 0
+        self.edits.clear(rows)
         self.version += 1
 
     def blocks(self, rows: NDArray[np.int64], vocab_size: int) -> Blocks:

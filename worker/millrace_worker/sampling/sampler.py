@@ -1,7 +1,8 @@
 """One sampling step: scores through the features that rows ask for, in the order of Text Generation Inference.
 
-Watermark, penalties, temperature, then what narrows the distribution (`narrowing`), then the choice. A block's scores
-[S, V] are processed in place and in workspaces: no tensor of the vocabulary's width is allocated.
+A client's own edits (`edits`), watermark, penalties, temperature, then what narrows the distribution (`narrowing`),
+then the choice. A block's scores [S, V] are processed in place and in workspaces: no tensor of the vocabulary's width is
+allocated.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from millrace_worker.sampling.selection import Asked, Chooser, Chosen
 def sample(logits_RV: Tensor, context: SampleContext, state: SamplingRows) -> Sampled:
     """Choose one token for each of the R rows.
 
-    `logits_RV` float32, contiguous, on the device of `state`; it is used up (overwritten) when a row uses a feature.
+    `logits_RV` float32, contiguous, on the device of `state`; it is used up (overwritten) when a row uses a
+    feature.
     """
     num_rows, vocab_size = logits_RV.shape
+    state.edits.apply(logits_RV, context)
     ids_R = state.workspace.take("ids", (num_rows,), torch.int64)
     logprobs_R = state.workspace.take("logprobs", (num_rows,))
     found = []

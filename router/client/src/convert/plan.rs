@@ -6,7 +6,7 @@ use millrace_scheduler::{Admission, Growth, PageCopy, PageId, Row, Sampling, Seq
 use prost::Message;
 use prost::bytes::Bytes;
 
-use crate::columns::{Malformed, check_length, pack, unpack, unpack_exactly};
+use crate::columns::{Malformed, check_length, pack, pack_f32, unpack, unpack_exactly, unpack_f32_exactly};
 use crate::v1;
 
 /// The plan on the wire, once for all ranks.
@@ -64,6 +64,10 @@ fn sampling_to_proto(sampling: &Sampling) -> v1::Sampling {
         count_penalty: sampling.count_penalty,
         watermark: sampling.watermark,
         top_n_tokens: sampling.top_n_tokens,
+        bias_token_ids: pack(sampling.logit_bias.iter().map(|(id, _)| *id)),
+        bias_values: pack_f32(sampling.logit_bias.iter().map(|(_, bias)| *bias)),
+        suppressed_token_ids: pack(sampling.suppressed.iter().copied()),
+        min_new_tokens: sampling.min_new_tokens,
     }
 }
 
@@ -103,13 +107,15 @@ fn admission(index: usize, proto: &v1::Admission) -> Result<Admission, Malformed
         token_ids,
         num_prompt_tokens: proto.num_prompt_tokens,
         pages: unpack("admitted.pages", &proto.pages)?.map(PageId).collect(),
-        sampling: Arc::new(sampling_from_proto(sampling)),
+        sampling: Arc::new(sampling_from_proto(sampling)?),
         prompt_logprobs: proto.prompt_logprobs,
     })
 }
 
-fn sampling_from_proto(proto: &v1::Sampling) -> Sampling {
-    Sampling {
+fn sampling_from_proto(proto: &v1::Sampling) -> Result<Sampling, Malformed> {
+    let biased = unpack("sampling.bias_token_ids", &proto.bias_token_ids)?;
+    let bias = unpack_f32_exactly("sampling.bias_values", &proto.bias_values, biased.len())?;
+    Ok(Sampling {
         do_sample: proto.do_sample,
         seed: proto.seed,
         temperature: proto.temperature,
@@ -123,7 +129,10 @@ fn sampling_from_proto(proto: &v1::Sampling) -> Sampling {
         count_penalty: proto.count_penalty,
         watermark: proto.watermark,
         top_n_tokens: proto.top_n_tokens,
-    }
+        logit_bias: biased.zip(bias).collect(),
+        suppressed: unpack("sampling.suppressed_token_ids", &proto.suppressed_token_ids)?.collect(),
+        min_new_tokens: proto.min_new_tokens,
+    })
 }
 
 fn growths(proto: &v1::Growth) -> Result<Vec<Growth>, Malformed> {

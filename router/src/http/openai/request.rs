@@ -26,6 +26,7 @@ pub(in crate::http) struct OpenAiRequest {
     max_completion_tokens: Option<u32>,
     temperature: Option<f32>,
     top_p: Option<f32>,
+    logit_bias: Option<Value>,
     stop: Option<OneOrMany>,
     seed: Option<u64>,
     frequency_penalty: Option<f32>,
@@ -49,13 +50,12 @@ pub(in crate::http) struct OpenAiRequest {
     repetition_penalty: Option<f32>,
     top_k: Option<i32>,
     min_p: Option<f32>,
+    min_tokens: Option<u32>,
     typical_p: Option<f32>,
     ignore_eos: Option<bool>,
 
     // Features that do not exist yet: only the values that ask for nothing are taken.
     suffix: Option<String>,
-    min_tokens: Option<u32>,
-    logit_bias: Option<Value>,
     pub(super) tools: Option<Vec<Value>>,
     tool_choice: Option<Value>,
     functions: Option<Vec<Value>>,
@@ -108,6 +108,8 @@ impl OpenAiRequest {
             // Other servers write "all of them" as 0 or -1.
             top_k: self.top_k.filter(|top_k| !matches!(top_k, -1 | 0)),
             min_p: self.min_p,
+            logit_bias: logit_bias(self.logit_bias.as_ref())?,
+            min_new_tokens: self.min_tokens,
             typical_p: self.typical_p.filter(|typical_p| (typical_p - 1.0).abs() >= f32::EPSILON),
             count_penalty: self.frequency_penalty,
             presence_penalty: self.presence_penalty,
@@ -125,9 +127,7 @@ impl OpenAiRequest {
             let problem = "is not supported; leave it out".to_owned();
             return Err(ApiError::Special { kind: "suffix not supported", field: "suffix", problem });
         }
-        let asks: [(&'static str, bool); 12] = [
-            ("min_tokens", self.min_tokens.is_some_and(|min_tokens| min_tokens > 0)),
-            ("logit_bias", says_something(self.logit_bias.as_ref())),
+        let asks: [(&'static str, bool); 10] = [
             // Without a choice there is nothing to call: the template shows the tools all the same.
             ("tools", self.tools.as_ref().is_some_and(|tools| !tools.is_empty()) && !self.forbids_calls()),
             ("tool_choice", !is_one_of(self.tool_choice.as_ref(), &["none", "auto"])),
@@ -149,15 +149,29 @@ impl OpenAiRequest {
     }
 }
 
-/// Whether a value asks for more than its neutral form: false, 0, an empty list or object.
-fn says_something(value: Option<&Value>) -> bool {
-    match value {
-        None | Some(Value::Null | Value::Bool(false)) => false,
-        Some(Value::Number(number)) => number.as_f64() != Some(0.0),
-        Some(Value::Array(items)) => !items.is_empty(),
-        Some(Value::Object(entries)) => !entries.is_empty(),
-        Some(Value::Bool(true) | Value::String(_)) => true,
+/// Entries of a `logit_bias`: each costs the worker a moment at every token.
+const MAX_BIASES: usize = 1024;
+
+/// A map from token ids, which are keys and therefore text, to what is added to their scores.
+fn logit_bias(asked: Option<&Value>) -> Result<Vec<(u32, f32)>, ApiError> {
+    let refused = |problem: String| Err(ApiError::field("logit_bias", problem));
+    let entries = match asked {
+        None | Some(Value::Null) => return Ok(Vec::new()),
+        Some(Value::Object(entries)) => entries,
+        Some(_) => return refused("must be a map from token ids to numbers, such as {\"50256\": -100}".to_owned()),
+    };
+    if entries.len() > MAX_BIASES {
+        return refused(format!("has {} entries, but at most {MAX_BIASES} are allowed", entries.len()));
     }
+    let mut biases = Vec::with_capacity(entries.len());
+    for (token, bias) in entries {
+        let Ok(id) = token.parse() else { return refused(format!("has the key {token:?}, which is no token id")) };
+        match bias.as_f64() {
+            Some(bias) if (-100.0..=100.0).contains(&bias) => biases.push((id, bias as f32)),
+            _ => return refused(format!("gives token {id} the bias {bias}; it must be a number from -100 to 100")),
+        }
+    }
+    Ok(biases)
 }
 
 fn is_one_of(value: Option<&Value>, neutral: &[&str]) -> bool {

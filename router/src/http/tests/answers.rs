@@ -179,6 +179,7 @@ async fn every_parameter_reaches_the_engine() {
         count_penalty: 0.0,
         watermark: true,
         top_n_tokens: 3,
+        ..millrace_scheduler::Sampling::default()
     };
     assert_eq!(*request.sampling[0], expected);
     assert_eq!((request.stopping.max_new_tokens, request.stopping.stop.as_slice()), (4, &["x".to_owned()][..]));

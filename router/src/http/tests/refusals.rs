@@ -268,8 +268,9 @@ async fn what_does_not_exist_yet_is_refused_by_name() {
     let chat = json!({ "messages": [{ "role": "user", "content": "x" }] });
     let completion = json!({ "prompt": "x" });
     let asks = [
-        ("min_tokens", json!(2)),
-        ("logit_bias", json!({ "50": 1 })),
+        ("logit_bias", json!({ "50": 101 })),
+        ("logit_bias", json!({ "x": 1 })),
+        ("logit_bias", json!({ "4000000": 1 })),
         ("logit_bias", json!([1.0])),
         ("tools", json!([{ "type": "function", "function": { "name": "f", "parameters": {} } }])),
         ("tool_choice", json!("required")),
