@@ -1,8 +1,8 @@
 """One sampling step: scores through the features that rows ask for, in the order of Text Generation Inference.
 
 A client's own edits (`edits`), watermark, penalties, temperature, then what narrows the distribution (`narrowing`),
-then the choice. A block's scores [S, V] are processed in place and in workspaces: no tensor of the vocabulary's width is
-allocated.
+then the choice. A block's scores [S, V] are processed in place and in workspaces: no tensor of the vocabulary's width
+is allocated.
 """
 
 from __future__ import annotations
