@@ -19,6 +19,7 @@ _SUMMARY = (
     ("device", "device"),
     ("dtype", "dtype"),
     ("pool_tokens", "KV cache tokens"),
+    ("rows", "rows"),  # of a model whose sequences hold no pages
     ("max_sequence_tokens", "longest sequence"),
 )
 

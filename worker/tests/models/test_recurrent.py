@@ -12,6 +12,7 @@ import torch
 from millrace_worker.config import WorkerConfig
 from millrace_worker.distributed import Group
 from millrace_worker.models import preflight
+from millrace_worker.models.architectures.mamba import step_limits
 from millrace_worker.models.hf_config import ConfigError
 from millrace_worker.models.load import load_native
 from millrace_worker.models.recurrent import scan
@@ -131,12 +132,18 @@ def test_more_than_one_rank_is_refused_at_once(saved: Callable[[str], Saved]) ->
         load_native(folder, dtype=torch.float32, device=CPU, group=Group(0, 2))
 
 
+@pytest.mark.parametrize("stored", [[0.0, {"__float__": "Infinity"}], [0.0, torch.inf], (0, "inf")])
+def test_steps_without_a_limit_are_read_however_they_are_written(stored: object) -> None:
+    assert step_limits(stored) == (0.0, torch.inf)
+
+
 @pytest.mark.parametrize(
     ("field", "value", "says"),
     [
         ("num_heads", 7, "7 heads of 16 are not `expand` 2 times `hidden_size` 64"),
         ("n_groups", 3, "`num_heads` 8 does not divide by `n_groups` 3"),
         ("hidden_act", "mish", "the activation 'mish'"),
+        ("time_step_limit", [0.1], "`time_step_limit` must be two numbers"),
         ("state_size", 0, "`state_size` must be a positive whole number"),
     ],
 )

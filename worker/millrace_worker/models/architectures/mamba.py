@@ -77,6 +77,15 @@ def mamba(c: ModelConfig) -> tuple[Recurrent, Names]:
     return recurrent(c, mixer)
 
 
+def step_limits(stored: object) -> tuple[float, float]:
+    """Two numbers; transformers 5 writes one that JSON does not have as {"__float__": "Infinity"}."""
+    try:
+        low, high = (each["__float__"] if isinstance(each, dict) else each for each in stored)  # pyright: ignore
+        return float(low), float(high)
+    except (TypeError, ValueError, KeyError):
+        raise ConfigError(f"config.json: `time_step_limit` must be two numbers, not {stored!r}") from None
+
+
 def mamba2(c: ModelConfig) -> tuple[Recurrent, Names]:
     heads, head_dim, groups = c.size("num_heads"), c.size("head_dim"), c.size("n_groups")
     if heads * head_dim != c.expand * c.hidden_size:
@@ -85,7 +94,6 @@ def mamba2(c: ModelConfig) -> tuple[Recurrent, Names]:
         )
     if heads % groups:
         raise ConfigError(f"config.json: `num_heads` {heads} does not divide by `n_groups` {groups}")
-    low, high = c.time_step_limit
     mixer = Mamba2(
         heads=heads,
         head_dim=head_dim,
@@ -94,7 +102,7 @@ def mamba2(c: ModelConfig) -> tuple[Recurrent, Names]:
         convolution=convolution(c),
         bias=c.use_bias,
         norm_eps=c.layer_norm_epsilon,
-        step_limits=(float(low), float(high)),
+        step_limits=step_limits(c.time_step_limit),
     )
     return recurrent(c, mixer)
 
