@@ -97,6 +97,7 @@ class InputBuilder:
                 rows=work.rows,
                 starts=work.starts,
                 counts=work.counts,
+                num_prompt_tokens=rows.num_prompt_tokens[work.rows],
                 page_table=rows.page_table,
                 page_table_host=rows.page_table_host,
                 lengths=rows.lengths[work.rows],

@@ -21,6 +21,7 @@ class Batch:
     rows: np.ndarray  # int64 [B]
     starts: np.ndarray  # int64 [B]
     counts: np.ndarray  # int64 [B], at least 1
+    num_prompt_tokens: np.ndarray | None = None  # int64 [B]: how many of the sequence's tokens its client gave
     page_table: Tensor  # int32 [max_rows, max_pages], on the device
     page_table_host: np.ndarray  # int32 [max_rows, max_pages], the same on the host
     lengths: np.ndarray | None = None  # int64 [B]: tokens known of each sequence; None: no more than this step computes

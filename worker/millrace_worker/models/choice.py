@@ -10,7 +10,7 @@ import torch
 
 from millrace_worker.distributed import Group
 from millrace_worker.model import Model
-from millrace_worker.models.architectures import describe
+from millrace_worker.models.architectures import ENCODER_DECODERS, describe, describe_encoder_decoder
 from millrace_worker.models.hf_config import ConfigError, ModelConfig, UnsupportedError
 from millrace_worker.models.load import load_native
 from millrace_worker.models.scaling import Stretch
@@ -50,7 +50,7 @@ def choose(folder: Path, model_impl: str, stretch: Stretch | None = None) -> Cho
         return Choice(TRANSFORMERS, "--model-impl asks for it")
     config = ModelConfig.read(folder)
     try:
-        describe(config, stretch)
+        check_described(config, stretch)
     except UnsupportedError as error:
         if model_impl == NATIVE:
             raise UnsupportedError(f"{error}; --model-impl transformers may run it") from error
@@ -62,6 +62,15 @@ def choose(folder: Path, model_impl: str, stretch: Stretch | None = None) -> Cho
 def _refuse(stretch: Stretch | None) -> None:
     if stretch is not None:
         raise ConfigError("--rope-scaling and --rope-factor need the native decoder; set rope_scaling in config.json")
+
+
+def check_described(config: ModelConfig, stretch: Stretch | None) -> None:
+    """Raises UnsupportedError where there is no spec, ConfigError for a broken configuration."""
+    if config.architecture in ENCODER_DECODERS:
+        _refuse(stretch)
+        describe_encoder_decoder(config)
+    else:
+        describe(config, stretch)
 
 
 def load(ask: ModelAsk, choice: Choice) -> Model:

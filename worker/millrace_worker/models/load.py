@@ -10,12 +10,14 @@ import torch
 from millrace_worker.distributed import Group
 from millrace_worker.layers.operators import choose_operators
 from millrace_worker.models import spec as kinds
-from millrace_worker.models.architectures import describe
+from millrace_worker.models.architectures import ENCODER_DECODERS, describe
 from millrace_worker.models.build.ends import build_ends
 from millrace_worker.models.build.layer import build_layer, layer_heads
 from millrace_worker.models.build.parts import Parts
 from millrace_worker.models.checkpoint import Checkpoint
 from millrace_worker.models.decoder import CausalLM
+from millrace_worker.models.encoder_decoder.load import load_encoder_decoder
+from millrace_worker.models.encoder_decoder.model import EncoderDecoderModel
 from millrace_worker.models.hf_config import ModelConfig
 from millrace_worker.models.names import Names
 from millrace_worker.models.recurrent.load import load_recurrent
@@ -37,7 +39,7 @@ def load_native(
     group: Group,
     kernels: Machine | None = None,
     stretch: Stretch | None = None,
-) -> CausalLM | RecurrentLM:
+) -> CausalLM | RecurrentLM | EncoderDecoderModel:
     """Loads this rank's part of the checkpoint in `path`. `kernels`: what `cpu_kernels.find` answered; `stretch`: of
     its positions, instead of what the configuration says.
 
@@ -45,6 +47,8 @@ def load_native(
     of them ValueErrors whose message names the file and what was expected.
     """
     config = ModelConfig.read(path)
+    if config.architecture in ENCODER_DECODERS:
+        return load_encoder_decoder(path, dtype=dtype, device=device, group=group, kernels=kernels)
     spec, names = describe(config, stretch)
     checkpoint = Checkpoint(path, names.optional_prefix)
     rank = Rank(group.rank, group.size)

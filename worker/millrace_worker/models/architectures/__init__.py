@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
+
 from millrace_worker.models.architectures import (
     baichuan,
     bloom,
@@ -32,9 +34,11 @@ from millrace_worker.models.architectures import (
     shared_moe,
     stablelm,
     starcoder2,
+    t5,
 )
 from millrace_worker.models.architectures.positions import stretched
 from millrace_worker.models.architectures.vocabulary import Architecture
+from millrace_worker.models.encoder_decoder.spec import EncoderDecoder, EncoderDecoderNames
 from millrace_worker.models.hf_config import ModelConfig, UnsupportedError
 from millrace_worker.models.names import Names
 from millrace_worker.models.recurrent.spec import Recurrent
@@ -106,6 +110,11 @@ ARCHITECTURES: dict[str, Architecture] = {
     "StableLmForCausalLM": stablelm.STABLELM,
     "Starcoder2ForCausalLM": starcoder2.STARCODER2,
 }
+# Models of an encoder and a decoder.
+ENCODER_DECODERS: dict[str, Callable[[ModelConfig], tuple[EncoderDecoder, EncoderDecoderNames]]] = {
+    "T5ForConditionalGeneration": t5.t5,
+    "MT5ForConditionalGeneration": t5.mt5,
+}
 
 
 def describe(config: ModelConfig, stretch: Stretch | None = None) -> tuple[Decoder | Recurrent, Names]:
@@ -115,16 +124,26 @@ def describe(config: ModelConfig, stretch: Stretch | None = None) -> tuple[Decod
     """
     architecture = family_of(config)
     if architecture is None:
-        supported = ", ".join(sorted(ARCHITECTURES))
+        supported = ", ".join(sorted((*ARCHITECTURES, *ENCODER_DECODERS)))
         raise UnsupportedError(f"the architecture {config.architecture} is not supported; supported are {supported}")
-    quantization = config.get("quantization_config")
-    if quantization:
-        method = quantization.get("quant_method", "of some kind") if isinstance(quantization, dict) else quantization
-        if method not in architecture.quantized:
-            raise UnsupportedError(f"config.json: there is no spec for quantized weights ({method})")
+    _check_quantization(config, architecture.quantized)
     whole = config.with_defaults(architecture.defaults)
     spec, names = architecture.describe(whole)
     return (spec if stretch is None else stretched(whole, spec, stretch)), names
+
+
+def describe_encoder_decoder(config: ModelConfig) -> tuple[EncoderDecoder, EncoderDecoderNames]:
+    """As `describe`, for an architecture of `ENCODER_DECODERS`."""
+    _check_quantization(config, ())
+    return ENCODER_DECODERS[config.architecture](config)
+
+
+def _check_quantization(config: ModelConfig, readable: Collection[str]) -> None:
+    quantization = config.get("quantization_config")
+    if quantization:
+        method = quantization.get("quant_method", "of some kind") if isinstance(quantization, dict) else quantization
+        if method not in readable:
+            raise UnsupportedError(f"config.json: there is no spec for quantized weights ({method})")
 
 
 def family_of(config: ModelConfig) -> Architecture | None:

@@ -1,0 +1,154 @@
+"""T5 in its forms gives what transformers gives, whatever the chunks of a prompt, the neighbours and a row's past."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from millrace_worker import cpu_kernels
+from millrace_worker.distributed import Group
+from millrace_worker.models.encoder_decoder.load import load_encoder_decoder
+from millrace_worker.models.encoder_decoder.model import EncoderDecoderModel
+from millrace_worker.step import Batch
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel
+
+VOCAB, MAX_ROWS, MAX_TOKENS = 99, 4, 90
+COMMON = {
+    "vocab_size": VOCAB,
+    "d_model": 64,
+    "d_kv": 24,
+    "d_ff": 96,
+    "num_heads": 4,
+    "num_layers": 3,
+    "num_decoder_layers": 2,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 20,
+    "decoder_start_token_id": 3,
+    "dropout_rate": 0.0,
+}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "t5": ("t5", {"feed_forward_proj": "relu"}),
+    "t5, 1.1": ("t5", {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
+    "mt5": ("mt5", {"relative_attention_num_buckets": 32, "relative_attention_max_distance": 128}),
+}
+
+
+def save(folder: Path, case: str) -> PreTrainedModel:
+    model_type, over = CASES[case]
+    torch.manual_seed(7)
+    config = AutoConfig.for_model(model_type, **COMMON | over)
+    model = AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32).eval()
+    if over.get("tie_word_embeddings") is False:
+        model.lm_head.weight = torch.nn.Parameter(torch.randn(VOCAB, 64) / 10)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name == "shared.weight":
+                parameter.mul_(0.3)
+            elif parameter.ndim == 1:
+                parameter.add_(torch.randn_like(parameter), alpha=0.2)
+            elif "relative_attention_bias" in name:
+                parameter.normal_(std=2.0)
+            elif ".q." in name:
+                parameter.mul_(5.0)
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, PreTrainedModel]]:
+    made: dict[str, tuple[Path, PreTrainedModel]] = {}
+
+    def get(case: str) -> tuple[Path, PreTrainedModel]:
+        if case not in made:
+            folder = tmp_path_factory.mktemp("encoder_decoder")
+            made[case] = folder, save(folder, case)
+        return made[case]
+
+    return get
+
+
+@torch.inference_mode()
+def expected(model: PreTrainedModel, tokens: list[int], prompt: int) -> torch.Tensor:
+    """[len - prompt + 1, VOCAB]: what follows the prompt, and each later token."""
+    answer = [COMMON["decoder_start_token_id"], *tokens[prompt:]]
+    return model(input_ids=torch.tensor([tokens[:prompt]]), decoder_input_ids=torch.tensor([answer])).logits[0]
+
+
+class RowsRun:
+    """Sequences enter rows, compute in random chunks beside one another, and leave what they had behind."""
+
+    def __init__(self, model: EncoderDecoderModel, seed: int) -> None:
+        self.model, self.random = model, random.Random(seed)
+        model.allocate_rows(MAX_ROWS, MAX_TOKENS)
+        self.table = np.zeros((MAX_ROWS, 0), dtype=np.int32)
+
+    def logits(self, sequences: list[tuple[list[int], int]]) -> list[torch.Tensor]:
+        """Per sequence (tokens, length of its prompt), from the prompt's last token on."""
+        waiting, free = list(range(len(sequences))), list(range(MAX_ROWS))
+        running: dict[int, int] = {}
+        done = [0] * len(sequences)
+        found: list[list[torch.Tensor]] = [[] for _ in sequences]
+        while waiting or running:
+            while waiting and free and self.random.random() < 0.7:
+                running[waiting.pop(0)] = free.pop(self.random.randrange(len(free)))
+            work = []
+            for sequence in self.random.sample(list(running), len(running)):
+                left = len(sequences[sequence][0]) - done[sequence]
+                count = 1 if self.random.random() < 0.5 else min(left, self.random.randint(2, 24))
+                if self.random.random() < 0.8:
+                    work.append((sequence, running[sequence], done[sequence], count))
+            if work:
+                self.step(sequences, work, found)
+            for sequence, row, _, count in work:
+                done[sequence] += count
+                if done[sequence] == len(sequences[sequence][0]):
+                    free.append(row)
+                    del running[sequence]
+        return [torch.cat(parts) if parts else torch.empty(0) for parts in found]
+
+    def step(self, sequences: list[tuple[list[int], int]], work: list[tuple[int, int, int, int]], found: list) -> None:
+        ids = [token for s, _, start, count in work for token in sequences[s][0][start : start + count]]
+        positions = [at for _, _, start, count in work for at in range(start, start + count)]
+        batch = Batch(
+            rows=np.array([row for _, row, _, _ in work]),
+            starts=np.array([start for _, _, start, _ in work]),
+            counts=np.array([count for *_, count in work]),
+            num_prompt_tokens=np.array([sequences[s][1] for s, *_ in work]),
+            page_table=torch.from_numpy(self.table),
+            page_table_host=self.table,
+        )
+        hidden = self.model.hidden(torch.tensor(ids), torch.tensor(positions), self.model.plan(batch))
+        at = 0
+        for sequence, _, start, count in work:
+            first = max(start, sequences[sequence][1] - 1)
+            logits = self.model.logits(hidden[at + first - start : at + count])
+            if logits is not None and len(logits):
+                found[sequence].append(logits)
+            at += count
+
+
+def random_sequences() -> list[tuple[list[int], int]]:
+    """Prompts and answers of some lengths: buckets of distances of all kinds, one token too."""
+    lengths = [(1, 0), (30, 11), (17, 40), (2, 5), (60, 1), (23, 24)]
+    return [(torch.randint(VOCAB, (prompt + more,)).tolist(), prompt) for prompt, more in lengths]
+
+
+@pytest.mark.parametrize("kernels", ["", cpu_kernels.OFF])
+@pytest.mark.parametrize("case", CASES)
+def test_logits_equal_transformers_in_random_chunks_beside_others(
+    case: str, kernels: str, reference: Callable[[str], tuple[Path, PreTrainedModel]]
+) -> None:
+    folder, theirs = reference(case)
+    machine = cpu_kernels.find(kernels, 1)
+    model = load_encoder_decoder(
+        folder, dtype=torch.float32, device=torch.device("cpu"), group=Group(), kernels=machine
+    )
+    seed, sequences = random.randrange(2**32), random_sequences()
+    for (tokens, prompt), logits in zip(sequences, RowsRun(model, seed).logits(sequences), strict=True):
+        wanted = expected(theirs, tokens, prompt)
+        torch.testing.assert_close(logits, wanted, atol=1e-4, rtol=1e-5, msg=lambda m: f"{seed=} {m}")
