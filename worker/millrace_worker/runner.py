@@ -52,7 +52,12 @@ class Runner:
         return Forwarded(logits_RV, prompt)
 
     def _prompt_logprobs(self, hidden_TD: torch.Tensor, prompt: PromptInputs) -> torch.Tensor | None:
-        """Log-softmax of the raw scores at the next token, slice by slice: never more than a slice of logits exists."""
+        """Log-softmax of the raw scores at the next token, slice by slice: never more than a slice of logits exists.
+
+        No number (null, to clients) where the model has nothing to say of its prompt.
+        """
+        if "prompt_logprobs" in self._model.missing:
+            return torch.full(prompt.targets.shape, torch.nan)
         slices = zip(
             prompt.hidden_index.split(self._prompt_slice), prompt.targets.split(self._prompt_slice), strict=True
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,10 @@ import pytest
 import torch
 from millrace_worker import cpu_kernels
 from millrace_worker.distributed import Group
+from millrace_worker.models.architectures import describe_encoder_decoder
 from millrace_worker.models.encoder_decoder.load import load_encoder_decoder
 from millrace_worker.models.encoder_decoder.model import EncoderDecoderModel
+from millrace_worker.models.hf_config import ConfigError, ModelConfig
 from millrace_worker.step import Batch
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel
 
@@ -152,3 +155,53 @@ def test_logits_equal_transformers_in_random_chunks_beside_others(
     for (tokens, prompt), logits in zip(sequences, RowsRun(model, seed).logits(sequences), strict=True):
         wanted = expected(theirs, tokens, prompt)
         torch.testing.assert_close(logits, wanted, atol=1e-4, rtol=1e-5, msg=lambda m: f"{seed=} {m}")
+
+
+@pytest.mark.parametrize(
+    ("over", "message"),
+    [
+        ({"feed_forward_proj": "doubly-gated-gelu"}, "feed_forward_proj"),
+        ({"feed_forward_proj": "gated-softplus"}, "softplus"),
+        ({"decoder_start_token_id": VOCAB}, "decoder_start_token_id"),
+        ({"relative_attention_num_buckets": 6}, "relative_attention_num_buckets"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_its_field(over: dict[str, Any], message: str) -> None:
+    config = ModelConfig(COMMON | {"architectures": ["T5ForConditionalGeneration"]} | over)
+    with pytest.raises(ConfigError, match=message):
+        describe_encoder_decoder(config)
+
+
+def test_older_configurations_say_by_the_tie_whether_scores_are_scaled() -> None:
+    named = COMMON | {"architectures": ["T5ForConditionalGeneration"]}
+    scales = {
+        tied: describe_encoder_decoder(ModelConfig(named | {"tie_word_embeddings": tied}))[0].ends.logit_scale
+        for tied in (True, False)
+    }
+    assert scales == {True: 64**-0.5, False: 1.0}
+    newer = {"tie_word_embeddings": True, "scale_decoder_outputs": False}
+    assert describe_encoder_decoder(ModelConfig(named | newer))[0].ends.logit_scale == 1.0
+
+
+def test_a_row_costs_what_the_model_says(reference: Callable[[str], tuple[Path, PreTrainedModel]]) -> None:
+    """For each token and layer of the decoder K and V of one place, of the prompt or of the answer; and its id."""
+    folder, _ = reference("t5")
+    for rank in range(2):
+        group = Group(rank=rank, size=2)
+        model = load_encoder_decoder(folder, dtype=torch.bfloat16, device=torch.device("cpu"), group=group)
+        assert model.row_bytes(50) == 50 * (2 * 2 * 2 * 24 * 2 + 8)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kernels", ["", cpu_kernels.OFF])
+def test_half_precision_is_as_near_as_transformers(
+    kernels: str, dtype: torch.dtype, reference: Callable[[str], tuple[Path, PreTrainedModel]]
+) -> None:
+    folder, theirs = reference("t5, 1.1")
+    machine = cpu_kernels.find(kernels, 1)
+    model = load_encoder_decoder(folder, dtype=dtype, device=torch.device("cpu"), group=Group(), kernels=machine)
+    sequences, halved = random_sequences(), copy.deepcopy(theirs).to(dtype)
+    wanted = torch.cat([expected(theirs, *sequence) for sequence in sequences])
+    rounded = torch.cat([expected(halved, *sequence).float() for sequence in sequences])
+    found = torch.cat(RowsRun(model, 3).logits(sequences))
+    assert (found - wanted).square().mean() < 1.5 * (rounded - wanted).square().mean()
