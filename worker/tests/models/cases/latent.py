@@ -21,6 +21,16 @@ WIDE_LATENT = {"kv_lora_rank": 64, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8,
 
 GROUPS = {"n_group": 4, "topk_group": 2}
 
+# The two factors differ: one multiplies rotations, the other scores.
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 40,
+    "mscale": 0.6,
+    "mscale_all_dim": 0.9,
+}
+
 CASES: dict[str, Case] = {
     "deepseek-v2": Case(
         "deepseek_v2",
@@ -32,4 +42,5 @@ CASES: dict[str, Case] = {
         "deepseek_v3",
         LATENT | GROUPS | {"rope_interleave": False, "attention_bias": True, "norm_topk_prob": False},
     ),
+    "deepseek-v2, lite, yarn": Case("deepseek_v2", LATENT | {"q_lora_rank": None, "rope_parameters": YARN}),
 }
