@@ -15,6 +15,7 @@ from millrace_worker.distributed import Group
 from millrace_worker.model import Model, in_rows
 from millrace_worker.models.choice import NATIVE, TRANSFORMERS, ModelAsk, choose, load
 from millrace_worker.models.hf_config import ConfigError, UnsupportedError
+from millrace_worker.models.hosted.library import HostedAsk, load_library_model, read_config
 from millrace_worker.step import Batch
 from transformers import AutoConfig
 
@@ -120,11 +121,40 @@ def test_native_where_there_is_a_spec_else_transformers(saved: Callable[[str], S
         choose(tmp_path, "native")
 
 
+def test_a_known_kind_of_model_with_a_class_of_its_own(saved: Callable[[str], Saved], tmp_path: Path) -> None:
+    """Its code runs when it is trusted; code beside a class that the library has never does."""
+    source = saved("llama")
+    for path in source.folder.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    config = json.loads((source.folder / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
+    (tmp_path / "modeling_own.py").write_text(
+        "from transformers import LlamaForCausalLM\nclass OwnForCausalLM(LlamaForCausalLM):\n    own = True\n"
+    )
+    for architecture, is_own in (("OwnForCausalLM", True), ("LlamaForCausalLM", False)):
+        (tmp_path / "config.json").unlink()
+        (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": [architecture]}))
+        if is_own:
+            with pytest.raises(ConfigError, match=r"modeling_own\.py.* start again with --trust-remote-code"):
+                hosted(tmp_path)
+        trusted = HostedAsk(
+            folder=tmp_path,
+            dtype=torch.float32,
+            device=torch.device("cpu"),
+            group=Group(),
+            trust_remote_code=True,
+        )
+        assert hasattr(load_library_model(trusted, read_config(trusted)), "own") == is_own
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification is known neither"),
-        ({"model_type": "nobodys", "architectures": ["Nobodys"]}, "'nobodys' is not known to transformers"),
+        (
+            {"model_type": "nobodys", "architectures": ["Nobodys"]},
+            "Nobodys is known neither .* no code of its own",
+        ),
         ({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}, "t5 is an encoder-decoder"),
         ({"num_hidden_layers": 4}, "tensors of LlamaForCausalLM are missing from the checkpoint: model.layers.3"),
         ({"intermediate_size": 97}, "cannot load this model|do not fit in the checkpoint"),

@@ -39,43 +39,44 @@ def read_config(ask: HostedAsk) -> PretrainedConfig:
 
     stated = ModelConfig.read(ask.folder)
     model_type, code = stated.get("model_type"), stated.get("auto_map") or {}
-    known = model_type in CONFIG_MAPPING
+    known = _is_known(stated)
     if code and not known and not ask.trust_remote_code:
         raise ConfigError(
             f"the model brings its own code ({', '.join(sorted(_files(code)))}), which would run with the rights of "
             "this server: read it, then start again with --trust-remote-code if you trust it"
         )
+    if model_type in CONFIG_MAPPING and getattr(CONFIG_MAPPING[model_type], "is_encoder_decoder", False):
+        raise ConfigError(f"config.json: {model_type} is an encoder-decoder, which the Transformers backend cannot run")
     if not known and not code:
+        named = ", ".join(stated.get("architectures") or []) or f"model_type {model_type!r}"
         raise ConfigError(
-            f"config.json: model_type {model_type!r} is not known to transformers {transformers.__version__}, and the "
-            "model brings no code of its own"
+            f"config.json: {named} is known neither to Millrace nor, as a causal language model, to transformers "
+            f"{transformers.__version__}, and the model brings no code of its own"
         )
-    missing = [file for file in _files(code) if not (ask.folder / file).is_file()] if not known else []
+    missing = [file for file in sorted(_files(code)) if not (ask.folder / file).is_file()] if not known else []
     if missing:
         raise ConfigError(f"config.json: auto_map names {missing[0]}, but there is no such file in {ask.folder}")
     try:
-        config = AutoConfig.from_pretrained(ask.folder, trust_remote_code=ask.trust_remote_code, local_files_only=True)
+        config = AutoConfig.from_pretrained(ask.folder, trust_remote_code=not known, local_files_only=True)
     except Exception as error:
         raise ConfigError(f"config.json: transformers cannot read it: {_first_line(error)}") from error
     if config.is_encoder_decoder:
         raise ConfigError(f"config.json: {model_type} is an encoder-decoder, which the Transformers backend cannot run")
-    if known:
-        _check_class(config, stated)
     return config
 
 
-def _check_class(config: PretrainedConfig, stated: ModelConfig) -> None:
-    """A checkpoint of another class, a classifier say, would be read as a language model with made-up weights."""
-    import transformers
+def _is_known(stated: ModelConfig) -> bool:
+    """Whether transformers has the class that the checkpoint was saved from, so that no code of the model's is needed.
+
+    A checkpoint of another class, a classifier say, would be read as a language model with made-up weights.
+    """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    named, served = stated.get("architectures") or [], MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, ())
+    model_type, named = stated.get("model_type"), stated.get("architectures") or []
+    served = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type, ())
     served = (served,) if isinstance(served, str) else tuple(served)
-    if not served or (named and not set(served) & set(named)):
-        raise ConfigError(
-            f"the architecture {', '.join(named) or config.model_type} is known neither to Millrace nor, as a causal "
-            f"language model, to transformers {transformers.__version__}"
-        )
+    return model_type in CONFIG_MAPPING and bool(served) and (not named or not set(served).isdisjoint(named))
 
 
 def _files(auto_map: dict[str, Any]) -> set[str]:
@@ -95,7 +96,7 @@ def load_library_model(ask: HostedAsk, config: PretrainedConfig) -> PreTrainedMo
     options: dict[str, Any] = {
         "config": config,
         "dtype": ask.dtype,
-        "trust_remote_code": ask.trust_remote_code,
+        "trust_remote_code": ask.trust_remote_code and not _is_known(ModelConfig.read(ask.folder)),
         "local_files_only": True,
         "output_loading_info": True,
     }
