@@ -75,10 +75,10 @@ def _dynamic_base(rotary: Rotary, scaling: DynamicScaling, positions_P: Tensor) 
 
 def _llama3(plain: Tensor, scaling: Llama3Scaling) -> Tensor:
     """Turns per original context: above `high_freq_factor` kept, below `low_freq_factor` divided by `factor`, between
-    them blended linearly (Llama 3.1's reference code)."""
+    them blended linearly (Llama 3.1's reference code). Llama 4 Scout has one factor for both, and nothing between."""
     turns = scaling.original_max_positions * plain / (2 * math.pi)
-    kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    kept = kept.clamp(0.0, 1.0)
+    above, band = turns - scaling.low_freq_factor, scaling.high_freq_factor - scaling.low_freq_factor
+    kept = (above / band).clamp(0.0, 1.0) if band else (above > 0).float()
     return kept * plain + (1.0 - kept) * plain / scaling.factor
 
 

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from transformers import (
     Gemma3Config,
     Gemma3ForConditionalGeneration,
+    Llama4Config,
+    Llama4ForConditionalGeneration,
     Mistral3Config,
     Mistral3ForConditionalGeneration,
     PreTrainedModel,
@@ -246,8 +248,14 @@ def ministral3_vision() -> PreTrainedModel:
     )
 
 
+def llama4_vision() -> PreTrainedModel:
+    vision = VISION | {"projector_input_dim": 32, "projector_output_dim": 32, "vision_output_dim": 32}
+    text = TEXT | {"num_local_experts": 3, "intermediate_size_mlp": 80, "attention_chunk_size": 16}
+    return Llama4ForConditionalGeneration(Llama4Config(text_config=text, vision_config=vision))
+
+
 @pytest.mark.parametrize("kernels", ["", cpu_kernels.OFF])
-@pytest.mark.parametrize("make", [gemma3_vision, mistral3_vision, ministral3_vision])
+@pytest.mark.parametrize("make", [gemma3_vision, mistral3_vision, ministral3_vision, llama4_vision])
 def test_the_language_model_of_one_that_sees_is_served(
     make: Callable[[], PreTrainedModel], kernels: str, sequences: list[list[int]], tmp_path: Path
 ) -> None:

@@ -40,6 +40,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "linear": {"factor": 16.0},
     "dynamic": {"factor": 16.0},
     "llama3": {"factor": 16.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    "llama3, nothing between": {"factor": 16.0, "low_freq_factor": 1.0, "high_freq_factor": 1.0},
     "yarn": {"factor": 16.0},
     "yarn, all parameters": {
         "factor": 16.0,
@@ -263,8 +264,8 @@ def test_a_stretched_model_takes_longer_sequences(rope: dict[str, Any], stated: 
         ({"rope_type": "dynamic", "factor": "2"}, "`factor` must be a positive number, not '2'"),
         ({"rope_type": "llama3", "factor": 4.0}, "'llama3' needs the parameter `low_freq_factor`"),
         (
-            {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0},
-            "`high_freq_factor` 4.0 must be above",
+            {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 4.0, "high_freq_factor": 2.0},
+            "`high_freq_factor` 2.0 must not be below",
         ),
         (
             {"rope_type": "longrope", "long_factor": LONG},

@@ -82,6 +82,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "HeliumForCausalLM": relatives.HELIUM,
     "HunYuanDenseV1ForCausalLM": relatives.HUNYUAN,
     "Llama4ForCausalLM": llama4.LLAMA4,
+    "Llama4ForConditionalGeneration": llama4.LLAMA4_VISION,
     "LlamaForCausalLM": llama.LLAMA,
     "MiniCPMForCausalLM": granite.MINICPM,
     "Ministral3ForCausalLM": relatives.MINISTRAL3,

@@ -1,4 +1,4 @@
-"""Llama 4, text only: most layers rotate and see their own chunk of the text; every fourth sees all, by no position."""
+"""Llama 4, its text alone: most layers rotate and see their own chunk of the text; every fourth sees all, by no position."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ from dataclasses import replace
 
 from millrace_worker.models.architectures.llama import DEFAULTS, NAMES
 from millrace_worker.models.architectures.moe import mixture
-from millrace_worker.models.architectures.vocabulary import Architecture, attention, decoder, gated_mlp, rotary
+from millrace_worker.models.architectures.vocabulary import (
+    Architecture,
+    attention,
+    decoder,
+    gated_mlp,
+    rotary,
+    text_part,
+)
 from millrace_worker.models.hf_config import ConfigError, ModelConfig
 from millrace_worker.models.names import MoeNames, Names, StackedExperts
 from millrace_worker.models.spec import Attention, Decoder, HeadNorm, InputSigmoid, Layer, QueryGrowth, RmsNorm
@@ -85,4 +92,19 @@ LLAMA4 = Architecture(
         "floor_scale": 8192,
         "attn_scale": 0.1,
     },
+)
+# As published, Llama 4 is the language model within one that sees. These are of Scout.
+LLAMA4_VISION = text_part(
+    replace(
+        LLAMA4,
+        defaults=LLAMA4.defaults
+        | {
+            "vocab_size": 202048,
+            "hidden_size": 5120,
+            "intermediate_size": 8192,
+            "num_hidden_layers": 48,
+            "num_attention_heads": 40,
+            "num_key_value_heads": 8,
+        },
+    )
 )

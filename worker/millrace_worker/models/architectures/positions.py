@@ -103,8 +103,8 @@ def _dynamic(c: ModelConfig, rope: Mapping[str, Any], dim: int) -> DynamicScalin
 
 def _llama3(c: ModelConfig, rope: Mapping[str, Any], _: int) -> Llama3Scaling:
     low, high = _number(rope, "low_freq_factor"), _number(rope, "high_freq_factor")
-    if high <= low:
-        raise ConfigError(f"config.json: `high_freq_factor` {high} must be above `low_freq_factor` {low}")
+    if high < low:
+        raise ConfigError(f"config.json: `high_freq_factor` {high} must not be below `low_freq_factor` {low}")
     original, factor = _original(c, rope), _number(rope, "factor")
     return Llama3Scaling(factor=factor, low_freq_factor=low, high_freq_factor=high, original_max_positions=original)
 

@@ -35,7 +35,7 @@ ACTIVATIONS: Mapping[str, Activation] = {
 }
 # In a checkpoint of a model that sees: what stands before the language model's names, and what is not of it.
 TEXT_PREFIX = "language_model."
-OTHER_PARTS = (".vision_tower.*", ".multi_modal_projector.*")
+OTHER_PARTS = (".vision_tower.*", ".vision_model.*", ".multi_modal_projector.*")
 
 
 @dataclass(frozen=True)
