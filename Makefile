@@ -19,7 +19,7 @@ KERNELS := $(shell find worker/kernels -name '*.rs' -o -name '*.toml' -o -name '
 # One torch thread in tests: on few cores two threads per process run far slower than one.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false MILLRACE_ROUTER=$(CURDIR)/target/debug/millrace-router
 
-.PHONY: help setup serve test test-rust test-python check fmt bench bench-worker bench-router bench-peers soak proto lock lock-peers clean
+.PHONY: help setup serve test test-rust test-python check fmt bench bench-worker bench-router bench-peers models soak proto lock lock-peers clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -124,8 +124,12 @@ bench-router: setup ## the router alone, with a worker that answers at once
 	cargo build --release --locked -p millrace-client --bin millrace-fake-worker
 	$(BIN)/python -m benchmarks.router_alone $(ARGS)
 
-soak: $(VENV)/.python $(VENV)/.kernels ## long runs: 10^7 scheduler operations, kernels under the address sanitizer, 10,000 requests with memory held flat
+models: $(VENV)/.python $(VENV)/.kernels ## parity of every architecture, native and through transformers, on 1 and 2 ranks, into docs/models.md
+	$(TEST_ENV) $(BIN)/python -m worker.tests.models.table $(ARGS)
+
+soak: $(VENV)/.python $(VENV)/.kernels ## long runs: a change of every tensor of every model, 10^7 scheduler operations, kernels under the address sanitizer, 10,000 requests with memory held flat
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address -Cdebug-assertions" cargo test --release --locked -p millrace-kernels-core --target $$(rustc -vV | sed -n 's/^host: //p')
+	$(TEST_ENV) MILLRACE_SOAK=1 $(BIN)/python -m pytest worker/tests/models/test_sensitivity.py
 	MILLRACE_SOAK_OPS=10000000 cargo test --release --locked -p millrace-scheduler -- --nocapture random
 	cargo build --locked --bins
 	$(TEST_ENV) MILLRACE_SOAK=1 $(BIN)/python -m pytest integration-tests -k soak -s

@@ -42,6 +42,10 @@ class RanksError(AssertionError):
     """What went wrong on each rank."""
 
 
+class RefusedError(RanksError):
+    """Every rank refuses the model, with the reason."""
+
+
 class RankGroup:
     """`size` processes joined over gloo. After a failure they are out of step: the next job starts others."""
 
@@ -66,9 +70,12 @@ class RankGroup:
             rank.stdin.write(line.encode())
             rank.stdin.flush()
         answers = [_answer(rank, seconds) for rank in self._ranks]
-        if any("error" in answer for answer in answers):
+        said = "; ".join(f"rank {i}: {next(iter(answer.values()), 'fine')}" for i, answer in enumerate(answers))
+        if all("refused" in answer for answer in answers):
+            raise RefusedError(said)
+        if any(answers):
             self.close()
-            raise RanksError("; ".join(f"rank {i}: {a.get('error', 'fine')}" for i, a in enumerate(answers)))
+            raise RanksError(said)
         return torch.load(self._result)
 
     def close(self) -> None:

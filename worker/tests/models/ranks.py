@@ -1,5 +1,5 @@
 """One rank of a test, with RANK and WORLD_SIZE set: a job per line of its standard input (`rank_group.Job`), an answer
-per line of its standard output. An error ends it: the ranks would be out of step."""
+per line of its standard output. An error ends it, but for a refusal: the ranks would be out of step."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from millrace_worker import cpu_kernels, shared_memory
 from millrace_worker.distributed import Group, connect
 from millrace_worker.layers import operators
 from millrace_worker.models.choice import ModelAsk, choose, load
+from millrace_worker.models.hf_config import ConfigError
+from millrace_worker.models.sharding import ShardingError
 from millrace_worker.shared_memory import SharedMemoryGroup
 from paged import PagedRun  # pyright: ignore[reportMissingImports]
 
@@ -48,6 +50,9 @@ def main(answers: TextIO) -> None:
     for line in sys.stdin:
         try:
             run(json.loads(line), plain, shared)
+        except (ConfigError, ShardingError) as error:  # of every rank, before any of them waits for another
+            print(json.dumps({"refused": f"{type(error).__name__}: {error}"}), file=answers, flush=True)
+            continue
         except Exception as error:
             print(json.dumps({"error": f"{type(error).__name__}: {error}"}), file=answers, flush=True)
             raise

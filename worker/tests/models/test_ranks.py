@@ -17,7 +17,7 @@ from millrace_worker.models.spec import Attention
 from .cases import CASES, NATIVE
 from .checkpoints import Saved
 from .parity import Trial
-from .rank_group import Job, RankGroup, RanksError
+from .rank_group import Job, RankGroup, RefusedError
 
 KERNELS = ("", "off")  # the best of this CPU; none
 
@@ -119,7 +119,6 @@ def test_a_model_that_does_not_divide_is_refused_at_load(
         load_model(saved(case).folder, dtype=torch.float32, device=torch.device("cpu"), group=Group(0, size))
 
 
-def test_what_fails_on_the_ranks_is_said(ranks: Callable[[int], RankGroup], tmp_path: Path) -> None:
-    """The last, since the group starts anew after it."""
-    with pytest.raises(RanksError, match=r"rank 0: ConfigError: .*config\.json.*rank 1: ConfigError"):
+def test_what_the_ranks_refuse_is_said(ranks: Callable[[int], RankGroup], tmp_path: Path) -> None:
+    with pytest.raises(RefusedError, match=r"rank 0: ConfigError: .*config\.json.*rank 1: ConfigError"):
         ranks(2).logits(Job(tmp_path, [[1]]))
