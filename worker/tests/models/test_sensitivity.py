@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 import torch
 from millrace_worker.distributed import Group
-from millrace_worker.models.load import load_model
+from millrace_worker.models.load import load_native
 from millrace_worker.models.weight_files import Stored, find_tensors
 from torch import Tensor
 
 from .cases import CASES, NATIVE, POSITIONS, VOCAB
 from .checkpoints import Saved
-from .paged import PagedRun
+from .paged import run
 
 SAMPLED, TRIES = 3, 8
 CHANGE, SEEN = 2.0, 1e-4
@@ -31,8 +31,8 @@ SOAK = bool(os.environ.get("MILLRACE_SOAK"))
 
 def logits(folder: Path, tokens: list[int]) -> Tensor:
     """The same steps whenever it is called."""
-    model = load_model(folder, dtype=torch.float32, device=torch.device("cpu"), group=Group())
-    (found,) = PagedRun(model, seed=7).logits([tokens])
+    model = load_native(folder, dtype=torch.float32, device=torch.device("cpu"), group=Group())
+    (found,) = run(model, seed=7).logits([tokens])
     return found
 
 

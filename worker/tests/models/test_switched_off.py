@@ -17,11 +17,10 @@ from millrace_worker.models.architectures import describe
 from millrace_worker.models.checkpoint import Checkpoint
 from millrace_worker.models.hf_config import ModelConfig
 from millrace_worker.models.names import Names
-from millrace_worker.models.spec import Decoder
 
 from .cases import CASES, NATIVE
 from .checkpoints import Saved
-from .paged import PagedRun
+from .paged import run
 from .parity import TOLERANCE
 
 CLEARLY = 10 * TOLERANCE
@@ -71,15 +70,15 @@ def test_what_is_switched_off_is_missed(
 
 
 def logits(
-    reference: Saved, spec: Decoder, names: Names, tokens: list[int], monkeypatch: pytest.MonkeyPatch
+    reference: Saved, spec: object, names: Names, tokens: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> torch.Tensor | None:
     """None: it does not load."""
-    monkeypatch.setattr(load, "describe", lambda _: (spec, names))
+    monkeypatch.setattr(load, "describe", lambda *_: (spec, names))
     try:
-        model = load.load_model(reference.folder, dtype=torch.float32, device=torch.device("cpu"), group=Group())
+        model = load.load_native(reference.folder, dtype=torch.float32, device=torch.device("cpu"), group=Group())
     except Exception:  # whatever says that it does not fit
         return None
-    (found,) = PagedRun(model, seed=3).logits([tokens])
+    (found,) = run(model, seed=3).logits([tokens])
     return found
 
 
