@@ -10,6 +10,8 @@ from millrace_launcher.errors import LauncherError, Variant, argument_error
 
 PICKLED_INDEX = "pytorch_model.bin.index.json"
 _LEFT_BY_TRAINING = ("training_", "optimizer", "scheduler", "rng_state", "scaler", "random_states")
+# What workers read as it is stored: the experts of gpt-oss.
+_READ_QUANTIZED = ("mxfp4",)
 
 
 def demo_folder() -> Path:
@@ -94,6 +96,8 @@ def _check_quantization(config: Path) -> None:
     quantization = _read_json(config).get("quantization_config")
     if isinstance(quantization, dict):
         method = quantization.get("quant_method", "an unnamed method")
+        if method in _READ_QUANTIZED:
+            return
         raise argument_error(
             f"{config} says that the weights are quantized ({method}): that is not served yet; "
             "serve the unquantized checkpoint"

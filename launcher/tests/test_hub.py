@@ -289,6 +289,11 @@ def test_quantized_weights_are_refused_by_the_name_of_their_method(tmp_path: Pat
     assert caught.value.variant is Variant.ARGUMENT_VALIDATION
 
 
+def test_the_experts_of_gpt_oss_are_served_as_they_are_stored(tmp_path: Path) -> None:
+    config = json.dumps({"model_type": "gpt_oss", "quantization_config": {"quant_method": "mxfp4"}}).encode()
+    check_model_folder(make_folder(tmp_path / "model", config__json=config))
+
+
 def test_other_weights_replace_only_the_weights(tmp_path: Path) -> None:
     model = make_folder(tmp_path / "model")
     weights = tmp_path / "weights"

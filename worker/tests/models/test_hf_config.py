@@ -167,7 +167,7 @@ def test_alibi_slopes_are_those_of_the_paper(num_heads: int) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"architectures": ["NobodysForCausalLM"]}, "NobodysForCausalLM is not supported; supported are .*Falcon.*Qwen3"),
+        ({"architectures": ["NobodysForCausalLM"]}, "NobodysForCausalLM is not supported; supported are .*Falc.*Qwen3"),
         ({"architectures": []}, "`architectures` must name one class"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, r"quantized weights \(gptq\)"),
         ({"hidden_size": 65}, "`hidden_size` 65 does not divide by `num_attention_heads` 4"),

@@ -1,4 +1,4 @@
-"""Llama 4, its text alone: most layers rotate and see their own chunk of the text; every fourth sees all, by no position."""
+"""Llama 4, for text alone: most layers rotate and see their own chunk of it; every fourth sees all, by no position."""
 
 from __future__ import annotations
 
@@ -97,8 +97,8 @@ LLAMA4 = Architecture(
 LLAMA4_VISION = text_part(
     replace(
         LLAMA4,
-        defaults=LLAMA4.defaults
-        | {
+        defaults={
+            **LLAMA4.defaults,
             "vocab_size": 202048,
             "hidden_size": 5120,
             "intermediate_size": 8192,
