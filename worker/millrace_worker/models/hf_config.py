@@ -116,6 +116,9 @@ class ModelConfig:
             self._values.get("rope_parameters"),
             self.get("rope_theta", self.get("rotary_emb_base", 10000.0)),
         )
+        for name, stated in (("rope_parameters", nested), ("rope_scaling", self.get("rope_scaling"))):
+            if stated is not None and not isinstance(stated, Mapping):
+                raise ConfigError(f"config.json: `{name}` must be an object, not {stated!r}")
         if nested is not None:
             found = self._of_layers(nested, layer_type)
         elif layer_type == "sliding_attention":

@@ -172,6 +172,16 @@ def test_alibi_slopes_are_those_of_the_paper(num_heads: int) -> None:
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, r"quantized weights \(gptq\)"),
         ({"hidden_size": 65}, "`hidden_size` 65 does not divide by `num_attention_heads` 4"),
         ({"vocab_size": "99"}, "`vocab_size` must be a positive whole number, not '99'"),
+        ({"num_key_value_heads": -2}, "`num_key_value_heads` must be a positive whole number, not -2"),
+        (
+            {"architectures": ["MistralForCausalLM"], "sliding_window": 0},
+            "`sliding_window` must be .* null for none, not 0",
+        ),
+        ({"architectures": ["MistralForCausalLM"], "sliding_window": 2.5}, "`sliding_window` must be .*, not 2.5"),
+        ({"architectures": ["SmolLM3ForCausalLM"], "no_rope_layer_interval": 0}, "positive whole number, not 0"),
+        ({"rope_scaling": "linear"}, "`rope_scaling` must be an object, not 'linear'"),
+        ({"rope_parameters": [1]}, "`rope_parameters` must be an object"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0, "beta_fast": -1}}, "`beta_fast` must be a positive number"),
         ({"num_key_value_heads": 3}, "4 attention heads do not divide by 3 KV heads"),
         ({"architectures": ["Qwen3ForCausalLM"], "layer_types": ["full_attention"]}, "for each of 2 layers"),
         ({"architectures": ["Qwen3ForCausalLM"], "layer_types": ["chunked_attention"] * 2}, "not .'chunked_attention'"),
@@ -210,3 +220,13 @@ def test_a_broken_file_is_named(tmp_path: Path, content: str | None, message: st
 def test_a_file_is_read(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(SIZES))
     assert ModelConfig.read(tmp_path).hidden_size == 64
+
+
+def test_deepseeks_yarn_may_leave_its_factor_to_the_lengths() -> None:
+    sizes = SIZES | {"first_k_dense_replace": 2, "num_experts_per_tok": 8, "max_position_embeddings": 160}
+    yarn = {"type": "yarn", "original_max_position_embeddings": 40, "mscale": 1.0, "mscale_all_dim": 1.0}
+    stated, left = (
+        describe(ModelConfig(sizes | {"architectures": ["DeepseekV3ForCausalLM"], "rope_scaling": yarn | factor}))
+        for factor in ({"factor": 4.0}, {})
+    )
+    assert stated == left

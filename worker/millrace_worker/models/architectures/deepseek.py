@@ -9,6 +9,7 @@ from millrace_worker.models.architectures import llama
 from millrace_worker.models.architectures.vocabulary import Architecture, activation, decoder, gated_mlp, rotary
 from millrace_worker.models.hf_config import ConfigError, ModelConfig
 from millrace_worker.models.names import LatentNames, MoeNames, Names, SplitExperts
+from millrace_worker.models.scaling import YarnScaling
 from millrace_worker.models.spec import Decoder, Groups, LatentAttention, Layer, Mlp, Moe, RmsNorm, Score, TopK
 
 LATENT = LatentNames(
@@ -82,10 +83,11 @@ def latent_attention(c: ModelConfig) -> LatentAttention:
 
 def stretch(c: ModelConfig) -> float:
     """What queries and keys are each multiplied with beside yarn's own factor (Peng et al. 2023, section 3.4)."""
-    rope = c.rope_parameters()
-    if rope["rope_type"] == "default" or not rope.get("mscale_all_dim"):
+    rope, scaling = c.rope_parameters(), rotary(c, dim=c.size("qk_rope_head_dim")).scaling
+    if scaling is None or not rope.get("mscale_all_dim"):
         return 1.0
-    return 1.0 + 0.1 * rope["mscale_all_dim"] * math.log(max(1.0, rope["factor"]))
+    factor = scaling.factor if isinstance(scaling, YarnScaling) else rope.get("factor", 1.0)
+    return 1.0 + 0.1 * rope["mscale_all_dim"] * math.log(max(1.0, factor))
 
 
 def names(c: ModelConfig, *, corrected: bool) -> Names:

@@ -123,8 +123,8 @@ def _yarn(c: ModelConfig, rope: Mapping[str, Any], _: int) -> YarnScaling:
     return YarnScaling(
         factor=factor,
         original_max_positions=original,
-        beta_fast=rope.get("beta_fast") or 32,
-        beta_slow=rope.get("beta_slow") or 1,
+        beta_fast=_number(rope, "beta_fast", 32.0) if rope.get("beta_fast") else 32.0,
+        beta_slow=_number(rope, "beta_slow", 1.0) if rope.get("beta_slow") else 1.0,
         truncate=True if truncate is None else bool(truncate),
         amplitude=amplitude,
     )

@@ -68,11 +68,19 @@ def attention(c: ModelConfig, position: Rotary | Alibi | None, **over: Any) -> A
     kv_heads = c.get("num_key_value_heads") or heads
     common = {"num_heads": heads, "num_kv_heads": kv_heads, "head_dim": head_dim(c), "position": position}
     spec = Attention(**common | over)
+    _check_whole("num_key_value_heads", spec.num_kv_heads)
+    if spec.window is not None:
+        _check_whole("sliding_window", spec.window, ", or null for none")
     if spec.num_heads % spec.num_kv_heads:
         raise ConfigError(
             f"config.json: {spec.num_heads} attention heads do not divide by {spec.num_kv_heads} KV heads"
         )
     return spec
+
+
+def _check_whole(name: str, value: object, besides: str = "") -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"config.json: `{name}` must be a positive whole number{besides}, not {value!r}")
 
 
 def layer_windows(c: ModelConfig, window: int | None, implied: list[str]) -> list[int | None]:
@@ -88,6 +96,8 @@ def layer_windows(c: ModelConfig, window: int | None, implied: list[str]) -> lis
 
 def every_nth(n: int, c: ModelConfig, nth: str, others: str) -> list[str]:
     """`nth` for layers n, 2 n, 3 n …, counted from 1; `others` for all others."""
+    if not isinstance(n, int) or n < 1:
+        raise ConfigError(f"config.json: every how manieth layer is another must be a positive whole number, not {n!r}")
     return [others if (index + 1) % n else nth for index in range(c.size("num_hidden_layers"))]
 
 
