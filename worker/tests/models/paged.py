@@ -118,7 +118,7 @@ class PagedRun:
 
     def _return_unseen(self, row: int, num_computed: int) -> None:
         """Pages before the window of the next token go to others at once; the page table still names them."""
-        window = self.model.reach.attention_window
+        window = paged(self.model).reach.attention_window
         end = max(0, num_computed - window + 1) // PAGE if window else 0
         unseen = self.held[row][self.returned.get(row, 0) : end]
         self.returned[row] = max(end, self.returned.get(row, 0))

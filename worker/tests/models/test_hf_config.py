@@ -14,7 +14,7 @@ from millrace_worker.models.architectures.vocabulary import Architecture
 from millrace_worker.models.build.attention import alibi_slopes
 from millrace_worker.models.hf_config import ConfigError, ModelConfig
 from millrace_worker.models.scaling import LinearScaling
-from millrace_worker.models.spec import Decoder, Rotary
+from millrace_worker.models.spec import Attention, Decoder, Rotary
 from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -31,7 +31,9 @@ MODEL_TYPES = {name: kind for kind, name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.it
 
 
 def spec_of(architecture: str, **values: Any) -> Decoder:
-    return describe(ModelConfig(SIZES | {"architectures": [architecture]} | values))[0]
+    spec = describe(ModelConfig(SIZES | {"architectures": [architecture]} | values))[0]
+    assert isinstance(spec, Decoder)
+    return spec
 
 
 def rotary_of(architecture: str, **values: Any) -> Rotary:
@@ -117,7 +119,8 @@ def test_falcon_of_before_is_read() -> None:
 def test_letters_say_which_layers_are_global() -> None:
     """EXAONE 4: the pattern repeats, and the last layer is global in any case."""
     values = {"sliding_window": 9, "sliding_window_pattern": "LLG", "num_hidden_layers": 5}
-    windows = [layer.attention.window for layer in spec_of("Exaone4ForCausalLM", **values).layers]
+    heads = [layer.attention for layer in spec_of("Exaone4ForCausalLM", **values).layers]
+    windows = [each.window for each in heads if isinstance(each, Attention)]
     assert windows == [9, 9, None, 9, None]
 
 

@@ -1,5 +1,7 @@
 """A client's own changes to the scores: they touch their row, at their time, and nothing else."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ VOCAB, ROWS = 300, 6
 NEUTRAL = {"temperature": 1.0, "top_p": 1.0, "typical_p": 1.0, "repetition_penalty": 1.0}
 
 
-def edits(bias=(), shut_out=(), at_least=0):
+def edits(bias=(), shut_out=(), at_least=0) -> dict[str, Any]:
     return {
         "bias_token_ids": np.array([token for token, _ in bias], dtype="<u4").tobytes(),
         "bias_values": np.array([value for _, value in bias], dtype="<f4").tobytes(),
@@ -19,10 +21,14 @@ def edits(bias=(), shut_out=(), at_least=0):
     }
 
 
-def rows_with(parameters, num_prompt_tokens=5):
+def parameters(given: dict[str, Any]):
+    return worker_pb2.Sampling(**{**NEUTRAL, **given})
+
+
+def rows_with(given_per_row, num_prompt_tokens=5):
     state = SamplingRows(ROWS, "cpu")
-    for row, given in enumerate(parameters):
-        state.set(row, worker_pb2.Sampling(**{**NEUTRAL, **given}), num_prompt_tokens)
+    for row, given in enumerate(given_per_row):
+        state.set(row, parameters(given), num_prompt_tokens)
     return state
 
 
@@ -50,7 +56,7 @@ def test_a_bias_is_added_to_the_raw_scores_of_its_row_alone(seed):
 
 def test_a_biased_row_draws_the_same_in_any_company(seed):
     logits = torch.randn(2, VOCAB)
-    sampled = {"do_sample": True, "seed": seed, "top_k": 40}
+    sampled: dict[str, Any] = {"do_sample": True, "seed": seed, "top_k": 40}
     state = rows_with([{}, sampled | edits([(token, 2.0) for token in range(9)], [1], 3)])
     together, _ = ids(state, logits, [0, 1], [5, 6])
     alone, _ = ids(state, logits[1:], [1], [6])
@@ -71,9 +77,9 @@ def test_a_row_that_changes_hands_keeps_no_edits():
     state = rows_with([edits([(7, 100.0)])])
     assert ids(state, logits, [0], [5])[0] == [7]
     state.clear([0])
-    state.set(0, worker_pb2.Sampling(**NEUTRAL), 5)
+    state.set(0, parameters({}), 5)
     assert ids(state, logits, [0], [5])[0] == [int(logits.argmax())]
-    state.set(0, worker_pb2.Sampling(**NEUTRAL, **edits([(9, 100.0)])), 5)
+    state.set(0, parameters(edits([(9, 100.0)])), 5)
     assert ids(state, logits, [0], [5])[0] == [9]
 
 

@@ -19,6 +19,7 @@ from millrace_worker.models.architectures.vocabulary import (
 )
 from millrace_worker.models.hf_config import ConfigError, ModelConfig
 from millrace_worker.models.names import Names
+from millrace_worker.models.recurrent.spec import Recurrent
 from millrace_worker.models.spec import Attention, Decoder, HeadNorm, Layer, QueryGrowth, RmsNorm, Rotary
 
 HUNYUAN_NAMES = replace(llama.NAMES, q_norm="self_attn.query_layernorm", k_norm="self_attn.key_layernorm")
@@ -99,7 +100,7 @@ def _hunyuan_rotary(c: ModelConfig) -> Rotary:
     return Rotary(theta=rope["rope_theta"] * rope["alpha"] ** (dim / (dim - 2)), dim=dim)
 
 
-def mistral3_vision(c: ModelConfig) -> tuple[Decoder, Names]:
+def mistral3_vision(c: ModelConfig) -> tuple[Decoder | Recurrent, Names]:
     """The language model of one that sees is a Mistral or a Ministral 3."""
     text = c.part("text_config").get("model_type")
     return (MINISTRAL3_TEXT if text == "ministral3" else llama.MISTRAL_TEXT).describe(c)
