@@ -60,6 +60,9 @@ def test_what_is_switched_off_is_missed(
     spec, names = describe(ModelConfig.read(reference.folder))
     expected = reference.logits(tokens)
     monkeypatch.setattr(Checkpoint, "check_all_read", lambda *_: None)
+    whole = logits(reference, spec, names, tokens, monkeypatch)
+    assert whole is not None
+    assert float((whole - expected).abs().max()) <= CLEARLY, "with nothing switched off"
     unmissed = {}
     for path, changed in neutral(spec):
         found = logits(reference, changed, names, tokens, monkeypatch)
