@@ -62,7 +62,8 @@ def test_what_is_switched_off_is_missed(
     monkeypatch.setattr(Checkpoint, "check_all_read", lambda *_: None)
     whole = logits(reference, spec, names, tokens, monkeypatch)
     assert whole is not None
-    assert float((whole - expected).abs().max()) <= CLEARLY, "with nothing switched off"
+    near = (whole - expected)[: reference.num_clear(tokens)].abs() <= CLEARLY
+    assert near.all(), "with nothing switched off"
     unmissed = {}
     for path, changed in neutral(spec):
         found = logits(reference, changed, names, tokens, monkeypatch)
