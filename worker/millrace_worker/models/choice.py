@@ -10,7 +10,7 @@ import torch
 
 from millrace_worker.distributed import Group
 from millrace_worker.model import Model
-from millrace_worker.models.architectures import ENCODER_DECODERS, describe, describe_encoder_decoder
+from millrace_worker.models.architectures import ENCODER_DECODERS, describe, describe_encoder_decoder, family_of
 from millrace_worker.models.hf_config import ConfigError, ModelConfig, UnsupportedError
 from millrace_worker.models.load import load_native
 from millrace_worker.models.scaling import Stretch
@@ -25,6 +25,7 @@ NATIVE, TRANSFORMERS = "native", "transformers"
 class Choice:
     implementation: str
     reason: str
+    lacks: str = ""  # what there is a spec for, but for this
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,8 @@ class ModelAsk:
 def choose(folder: Path, model_impl: str, stretch: Stretch | None = None) -> Choice:
     """`model_impl`: auto, native or transformers. `stretch` is something that only the native decoder does.
 
-    Raises ConfigError for a broken configuration, and for `native` where there is no spec.
+    Raises ConfigError for a broken configuration, and UnsupportedError for `native` where there is no spec. An encoder
+    and a decoder are always native.
     """
     if model_impl == TRANSFORMERS:
         _refuse(stretch)
@@ -52,10 +54,12 @@ def choose(folder: Path, model_impl: str, stretch: Stretch | None = None) -> Cho
     try:
         check_described(config, stretch)
     except UnsupportedError as error:
+        if config.architecture in ENCODER_DECODERS:
+            raise
         if model_impl == NATIVE:
             raise UnsupportedError(f"{error}; --model-impl transformers may run it") from error
         _refuse(stretch)
-        return Choice(TRANSFORMERS, str(error))
+        return Choice(TRANSFORMERS, str(error), str(error) if family_of(config) else "")
     return Choice(NATIVE, f"there is a spec of {config.architecture}")
 
 
@@ -88,4 +92,9 @@ def load(ask: ModelAsk, choice: Choice) -> Model:
         group=ask.group,
         trust_remote_code=ask.trust_remote_code,
     )
-    return load_hosted(hosted, ask.kernels)
+    try:
+        return load_hosted(hosted, ask.kernels)
+    except ConfigError as error:
+        if not choice.lacks:
+            raise
+        raise ConfigError(f"{choice.lacks}, and by transformers it cannot be served either: {error}") from error

@@ -103,7 +103,7 @@ def mixture(c: ModelConfig, routing: TopK) -> Moe:
     """What the layers from `first_k_dense_replace` on have; shared experts are stored as one of their common size."""
     size, gated = c.size("moe_intermediate_size"), activation(c.hidden_act)
     shared = Mlp(size=size * c.n_shared_experts, activation=gated) if c.n_shared_experts else None
-    if c.moe_layer_freq != 1:
+    if c.moe_layer_freq != 1:  # transformers ignores it, as it does the other fields that are refused here
         raise ConfigError(f"config.json: `moe_layer_freq` {c.moe_layer_freq} is not implemented (1 is)")
     count, chosen = c.size("n_routed_experts"), c.size("num_experts_per_tok")
     groups = routing.groups

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from millrace_worker.models.architectures.vocabulary import Architecture, attention, decoder, plain_mlp
-from millrace_worker.models.hf_config import ConfigError, ModelConfig
+from millrace_worker.models.hf_config import ModelConfig, UnsupportedError
 from millrace_worker.models.names import Names
 from millrace_worker.models.spec import Decoder, Layer, LayerNorm
 
@@ -37,7 +37,7 @@ DEFAULTS = {
 
 def gpt2(c: ModelConfig) -> tuple[Decoder, Names]:
     if c.add_cross_attention:
-        raise ConfigError("config.json: `add_cross_attention` is not implemented: there is no encoder")
+        raise UnsupportedError("config.json: `add_cross_attention` is not implemented: there is no encoder")
     norm = LayerNorm(eps=c.layer_norm_epsilon)
     mlp = plain_mlp(c.n_inner or 4 * c.hidden_size, c.activation_function)
     scale = (c.hidden_size // c.num_attention_heads) ** -0.5 if c.scale_attn_weights else 1.0

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from millrace_worker.models.architectures import gpt2
 from millrace_worker.models.architectures.vocabulary import Architecture, attention, decoder, plain_mlp
-from millrace_worker.models.hf_config import ConfigError, ModelConfig
+from millrace_worker.models.hf_config import ModelConfig, UnsupportedError
 from millrace_worker.models.names import Names
 from millrace_worker.models.spec import Decoder, Layer, LayerNorm
 
@@ -28,7 +28,7 @@ DEFAULTS = {
 
 def gpt_bigcode(c: ModelConfig) -> tuple[Decoder, Names]:
     if c.add_cross_attention:
-        raise ConfigError("config.json: `add_cross_attention` is not implemented: there is no encoder")
+        raise UnsupportedError("config.json: `add_cross_attention` is not implemented: there is no encoder")
     norm, kv_heads = LayerNorm(eps=c.layer_norm_epsilon), 1 if c.multi_query else c.num_attention_heads
     scale = None if c.scale_attn_weights else 1.0
     layer = Layer(
@@ -42,7 +42,9 @@ def gpt_bigcode(c: ModelConfig) -> tuple[Decoder, Names]:
 
 def santacoder(c: ModelConfig) -> tuple[Decoder, Names]:
     if c.attention_head_type != "multiquery":
-        raise ConfigError(f"config.json: `attention_head_type` must be multiquery, not {c.attention_head_type!r}")
+        raise UnsupportedError(
+            f"config.json: `attention_head_type` {c.attention_head_type!r} is not implemented ('multiquery' is)"
+        )
     return gpt_bigcode(c)[0], SANTACODER_NAMES
 
 

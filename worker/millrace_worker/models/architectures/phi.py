@@ -14,7 +14,7 @@ from millrace_worker.models.architectures.vocabulary import (
     plain_mlp,
     rotary,
 )
-from millrace_worker.models.hf_config import ConfigError, ModelConfig
+from millrace_worker.models.hf_config import ModelConfig, UnsupportedError
 from millrace_worker.models.names import Names
 from millrace_worker.models.spec import Decoder, HeadNorm, Layer, LayerNorm, Residual, RmsNorm
 
@@ -49,7 +49,7 @@ PHI3_DEFAULTS = llama.DEFAULTS | {
 
 def phi(c: ModelConfig) -> tuple[Decoder, Names]:
     if c.get("model_type") == "phi-msft":
-        raise ConfigError(
+        raise UnsupportedError(
             "config.json: the model type phi-msft keeps its weights in a form from before transformers had Phi; "
             "use a newer revision of the model, whose model type is phi"
         )

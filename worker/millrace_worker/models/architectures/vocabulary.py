@@ -86,10 +86,14 @@ def _check_whole(name: str, value: object, besides: str = "") -> None:
 def layer_windows(c: ModelConfig, window: int | None, implied: list[str]) -> list[int | None]:
     """Each layer's window, by `layer_types`, or by `implied` in files that are older than that field."""
     kinds = c.get("layer_types") or implied
-    if len(kinds) != c.num_hidden_layers or not set(kinds) <= {"full_attention", "sliding_attention"}:
+    if len(kinds) != c.num_hidden_layers:
         raise ConfigError(
-            f"config.json: `layer_types` must say full_attention or sliding_attention for each of "
-            f"{c.num_hidden_layers} layers, not {kinds}"
+            f"config.json: `layer_types` must name a kind for each of {c.num_hidden_layers} layers: {kinds}"
+        )
+    if others := sorted(set(kinds) - {"full_attention", "sliding_attention"}):
+        raise UnsupportedError(
+            f"config.json: `layer_types` {', '.join(others)} are not implemented for {c.architecture} "
+            "(full_attention, sliding_attention are)"
         )
     return [window if kind == "sliding_attention" else None for kind in kinds]
 
