@@ -91,6 +91,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda m: config(m, architectures=["MadeUpForCausalLM"], model_type="made_up"),
         r"MadeUpForCausalLM|made_up",
     ),
+    "a quantization that is not read": (
+        lambda m: config(m, quantization_config={"quant_method": "gptq", "bits": 4}),
+        r"cannot load these quantized weights \(gptq\): .*requires",
+    ),
     "broken config": (lambda m: (m / "config.json").write_text("{"), r"DownloadError.*config\.json cannot be read"),
     "no config": (lambda m: (m / "config.json").unlink(), r"DownloadError.*no config\.json"),
     "no tokenizer": (lambda m: (m / "tokenizer.json").unlink(), r"DownloadError.*no tokenizer\.json.*save_pretrained"),

@@ -60,7 +60,7 @@ class ModelFlags:
             ),
             "Quantization of the weights.",
             status=Status.REFUSED,
-            note="quantized weights are not served yet; serve the unquantized checkpoint",
+            note="weights are not quantized at load yet; leave the flag out: a quantized checkpoint says so itself",
         ),
     )
     kv_cache_dtype: str | None = row(

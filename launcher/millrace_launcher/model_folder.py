@@ -10,8 +10,6 @@ from millrace_launcher.errors import LauncherError, Variant, argument_error
 
 PICKLED_INDEX = "pytorch_model.bin.index.json"
 _LEFT_BY_TRAINING = ("training_", "optimizer", "scheduler", "rng_state", "scaler", "random_states")
-# What workers read as it is stored: the experts of gpt-oss.
-_READ_QUANTIZED = ("mxfp4",)
 
 
 def demo_folder() -> Path:
@@ -28,8 +26,8 @@ def check_model_folder(folder: Path) -> None:
             f"there is no tokenizer.json in {folder}: save the fast tokenizer there with transformers, "
             f"`AutoTokenizer.from_pretrained('{folder}').save_pretrained('{folder}')`"
         )
+    _read_json(folder / "config.json")
     check_weights(folder)
-    _check_quantization(folder / "config.json")
 
 
 def check_weights(folder: Path) -> None:
@@ -90,18 +88,6 @@ def folder_with_other_weights(model: Path, weights: Path, place: Path) -> Path:
         if path.is_file() and ".safetensors" in path.name:
             (place / path.name).symlink_to(path.resolve())
     return place
-
-
-def _check_quantization(config: Path) -> None:
-    quantization = _read_json(config).get("quantization_config")
-    if isinstance(quantization, dict):
-        method = quantization.get("quant_method", "an unnamed method")
-        if method in _READ_QUANTIZED:
-            return
-        raise argument_error(
-            f"{config} says that the weights are quantized ({method}): that is not served yet; "
-            "serve the unquantized checkpoint"
-        )
 
 
 def _read_json(path: Path) -> dict[str, object]:

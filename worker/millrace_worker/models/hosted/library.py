@@ -93,6 +93,9 @@ def load_library_model(ask: HostedAsk, config: PretrainedConfig) -> PreTrainedMo
     """
     from transformers import AutoModelForCausalLM
 
+    method = is_quantized(config)
+    if method and ask.group.size > 1:
+        raise ShardingError(f"the weights are quantized ({method}), and cannot be divided: use --num-shard 1")
     options: dict[str, Any] = {
         "config": config,
         "dtype": ask.dtype,
@@ -110,12 +113,22 @@ def load_library_model(ask: HostedAsk, config: PretrainedConfig) -> PreTrainedMo
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(ask.folder, **options)
     except Exception as error:
-        raise ConfigError(f"transformers cannot load this model: {_first_line(error)}") from error
+        what = f"these quantized weights ({method})" if method else "this model"
+        raise ConfigError(f"transformers cannot load {what}: {_first_line(error)}") from error
     model, info = loaded
     _check_loaded(model, info)
     if ask.group.size > 1:
         check_plan(model, ask.group.size)
     return model.eval()
+
+
+def is_quantized(config: PretrainedConfig) -> str:
+    """The method by which the weights are quantized, for example bitsandbytes; empty when they are not."""
+    stated = getattr(config, "quantization_config", None)
+    if not stated:
+        return ""
+    method = stated.get("quant_method") if isinstance(stated, dict) else getattr(stated, "quant_method", None)
+    return str(getattr(method, "value", method) or "by an unnamed method")
 
 
 def _plan(group: Group) -> Any:

@@ -15,11 +15,12 @@ from millrace_worker.models.hf_config import ConfigError
 from millrace_worker.models.hosted import hook
 from millrace_worker.models.hosted.body import Body, body_of
 from millrace_worker.models.hosted.layers import HookError, LayerRecorder, PagedAttention, check_alike
-from millrace_worker.models.hosted.library import HostedAsk, load_library_model, read_config
+from millrace_worker.models.hosted.library import HostedAsk, is_quantized, load_library_model, read_config
 from millrace_worker.models.hosted.operators import Replacer
 from millrace_worker.models.hosted.paged import Facts, HostedPagedModel
 from millrace_worker.models.hosted.rows import HostedRowModel
 from millrace_worker.models.hosted.trial import (
+    QUANTIZED_TOLERANCE,
     TOLERANCE,
     TRIAL_PAGES,
     difference,
@@ -100,9 +101,15 @@ class _Hosting:
         paged = HostedPagedModel(self.facts, self.body, attention, operators.backend)
         paged.allocate_kv(TRIAL_PAGES)
         off = self._difference(paged)
-        if not off <= TOLERANCE[self.ask.dtype]:
+        if not off <= self.tolerance:
             raise HookError(f"over pages it gives other scores than by itself (relative difference {off:.2g})")
         return paged
+
+    @property
+    def tolerance(self) -> float:
+        """Of `_difference`. Formats that quantize activations too give a row other scores in other company."""
+        computed = TOLERANCE[self.ask.dtype]
+        return max(computed, QUANTIZED_TOLERANCE) if is_quantized(self.model.config) else computed
 
     def _check_kind(self) -> None:
         if getattr(self.model, "_is_stateful", False):
@@ -129,7 +136,7 @@ class _Hosting:
             except Exception as error:
                 problem = f": {error}"
                 continue
-            if off <= TOLERANCE[self.ask.dtype]:
+            if off <= self.tolerance:
                 rows.allocate_rows(0, 0)
                 rows.weigh(self.trial.tokens)
                 return rows
