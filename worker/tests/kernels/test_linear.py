@@ -39,6 +39,7 @@ def expected(x: Tensor, weight: Tensor, bias: Tensor | None, epilogue: Epilogue 
     y = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
     if epilogue is None:
         return y
+    assert isinstance(epilogue.activation, str)
     activate = ACTIVATIONS[epilogue.activation]
     if not epilogue.gated:
         return activate(y)
