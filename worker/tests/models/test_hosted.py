@@ -16,6 +16,7 @@ from millrace_worker.model import Model, in_rows
 from millrace_worker.models.choice import NATIVE, TRANSFORMERS, ModelAsk, choose, load
 from millrace_worker.models.hf_config import ConfigError, UnsupportedError
 from millrace_worker.models.hosted.library import HostedAsk, load_library_model, read_config
+from millrace_worker.models.hosted.load import max_positions
 from millrace_worker.models.sharding import ShardingError
 from millrace_worker.step import Batch
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
@@ -199,3 +200,17 @@ def test_quantized_weights_are_not_divided_and_name_the_library_that_they_need(
     two = HostedAsk(folder=tmp_path, dtype=torch.float32, device=torch.device("cpu"), group=Group(0, 2))
     with pytest.raises(ShardingError, match=r"quantized \(gptq\).* use --num-shard 1"):
         load_library_model(two, read_config(two))
+
+
+def test_a_sequence_ends_where_its_rotary_frequencies_would_change() -> None:
+    """What its cache holds was computed with the others."""
+    rope = {"rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
+    kinds = {
+        "longrope": rope | {"short_factor": [1.0] * 8, "long_factor": [4.0] * 8},
+        "dynamic": rope,
+        "linear": rope,
+    }
+    for kind, expected in (("longrope", 64), ("dynamic", 64), ("linear", 256)):
+        sizes = {"hidden_size": 64, "num_attention_heads": 4, "max_position_embeddings": 256}
+        config = AutoConfig.for_model("llama", **sizes, rope_parameters=kinds[kind] | {"rope_type": kind})
+        assert max_positions(config) == expected

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -67,8 +67,23 @@ def load_hosted(ask: HostedAsk, kernels: Machine | None) -> Model:
 
 
 def max_positions(config: PretrainedConfig) -> int:
-    stated = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return stated if isinstance(stated, int) and stated > 0 else UNSTATED_POSITIONS
+    """The longest sequence. Frequencies that change with the length end it where they would change: what was computed
+    before would have to be computed anew, which only the decoder by spec does."""
+    text = config.get_text_config()
+    stated = getattr(text, "max_position_embeddings", None)
+    longest = stated if isinstance(stated, int) and stated > 0 else UNSTATED_POSITIONS
+    changes = [
+        rope.get("original_max_position_embeddings") or getattr(text, "original_max_position_embeddings", None)
+        for rope in _rope_parameters(config)
+        if rope.get("rope_type") in BY_LENGTH
+    ]
+    return min([longest, *(each for each in changes if isinstance(each, int) and each > 0)])
+
+
+def _rope_parameters(config: PretrainedConfig) -> list[dict[str, Any]]:
+    """Of all kinds of layers."""
+    rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    return [each for each in (rope, *rope.values()) if isinstance(each, dict)]
 
 
 @dataclass(frozen=True)
@@ -114,9 +129,8 @@ class _Hosting:
     def _check_kind(self) -> None:
         if getattr(self.model, "_is_stateful", False):
             raise HookError("it has recurrent layers, whose state is no page")
-        rope = getattr(self.model.config.get_text_config(), "rope_parameters", None) or {}
-        for each in (rope, *rope.values()):
-            kind = each.get("rope_type") if isinstance(each, dict) else None
+        for rope in _rope_parameters(self.model.config):
+            kind = rope.get("rope_type")
             if kind in BY_LENGTH:
                 raise HookError(f"its rotary frequencies ({kind}) depend on the longest sequence of a step")
 
