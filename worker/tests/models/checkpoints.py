@@ -18,7 +18,7 @@ from .cases import CASES, COMMON, VOCAB, Case
 
 __all__ = ["CASES", "VOCAB", "Case", "Greedy", "Saved", "save"]
 
-PROMPTS, STEPS = 32, 24
+PROMPTS, STEPS = 8, 24
 PROMPT_LENGTH = 21  # longer than the contexts at which frequencies switch: one set of them holds for all steps
 MIN_DISTINCT, MIN_LEAD = 8, 1e-3  # of the ids that follow; how far the chosen logit leads, ten times the tolerance
 # Deviations of a matrix, times the root of the width, and of embeddings (half of it where the head is tied). A model of

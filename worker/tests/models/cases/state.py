@@ -14,7 +14,7 @@ MAMBA2 = {
     "chunk_size": 16,
 }
 BIASED = {"use_bias": True, "use_conv_bias": False, "conv_kernel": 3}
-ONE_GROUP = {"n_groups": 1, "tie_word_embeddings": True}
+ONE_GROUP = BIASED | {"n_groups": 1, "tie_word_embeddings": True}
 UNTIED = BIASED | {"tie_word_embeddings": False, "time_step_rank": 5}
 
 CASES = {
@@ -25,7 +25,7 @@ CASES = {
     "mamba2": Case("mamba2", MAMBA2, reference="eager", backend=False, ranks=(1,)),
     "mamba2, tied, biased": Case(
         "mamba2",
-        MAMBA2 | BIASED | {"n_groups": 1, "tie_word_embeddings": True},
+        MAMBA2 | ONE_GROUP,
         reference="eager",
         backend=False,
         ranks=(1,),
