@@ -98,6 +98,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "OlmoeForCausalLM": moe.OLMOE,
     "OlmoForCausalLM": olmo.OLMO,
     "OPTForCausalLM": opt.OPT,
+    "PersimmonForCausalLM": phi.PERSIMMON,
     "Phi3ForCausalLM": phi.PHI3,
     "PhiForCausalLM": phi.PHI,
     "PhimoeForCausalLM": moe.PHIMOE,
@@ -110,6 +111,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "SmolLM3ForCausalLM": relatives.SMOLLM3,
     "StableLmForCausalLM": stablelm.STABLELM,
     "Starcoder2ForCausalLM": starcoder2.STARCODER2,
+    "VaultGemmaForCausalLM": gemma.VAULT_GEMMA,
 }
 # Models of an encoder and a decoder.
 ENCODER_DECODERS: dict[str, Callable[[ModelConfig], tuple[EncoderDecoder, EncoderDecoderNames]]] = {

@@ -1,5 +1,6 @@
 """Gemma: 1 is Llama with a scaled embedding; 2 has norms on both sides of each block, local and global layers in turn
-and capped scores; 3 normalizes q and k instead, and turns local layers by other frequencies."""
+and capped scores; 3 normalizes q and k instead, and turns local layers by other frequencies.
+VaultGemma is 2 without the norms after its blocks."""
 
 from __future__ import annotations
 
@@ -27,6 +28,7 @@ NAMES = replace(
     mlp_norm="pre_feedforward_layernorm",
     mlp_post_norm="post_feedforward_layernorm",
 )
+VAULT_NAMES = replace(llama.NAMES, mlp_norm="pre_feedforward_layernorm")
 
 DEFAULTS = {
     "rms_norm_eps": 1e-6,
@@ -75,6 +77,11 @@ def gemma2(c: ModelConfig) -> tuple[Decoder, Names]:
     return _sandwich(c, [{"window": window, "position": rotary(c)} for window in windows])
 
 
+def vault_gemma(c: ModelConfig) -> tuple[Decoder, Names]:
+    spec, _ = gemma2(c)
+    return replace(spec, layers=tuple(replace(layer, post_norm=False) for layer in spec.layers)), VAULT_NAMES
+
+
 def gemma3(c: ModelConfig) -> tuple[Decoder, Names]:
     implied = every_nth(c.sliding_window_pattern, c, "full_attention", "sliding_attention")
     kinds: list[dict[str, Any]] = []
@@ -113,3 +120,4 @@ GEMMA = Architecture(gemma, DEFAULTS | {"hidden_act": "gelu_pytorch_tanh", "num_
 GEMMA2 = Architecture(gemma2, GEMMA2_DEFAULTS)
 GEMMA3 = Architecture(gemma3, GEMMA3_DEFAULTS)
 GEMMA3_VISION = text_part(GEMMA3)
+VAULT_GEMMA = Architecture(vault_gemma, GEMMA2_DEFAULTS)

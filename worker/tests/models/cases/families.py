@@ -35,10 +35,12 @@ GEMMA3 = GATED | WIDE_HEADS | {"sliding_window": 18, "query_pre_attn_scalar": 20
 CASES = {
     "gemma": Case("gemma", ONE_KV | WIDE_HEADS),
     "gemma3": Case("gemma3_text", GEMMA3 | {"layer_types": LOCAL_AND_GLOBAL, "num_hidden_layers": 3}),
+    "vaultgemma": Case("vaultgemma", GEMMA3, reference="eager"),
     "phi": Case("phi", PLAIN | {"num_key_value_heads": 2}),
     "phi, normed heads": Case("phi", PLAIN | {"qk_layernorm": True, "hidden_act": "gelu", "num_hidden_layers": 2}),
     "phi3": Case("phi3", GATED | {"sliding_window": 20}),
     "phi3, partial, tied": Case("phi3", MHA | TIED | {"partial_rotary_factor": 0.5}),
+    "persimmon": Case("persimmon", PLAIN),
     "gpt-j": Case("gptj", {"rotary_dim": 8}, reference="eager"),
     "gpt-bigcode": Case("gpt_bigcode"),
     "gpt-bigcode, a K and V per head": Case("gpt_bigcode", {"multi_query": False, "n_inner": 80}),
