@@ -53,7 +53,9 @@ def test_a_hooked_model_gives_its_own_scores_in_random_chunks(
 ) -> None:
     reference, seed = saved(case), random.randrange(2**32)
     model = hosted(reference.folder, kernels=kernels)
-    assert (model.implementation, dict(model.missing)) == ("transformers", {})
+    assert model.implementation == "transformers"
+    # These have no plan in transformers.
+    assert set(model.missing) == ({"tensor_parallelism"} if case in ("gpt2", "biogpt") else set())
     for tokens, logits in zip(sequences, PagedRun(model, seed=seed).logits(sequences), strict=True):
         torch.testing.assert_close(logits, reference.logits(tokens), atol=1e-4, rtol=1e-5, msg=lambda m: f"{seed=} {m}")
 

@@ -149,11 +149,20 @@ def _check_loaded(model: PreTrainedModel, info: dict[str, Any]) -> None:
             )
 
 
+def why_undivided(model: PreTrainedModel) -> str:
+    """Why no number of ranks can share the model; empty when some may."""
+    if is_quantized(model.config):
+        return "quantized weights cannot be divided"
+    if not getattr(model, "tp_plan", None):
+        return f"{type(model).__name__} has no plan for tensor parallelism in transformers"
+    return ""
+
+
 def check_plan(model: PreTrainedModel, size: int) -> None:
     """Raises ShardingError unless the model has a plan for tensor parallelism that its heads fit."""
-    name = type(model).__name__
-    if not getattr(model, "tp_plan", None):
-        raise ShardingError(f"{name} has no plan for tensor parallelism in transformers: use --num-shard 1")
+    name, reason = type(model).__name__, why_undivided(model)
+    if reason:
+        raise ShardingError(f"{reason}: use --num-shard 1")
     config = model.config.get_text_config()
     heads = getattr(config, "num_attention_heads", None)
     for what, number in (("attention heads", heads), ("KV heads", getattr(config, "num_key_value_heads", None))):

@@ -15,7 +15,13 @@ from millrace_worker.models.hf_config import ConfigError
 from millrace_worker.models.hosted import hook
 from millrace_worker.models.hosted.body import Body, body_of
 from millrace_worker.models.hosted.layers import HookError, LayerRecorder, PagedAttention, check_alike
-from millrace_worker.models.hosted.library import HostedAsk, is_quantized, load_library_model, read_config
+from millrace_worker.models.hosted.library import (
+    HostedAsk,
+    is_quantized,
+    load_library_model,
+    read_config,
+    why_undivided,
+)
 from millrace_worker.models.hosted.operators import Replacer
 from millrace_worker.models.hosted.paged import Facts, HostedPagedModel
 from millrace_worker.models.hosted.rows import HostedRowModel
@@ -50,10 +56,12 @@ def load_hosted(ask: HostedAsk, kernels: Machine | None) -> Model:
     replacer = Replacer(kernels, ask.dtype)
     operators = replacer.replace(model, lambda: own_scores(model, tokens))
     hosting = _Hosting(ask, model, body_of(model), facts, _Trial(tokens, scores))
+    reason = why_undivided(model)
+    undivided = {"tensor_parallelism": reason} if reason else {}
     own_attention = model.config._attn_implementation or "eager"
     try:
         served = hosting.over_pages(kernels)
-        served.operators = operators
+        served.operators, served.missing = operators, {**served.missing, **undivided}
         return served
     except Exception as error:  # whatever it is, it says that this model's code and our attention do not fit
         reason = (
@@ -62,7 +70,7 @@ def load_hosted(ask: HostedAsk, kernels: Machine | None) -> Model:
         logs.info("not over pages", reason=reason, error=str(error))
     model.set_attn_implementation(own_attention)
     rows = hosting.by_rows(reason)
-    rows.operators = operators
+    rows.operators, rows.missing = operators, {**rows.missing, **undivided}
     return rows
 
 
