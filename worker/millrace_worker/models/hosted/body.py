@@ -77,7 +77,9 @@ class HeadedModel:
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        body = model.base_model
+        # Where the model wraps a decoder (OPT, BART), the head calls that one past the wrapper.
+        body = getattr(model.base_model, "decoder", None)
+        body = body if isinstance(body, nn.Module) else model.base_model
         self._model, self._compute = model, body.forward
         self._call = _Callable(body, body.forward)
         self._given: Tensor | None = None

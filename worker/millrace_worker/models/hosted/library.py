@@ -108,8 +108,8 @@ def load_library_model(ask: HostedAsk, config: PretrainedConfig) -> PreTrainedMo
         options["attn_implementation"] = "eager"  # the other one leaves the cap out
     if ask.group.size > 1:
         options["distributed_config"] = _plan(ask.group)
-    elif ask.device.type != "cpu":
-        options["device_map"] = ask.device
+    elif ask.device.type != "cpu" and method:
+        options["device_map"] = ask.device  # needs accelerate, as such formats do anyway
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(ask.folder, **options)
     except Exception as error:
@@ -119,6 +119,8 @@ def load_library_model(ask: HostedAsk, config: PretrainedConfig) -> PreTrainedMo
     _check_loaded(model, info)
     if ask.group.size > 1:
         check_plan(model, ask.group.size)
+    if ask.group.size == 1 and not method:
+        model.to(ask.device)
     return model.eval()
 
 
