@@ -141,11 +141,11 @@ class RowsRun(PagedRun):
 
     def _allocate(self) -> torch.device:
         in_rows(self.model).allocate_rows(MAX_ROWS, 1000)
-        rows = getattr(self.model, "_rows")  # noqa: B009 - what a state is made of is the model's own
+        rows = getattr(self.model, "_rows", ())  # what a state is made of is the model's own; a hosted one begins anew
         self._states = [state for each in rows for state in (each.tails, each.states)]
         for row in range(MAX_ROWS):
             self._poison_row(row)
-        return self._states[0].device
+        return self._states[0].device if self._states else torch.device("cpu")
 
     def _take_pages(self, row: int, num_tokens: int) -> bool:
         return True

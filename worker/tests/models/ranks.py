@@ -17,7 +17,7 @@ from millrace_worker.models.choice import ModelAsk, choose, load
 from millrace_worker.models.hf_config import ConfigError
 from millrace_worker.models.sharding import ShardingError
 from millrace_worker.shared_memory import SharedMemoryGroup
-from paged import PagedRun  # pyright: ignore[reportMissingImports]
+from paged import run as run_steps  # pyright: ignore[reportMissingImports]
 
 TIED_COPIES = operators.MAX_TIED_COPY_BYTES
 
@@ -32,7 +32,7 @@ def run(job: dict[str, Any], plain: Group, shared: SharedMemoryGroup) -> None:
     ask = ModelAsk(folder=folder, dtype=dtype, device=torch.device("cpu"), group=group, kernels=machine)
     model = load(ask, choose(folder, job["model_impl"]))
     prompts = {int(index): length for index, length in job["prompts"].items()}
-    found = PagedRun(model, seed=job["seed"]).logits(job["sequences"], prompts)
+    found = run_steps(model, seed=job["seed"]).logits(job["sequences"], prompts)
     if plain.rank == 0:
         torch.save(found, job["result"])
     else:

@@ -86,6 +86,9 @@ def measure(name: str, case: Case, row: Row, saved: Saved, ranks: dict[int, Rank
             except (ConfigError, ShardingError, RefusedError) as refused:
                 if implementation == NATIVE:
                     row.red.append(f"{name}, {implementation}, {size} ranks: {refused}")
+                elif size == 1:
+                    row.notes["the backend refuses it"] = None
+                print(f"{name:45} {implementation:13} {size} ranks  refused: {refused}", flush=True)
                 continue
             except Exception as error:  # whatever it is, the table goes on and shows it
                 row.red.append(f"{name}, {implementation}, {size} ranks: {type(error).__name__}: {error}")
