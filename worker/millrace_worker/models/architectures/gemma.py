@@ -28,7 +28,6 @@ NAMES = replace(
     mlp_norm="pre_feedforward_layernorm",
     mlp_post_norm="post_feedforward_layernorm",
 )
-VAULT_NAMES = replace(llama.NAMES, mlp_norm="pre_feedforward_layernorm")
 
 DEFAULTS = {
     "rms_norm_eps": 1e-6,
@@ -78,8 +77,8 @@ def gemma2(c: ModelConfig) -> tuple[Decoder, Names]:
 
 
 def vault_gemma(c: ModelConfig) -> tuple[Decoder, Names]:
-    spec, _ = gemma2(c)
-    return replace(spec, layers=tuple(replace(layer, post_norm=False) for layer in spec.layers)), VAULT_NAMES
+    spec, names = gemma2(c)
+    return replace(spec, layers=tuple(replace(layer, post_norm=False) for layer in spec.layers)), names
 
 
 def gemma3(c: ModelConfig) -> tuple[Decoder, Names]:

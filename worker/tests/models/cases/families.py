@@ -41,6 +41,7 @@ CASES = {
     "phi3": Case("phi3", GATED | {"sliding_window": 20}),
     "phi3, partial, tied": Case("phi3", MHA | TIED | {"partial_rotary_factor": 0.5}),
     "persimmon": Case("persimmon", PLAIN),
+    "persimmon, plain heads": Case("persimmon", PLAIN | {"qk_layernorm": False, "hidden_act": "gelu_new"}),
     "gpt-j": Case("gptj", {"rotary_dim": 8}, reference="eager"),
     "gpt-bigcode": Case("gpt_bigcode"),
     "gpt-bigcode, a K and V per head": Case("gpt_bigcode", {"multi_query": False, "n_inner": 80}),
