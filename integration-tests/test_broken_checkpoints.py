@@ -93,7 +93,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a quantization that is not read": (
         lambda m: config(m, quantization_config={"quant_method": "gptq", "bits": 4}),
-        r"cannot load these quantized weights \(gptq\): .*requires",
+        r"quantized \(gptq\), and transformers cannot load them here: .*requires",
     ),
     "broken config": (lambda m: (m / "config.json").write_text("{"), r"DownloadError.*config\.json cannot be read"),
     "no config": (lambda m: (m / "config.json").unlink(), r"DownloadError.*no config\.json"),

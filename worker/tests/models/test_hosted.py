@@ -17,9 +17,8 @@ from millrace_worker.models.choice import NATIVE, TRANSFORMERS, ModelAsk, choose
 from millrace_worker.models.hf_config import ConfigError, UnsupportedError
 from millrace_worker.models.hosted.library import HostedAsk, load_library_model, read_config
 from millrace_worker.models.hosted.load import max_positions
-from millrace_worker.models.sharding import ShardingError
 from millrace_worker.step import Batch
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoConfig
 
 from .checkpoints import Saved
 from .paged import PagedRun
@@ -173,35 +172,6 @@ def test_what_transformers_would_make_up_is_refused(
     (tmp_path / "model.safetensors").symlink_to(folder / "model.safetensors")
     with pytest.raises(ConfigError, match=message):
         hosted(tmp_path)
-
-
-@pytest.mark.parametrize("bits", [4, 8])
-def test_quantized_weights_that_the_library_reads(bits: int, tmp_path: Path) -> None:
-    pytest.importorskip("bitsandbytes")
-    sizes = {"vocab_size": 128, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
-    config = AutoConfig.for_model("llama", **sizes, num_attention_heads=4, num_key_value_heads=2, initializer_range=0.2)
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "whole")
-    quantization = BitsAndBytesConfig(bits == 8, bits == 4, bnb_4bit_compute_dtype=torch.float32)
-    options = {"quantization_config": quantization, "dtype": torch.float32}
-    folder = tmp_path / "quantized"
-    AutoModelForCausalLM.from_pretrained(tmp_path / "whole", **options).save_pretrained(folder)
-    assert "bitsandbytes" in choose(folder, "auto").reason
-    assert hosted(folder).implementation == "transformers"
-
-
-def test_quantized_weights_are_not_divided_and_name_the_library_that_they_need(
-    saved: Callable[[str], Saved], tmp_path: Path
-) -> None:
-    folder = saved("llama").folder
-    quantized = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
-    config = json.loads((folder / "config.json").read_text()) | quantized
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    (tmp_path / "model.safetensors").symlink_to(folder / "model.safetensors")
-    with pytest.raises(ConfigError, match=r"cannot load these quantized weights \(gptq\): .*requires"):
-        hosted(tmp_path)
-    two = HostedAsk(folder=tmp_path, dtype=torch.float32, device=torch.device("cpu"), group=Group(0, 2))
-    with pytest.raises(ShardingError, match=r"quantized \(gptq\).* use --num-shard 1"):
-        load_library_model(two, read_config(two))
 
 
 def test_a_sequence_ends_where_its_rotary_frequencies_would_change() -> None:

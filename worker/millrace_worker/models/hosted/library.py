@@ -11,6 +11,7 @@ import torch
 
 from millrace_worker.distributed import Group
 from millrace_worker.models.hf_config import ConfigError, ModelConfig
+from millrace_worker.models.hosted.quantized import Quantization, settle
 from millrace_worker.models.sharding import ShardingError
 
 if TYPE_CHECKING:
@@ -85,7 +86,9 @@ def _files(auto_map: dict[str, Any]) -> set[str]:
     return {f"{entry.split('--')[-1].split('.')[0]}.py" for entry in entries if isinstance(entry, str)}
 
 
-def load_library_model(ask: HostedAsk, config: PretrainedConfig) -> PreTrainedModel:
+def load_library_model(
+    ask: HostedAsk, config: PretrainedConfig, quantization: Quantization | None = None
+) -> PreTrainedModel:
     """The whole model, or this rank's part of it, in evaluation mode.
 
     Raises ConfigError when transformers cannot load it or would make up weights that the checkpoint lacks, and
@@ -93,9 +96,6 @@ def load_library_model(ask: HostedAsk, config: PretrainedConfig) -> PreTrainedMo
     """
     from transformers import AutoModelForCausalLM
 
-    method = is_quantized(config)
-    if method and ask.group.size > 1:
-        raise ShardingError(f"the weights are quantized ({method}), and cannot be divided: use --num-shard 1")
     options: dict[str, Any] = {
         "config": config,
         "dtype": ask.dtype,
@@ -108,29 +108,22 @@ def load_library_model(ask: HostedAsk, config: PretrainedConfig) -> PreTrainedMo
         options["attn_implementation"] = "eager"  # the other one leaves the cap out
     if ask.group.size > 1:
         options["distributed_config"] = _plan(ask.group)
-    elif ask.device.type != "cpu" and method:
-        options["device_map"] = ask.device  # needs accelerate, as such formats do anyway
+    elif quantization is not None:
+        options["device_map"] = ask.device
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(ask.folder, **options)
     except Exception as error:
-        what = f"these quantized weights ({method})" if method else "this model"
+        what = f"these quantized weights ({quantization.method})" if quantization else "this model"
         raise ConfigError(f"transformers cannot load {what}: {_first_line(error)}") from error
     model, info = loaded
     _check_loaded(model, info)
+    if quantization is not None:
+        settle(model, quantization, ask.dtype)
     if ask.group.size > 1:
         check_plan(model, ask.group.size)
-    if ask.group.size == 1 and not method:
+    if ask.group.size == 1 and quantization is None:
         model.to(ask.device)
     return model.eval()
-
-
-def is_quantized(config: PretrainedConfig) -> str:
-    """The method by which the weights are quantized, for example bitsandbytes; empty when they are not."""
-    stated = getattr(config, "quantization_config", None)
-    if not stated:
-        return ""
-    method = stated.get("quant_method") if isinstance(stated, dict) else getattr(stated, "quant_method", None)
-    return str(getattr(method, "value", method) or "by an unnamed method")
 
 
 def _plan(group: Group) -> Any:
@@ -153,8 +146,6 @@ def _check_loaded(model: PreTrainedModel, info: dict[str, Any]) -> None:
 
 def why_undivided(model: PreTrainedModel) -> str:
     """Why no number of ranks can share the model; empty when some may."""
-    if is_quantized(model.config):
-        return "quantized weights cannot be divided"
     if not getattr(model, "tp_plan", None):
         return f"{type(model).__name__} has no plan for tensor parallelism in transformers"
     return ""

@@ -11,22 +11,21 @@ from torch import Tensor
 from millrace_worker import logs
 from millrace_worker.layers.operators import choose_operators
 from millrace_worker.model import Model
-from millrace_worker.models.hf_config import ConfigError
+from millrace_worker.models.hf_config import ConfigError, ModelConfig
 from millrace_worker.models.hosted import hook
 from millrace_worker.models.hosted.body import Body, body_of
 from millrace_worker.models.hosted.layers import HookError, LayerRecorder, PagedAttention, check_alike
 from millrace_worker.models.hosted.library import (
     HostedAsk,
-    is_quantized,
     load_library_model,
     read_config,
     why_undivided,
 )
 from millrace_worker.models.hosted.operators import Replacer
 from millrace_worker.models.hosted.paged import Facts, HostedPagedModel
+from millrace_worker.models.hosted.quantized import check_quantization
 from millrace_worker.models.hosted.rows import HostedRowModel
 from millrace_worker.models.hosted.trial import (
-    QUANTIZED_TOLERANCE,
     TOLERANCE,
     TRIAL_PAGES,
     difference,
@@ -48,15 +47,20 @@ BY_LENGTH = ("dynamic", "longrope")
 
 def load_hosted(ask: HostedAsk, kernels: Machine | None) -> Model:
     """Raises ConfigError or ShardingError, both ValueErrors that say what is wrong and what to do."""
+    quantization = check_quantization(ModelConfig.read(ask.folder), ask.device, ask.group.size)
     config = read_config(ask)
-    model = load_library_model(ask, config)
+    model = load_library_model(ask, config, quantization)
     tokens = trial_tokens(config.get_text_config().vocab_size, ask.device)
     scores = own_scores(model, tokens)
     facts = Facts(vocab_size=scores.shape[-1], max_positions=max_positions(config), group=ask.group)
     replacer = Replacer(kernels, ask.dtype)
     operators = replacer.replace(model, lambda: own_scores(model, tokens))
-    hosting = _Hosting(ask, model, body_of(model), facts, _Trial(tokens, scores))
-    reason = why_undivided(model)
+    tolerance = TOLERANCE[ask.dtype]
+    if quantization is not None:
+        operators["quantized linear"] = f"transformers ({quantization.label})"
+        tolerance = quantization.tolerance(tolerance)
+    hosting = _Hosting(ask, model, body_of(model), facts, _Trial(tokens, scores, tolerance))
+    reason = why_undivided(model) if quantization is None else "quantized weights cannot be divided"
     undivided = {"tensor_parallelism": reason} if reason else {}
     own_attention = model.config._attn_implementation or "eager"
     try:
@@ -98,6 +102,7 @@ def _rope_parameters(config: PretrainedConfig) -> list[dict[str, Any]]:
 class _Trial:
     tokens: Tensor  # [T]
     scores: Tensor  # [T, V], what the model's own code makes of them
+    tolerance: float  # how far served scores may be from these
 
 
 @dataclass(frozen=True)
@@ -124,15 +129,9 @@ class _Hosting:
         paged = HostedPagedModel(self.facts, self.body, attention, operators.backend)
         paged.allocate_kv(TRIAL_PAGES)
         off = self._difference(paged)
-        if not off <= self.tolerance:
+        if not off <= self.trial.tolerance:
             raise HookError(f"over pages it gives other scores than by itself (relative difference {off:.2g})")
         return paged
-
-    @property
-    def tolerance(self) -> float:
-        """Of `_difference`. Formats that quantize activations too give a row other scores in other company."""
-        computed = TOLERANCE[self.ask.dtype]
-        return max(computed, QUANTIZED_TOLERANCE) if is_quantized(self.model.config) else computed
 
     def _check_kind(self) -> None:
         if getattr(self.model, "_is_stateful", False):
@@ -158,7 +157,7 @@ class _Hosting:
             except Exception as error:
                 problem = f": {error}"
                 continue
-            if off <= self.tolerance:
+            if off <= self.trial.tolerance:
                 rows.allocate_rows(0, 0)
                 rows.weigh(self.trial.tokens)
                 return rows

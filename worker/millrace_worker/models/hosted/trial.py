@@ -23,7 +23,6 @@ CHUNKS = ((0, 13), (13, 1), (14, TOKENS - 14))
 # Root mean square of the difference, relative to that of the scores. A wrong mask or position costs some tenths;
 # rounding to bfloat16 some hundredths.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
-QUANTIZED_TOLERANCE = 0.1
 
 
 def trial_tokens(vocab_size: int, device: torch.device) -> Tensor:

@@ -1,0 +1,163 @@
+"""Quantized checkpoints: served as transformers computes them, or refused with what is missing."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from millrace_worker.distributed import Group
+from millrace_worker.model import Model
+from millrace_worker.models.choice import TRANSFORMERS, ModelAsk, choose, load
+from millrace_worker.models.hf_config import ConfigError, ModelConfig, UnsupportedError
+from millrace_worker.models.hosted.quantized import check_quantization
+from millrace_worker.models.sharding import ShardingError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from .checkpoints import Saved
+from .paged import PagedRun
+
+CPU = torch.device("cpu")
+NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+FP4_TWICE = {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4", "bnb_4bit_use_double_quant": True}
+EIGHT = {"load_in_8bit": True}
+FP8_BLOCK = 8
+
+
+def served(folder: Path, dtype: torch.dtype = torch.float32) -> Model:
+    choice = choose(folder, "auto")
+    assert (choice.implementation, "quantized weights" in choice.reason) == (TRANSFORMERS, True)
+    return load(ModelAsk(folder=folder, dtype=dtype, device=CPU, group=Group()), choice)
+
+
+def quantize(plain: Saved, folder: Path, options: Mapping[str, Any]) -> Any:
+    """By transformers; what it saved, loaded again."""
+    from transformers import BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(**options)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        plain.folder, quantization_config=config, dtype=torch.float32, device_map=CPU
+    )
+    model.save_pretrained(folder)
+    stored = torch.int8 if options.get("load_in_8bit") else torch.uint8
+    assert stored in {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()}
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map=CPU)
+
+
+@torch.inference_mode()
+def token_by_token(model: Any, tokens: list[int]) -> Tensor:
+    """[T, V]: no token has company."""
+    cache, logits = None, []
+    for token in tokens:
+        output = model(torch.tensor([[token]]), past_key_values=cache, use_cache=True)
+        cache = output.past_key_values
+        logits.append(output.logits[0])
+    return torch.cat(logits)
+
+
+@pytest.mark.parametrize("options", [EIGHT, NF4, FP4_TWICE], ids=["8 bits", "nf4", "fp4 twice"])
+def test_bitsandbytes_gives_what_transformers_gives_a_token_alone(
+    options: Mapping[str, Any],
+    saved: Callable[[str], Saved],
+    sequences: list[list[int]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    # Some CPUs round what goes into 4-bit layers to bfloat16: nothing to compare closely.
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
+    plain, seed = saved("llama"), random.randrange(2**32)
+    own = quantize(plain, tmp_path, options)
+    model = served(tmp_path)
+    assert model.implementation == "transformers"
+    assert "bitsandbytes" in model.implementations()["quantized linear"]
+    for tokens, logits in zip(sequences, PagedRun(model, seed=seed).logits(sequences), strict=True):
+        expected = token_by_token(own, tokens)
+        torch.testing.assert_close(logits, expected, atol=1e-3, rtol=1e-3, msg=lambda m: f"{seed=} {m}")
+        assert (expected - plain.logits(tokens)).abs().max() > 1e-2, "the weights are not quantized"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_four_bits_as_this_cpu_computes_them_best(
+    dtype: torch.dtype, saved: Callable[[str], Saved], tmp_path: Path
+) -> None:
+    """Rows of 96 values, too: not a whole number of blocks."""
+    pytest.importorskip("bitsandbytes")
+    quantize(saved("llama"), tmp_path, NF4)
+    assert served(tmp_path, dtype).implementation == "transformers"
+
+
+def test_fp8_in_blocks_becomes_plain_weights(
+    saved: Callable[[str], Saved], sequences: list[list[int]], tmp_path: Path
+) -> None:
+    """As DeepSeek V3 is published: float8 values and the factor of each block."""
+    plain = saved("llama")
+    for path in plain.folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    stored, expected = dict(load_file(tmp_path / "model.safetensors")), {}
+    for name, tensor in list(stored.items()):
+        expected[name] = tensor
+        if name.endswith("_proj.weight"):
+            stored[name], stored[f"{name}_scale_inv"], values = in_blocks(tensor)
+            expected[name] = values
+    save_file(stored, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] = {
+        "quant_method": "fp8",
+        "activation_scheme": "dynamic",
+        "weight_block_size": [FP8_BLOCK, FP8_BLOCK],
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    own = AutoModelForCausalLM.from_pretrained(plain.folder, dtype=torch.float32)
+    own.load_state_dict(expected)
+    model = served(tmp_path)
+    assert model.implementations()["quantized linear"] == "transformers (fp8, dequantized at load)"
+    with torch.inference_mode():
+        for tokens, logits in zip(sequences, PagedRun(model, seed=0).logits(sequences), strict=True):
+            torch.testing.assert_close(logits, own(torch.tensor([tokens])).logits[0], atol=1e-3, rtol=1e-3)
+    assert served(tmp_path, torch.bfloat16).implementation == "transformers"
+
+
+def in_blocks(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Values [N, K] in float8, factors [N / block, K / block], and what both say."""
+    rows, columns = (size // FP8_BLOCK for size in weight.shape)
+    blocks = weight.view(rows, FP8_BLOCK, columns, FP8_BLOCK)
+    factors = blocks.abs().amax((1, 3), keepdim=True) / 448
+    values = (blocks / factors).to(torch.float8_e4m3fn)
+    said = (values.float() * factors).view(weight.shape)
+    return values.view(weight.shape), factors.view(rows, columns), said
+
+
+REFUSED = {
+    "gptq": ({"quant_method": "gptq", "bits": 4}, r"quantized \(gptq\), and .*`pip install .* serve the unquantized"),
+    "unknown": ({"quant_method": "q7"}, r"method \(q7\) that is known neither to Millrace nor to transformers"),
+    "unnamed": ({"bits": 4}, "quant_method does not name"),
+    "no object": ("gptq", "quantization_config must be an object, not 'gptq'"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_loaded_is_refused_with_what_is_missing(
+    case: str, saved: Callable[[str], Saved], tmp_path: Path
+) -> None:
+    quantization, message = REFUSED[case]
+    config = json.loads((saved("llama").folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}))
+    with pytest.raises(ConfigError, match=message):
+        served(tmp_path)
+    with pytest.raises(UnsupportedError, match=r"no spec for quantized weights .*--model-impl transformers may run it"):
+        choose(tmp_path, "native")
+
+
+def test_quantized_weights_are_not_divided(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    config = {"model_type": "llama", "quantization_config": {"quant_method": "bitsandbytes", **NF4}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ShardingError, match=r"bitsandbytes_4bit.*--num-shard 2 is not possible, use --num-shard 1"):
+        check_quantization(ModelConfig.read(tmp_path), CPU, 2)
