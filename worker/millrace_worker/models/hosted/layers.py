@@ -14,11 +14,12 @@ from millrace_worker.models.hosted.hook import RULE, MaskRule
 # A rule is looked at up to this position.
 FARTHEST = 1 << 20
 
-# Arguments of the interface that change nothing for an inference over positions, whatever their value.
+# Arguments of the interface that are read here, or change nothing for an inference over positions.
 HARMLESS = frozenset(
-    {"scaling", "sliding_window", "softcap", "dropout", "position_ids", "position_embeddings", "cache_position"}
-    | {"use_cache", "past_key_values", "layer_head_mask", "output_attentions", "output_hidden_states"}
-    | {"output_router_logits", "is_causal", "logits_to_keep", "return_dict", "deterministic", "training"}
+    {"scaling", "sliding_window", "softcap", "s_aux", "dropout", "position_ids", "position_embeddings"}
+    | {"cache_position", "use_cache", "past_key_values", "layer_head_mask", "output_attentions"}
+    | {"output_hidden_states", "output_router_logits", "is_causal", "logits_to_keep", "return_dict"}
+    | {"deterministic", "training"}
 )
 
 
@@ -89,6 +90,9 @@ def _heads(layer: int, module: nn.Module, qkv: tuple[Tensor, Tensor, Tensor], op
         raise HookError(f"{name} has queries {tuple(q.shape)}, keys {tuple(k.shape)} and values {tuple(v.shape)}")
     if q.shape[3] != k.shape[3] or v.shape[3] > k.shape[3]:
         raise HookError(f"{name} has heads of {q.shape[3]}, {k.shape[3]} and {v.shape[3]} dimensions")
+    sinks = options.get("s_aux")
+    if sinks is not None and sinks.shape != q.shape[1:2]:
+        raise HookError(f"{name} has attention sinks {tuple(sinks.shape)} for {q.shape[1]} heads")
     for key, value in options.items():
         if key not in HARMLESS and isinstance(value, Tensor):
             raise HookError(f"{name} hands {key!r} to its attention, which pages know nothing of")
@@ -100,6 +104,7 @@ def _heads(layer: int, module: nn.Module, qkv: tuple[Tensor, Tensor, Tensor], op
         head_dim=q.shape[3],
         scale=q.shape[3] ** -0.5 if scale is None else float(scale),
         rule=ScoreRule(int(window) if window else None, float(softcap) if softcap else None),
+        sinks=None if sinks is None else tuple(sinks.float().tolist()),
     )
 
 
