@@ -11,7 +11,8 @@ from zlib import crc32
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from torch.nn.functional import pad
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from .cases import CASES, COMMON, VOCAB, Case
@@ -45,13 +46,31 @@ class Saved:
     reference: PreTrainedModel
     _known: dict[tuple[int, ...], Tensor] = field(default_factory=dict, repr=False)
 
+    @property
+    def has_encoder(self) -> bool:
+        """Then logits depend on where prompts end, and there are none before that."""
+        return self.reference.config.is_encoder_decoder
+
+    def prompts(self, sequences: list[list[int]]) -> dict[int, int]:
+        """Where it matters which of the tokens are a prompt: some of each sequence."""
+        return {i: -(-len(tokens) // 2) for i, tokens in enumerate(sequences)} if self.has_encoder else {}
+
     @torch.inference_mode()
-    def logits(self, tokens: list[int]) -> Tensor:
-        """[len, VOCAB], computed once for each sequence."""
-        key = tuple(tokens)
+    def logits(self, tokens: list[int], prompt: int | None = None) -> Tensor:
+        """[len, VOCAB], computed once for each sequence; zeros where an encoder reads the prompt."""
+        prompt = prompt or len(tokens)
+        key = (*tokens, prompt)
         if key not in self._known:
-            self._known[key] = self.reference(torch.tensor([tokens]), use_cache=False).logits[0]
+            self._known[key] = self._forward(torch.tensor([tokens]), prompt)[0]
         return self._known[key]
+
+    def _forward(self, ids: Tensor, prompt: int) -> Tensor:
+        """[B, len, VOCAB]"""
+        if not self.has_encoder:
+            return self.reference(ids, use_cache=False).logits
+        written = pad(ids[:, prompt:], (1, 0), value=self.reference.config.decoder_start_token_id)
+        found = self.reference(input_ids=ids[:, :prompt], decoder_input_ids=written, use_cache=False).logits
+        return pad(found, (0, 0, prompt - 1, 0))
 
     @torch.inference_mode()
     def num_clear(self, tokens: list[int]) -> int:
@@ -74,7 +93,7 @@ class Saved:
         lead = torch.full((PROMPTS,), torch.inf)
         with torch.inference_mode():
             for _ in range(STEPS):
-                best = self.reference(ids, use_cache=False).logits[:, -1].topk(2)
+                best = self._forward(ids, PROMPT_LENGTH)[:, -1].topk(2)
                 lead = lead.minimum(best.values[:, 0] - best.values[:, 1])
                 ids = torch.cat((ids, best.indices[:, :1]), dim=1)
         clear = [row for row, least in zip(ids.tolist(), lead.tolist(), strict=True) if least > MIN_LEAD]
@@ -103,7 +122,10 @@ def save(folder: Path, case: Case) -> Saved:
 @torch.no_grad()
 def _draw(config: PretrainedConfig, case: Case, seed: int, matrix: float, embedding: float) -> PreTrainedModel:
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=case.reference).eval()
+    kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    model = kind.from_config(config, dtype=torch.float32, attn_implementation=case.reference).eval()
+    if config.is_encoder_decoder and not config.tie_word_embeddings:  # transformers ties them all the same
+        model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
     embed = next(model.get_input_embeddings().parameters())
     for name, tensor in model.state_dict(keep_vars=True).items():
         if tensor is embed:
@@ -112,6 +134,8 @@ def _draw(config: PretrainedConfig, case: Case, seed: int, matrix: float, embedd
             tensor.add_(torch.randn_like(tensor), alpha=VECTOR)  # a parameter or not
         elif isinstance(tensor, torch.nn.Parameter) and not name.endswith(KEPT):
             tensor.normal_(std=matrix / config.hidden_size**0.5)
+            if config.is_encoder_decoder and name.endswith(".q.weight"):
+                tensor.mul_(config.d_kv**-0.5)  # nothing else scales the scores of T5
     return model
 
 

@@ -9,11 +9,14 @@ import numpy as np
 import torch
 from millrace_worker.kv_pool import KvPool
 from millrace_worker.model import Model, in_rows, paged
+from millrace_worker.models.encoder_decoder.model import EncoderDecoderModel
+from millrace_worker.models.recurrent.model import RecurrentLM
 from millrace_worker.step import Batch
 
 PAGE = 16
 NUM_PAGES, MAX_ROWS, MAX_CHUNK = 24, 5, 24
-NOT_A_PAGE = 2**31 - 1  # reading it would fail
+MAX_TOKENS = 200  # of a row that keeps what it has read
+NOT_A_PAGE = NOT_A_TOKEN = 2**31 - 1  # reading it would fail
 Work = tuple[int, int, int]  # sequence, row, count
 
 
@@ -37,13 +40,14 @@ class PagedRun:
         self.free_rows = list(range(MAX_ROWS))
         self.table = np.full((MAX_ROWS, NUM_PAGES), NOT_A_PAGE, dtype=np.int32)
         self.returned: dict[int, int] = {}
+        self.prompts: Mapping[int, int] = {}
 
     def logits(self, sequences: list[list[int]], prompts: Mapping[int, int] | None = None) -> list[torch.Tensor]:
         """[len, vocabulary] of every position of every sequence; on ranks other than 0 the tensors are empty.
 
         After its first `prompts[i]` tokens, sequence i computes one token in a step.
         """
-        prompts = prompts or {}
+        self.prompts = prompts = prompts or {}
         waiting, running = list(range(len(sequences))), dict[int, int]()
         done = [0] * len(sequences)
         found: list[list[torch.Tensor]] = [[] for _ in sequences]
@@ -97,6 +101,7 @@ class PagedRun:
             rows=np.array([row for _, row, _, _ in entries]),
             starts=np.array([start for _, _, start, _ in entries]),
             counts=np.array([count for _, _, _, count in entries]),
+            num_prompt_tokens=np.array([self.prompts.get(s, len(sequences[s])) for s, *_ in entries]),
             page_table=torch.from_numpy(self.table),
             page_table_host=self.table,
             lengths=np.array([len(sequences[sequence]) for sequence, *_ in entries]),
@@ -136,13 +141,23 @@ class PagedRun:
         pool(self.model).values[:, pages] = float("nan")
 
 
+def states(model: Model) -> list[torch.Tensor]:
+    """What a state is made of is the model's own; the first dimension is that of rows."""
+    if isinstance(model, EncoderDecoderModel):
+        held = model._states
+        assert held
+        return [held.prompts, held._kv.transpose(0, 1)]
+    if isinstance(model, RecurrentLM):
+        return [state for each in model._rows for state in (each.tails, each.states)]
+    return []  # transformers' caches, made anew for each sequence
+
+
 class RowsRun(PagedRun):
     """The same where states lie in rows: those of sequences that have left, and of all before the first, hold NaN."""
 
     def _allocate(self) -> torch.device:
-        in_rows(self.model).allocate_rows(MAX_ROWS, 1000)
-        rows = getattr(self.model, "_rows", ())  # what a state is made of is the model's own; a hosted one begins anew
-        self._states = [state for each in rows for state in (each.tails, each.states)]
+        in_rows(self.model).allocate_rows(MAX_ROWS, MAX_TOKENS)
+        self._states = states(self.model)
         for row in range(MAX_ROWS):
             self._poison_row(row)
         return self._states[0].device if self._states else torch.device("cpu")
@@ -162,7 +177,7 @@ class RowsRun(PagedRun):
 
     def _poison_row(self, row: int) -> None:
         for state in self._states:
-            state[row] = float("nan")
+            state[row] = float("nan") if state.is_floating_point() else NOT_A_TOKEN
 
 
 def run(model: Model, *, seed: int) -> PagedRun:

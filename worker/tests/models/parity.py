@@ -28,10 +28,11 @@ class Trial:
     @classmethod
     def of(cls, saved: Saved, sequences: list[list[int]]) -> Trial:
         greedy = saved.greedy
-        every = [*sequences, greedy.tokens]
-        expected, clear = [saved.logits(tokens) for tokens in every], [saved.num_clear(tokens) for tokens in every]
+        every, prompts = [*sequences, greedy.tokens], saved.prompts(sequences) | {len(sequences): greedy.prompt}
+        expected = [saved.logits(tokens, prompts.get(i)) for i, tokens in enumerate(every)]
+        clear = [saved.num_clear(tokens) for tokens in every]
         assert 2 * sum(clear) > sum(map(len, every)), f"too few positions have one right answer: {clear}"
-        return cls(every, {len(sequences): greedy.prompt}, expected, clear)
+        return cls(every, prompts, expected, clear)
 
     def difference(self, found: Sequence[Tensor]) -> float:
         """The greatest difference of a logit; NaN (of a page that nobody filled) is infinite."""
@@ -40,7 +41,8 @@ class Trial:
         return float(most.nan_to_num(nan=torch.inf))
 
     def same_ids(self, found: Sequence[Tensor]) -> bool:
-        ((which, prompt),) = self.prompts.items()
+        which = len(self.sequences) - 1
+        prompt = self.prompts[which]
         return found[which][prompt - 1 : -1].argmax(-1).tolist() == self.sequences[which][prompt:]
 
     def check(self, found: Sequence[Tensor], label: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from millrace_worker.models.architectures import ARCHITECTURES
+from millrace_worker.models.architectures import ARCHITECTURES, ENCODER_DECODERS
 
 from .cases import CASES
 from .table import BACKEND, NATIVE, PAGE, TOLERANCE, Row, exactness, page
@@ -29,7 +29,9 @@ def test_nothing_on_the_page_is_red() -> None:
 
 def test_every_name_of_the_registry_is_on_the_page() -> None:
     text = PAGE.read_text(encoding="utf-8")
-    assert not [name for name in ARCHITECTURES if f"`{name}`" not in text], "add these to docs/models.md"
+    assert not [name for name in (*ARCHITECTURES, *ENCODER_DECODERS) if f"`{name}`" not in text], (
+        "add these to docs/models.md"
+    )
 
 
 def test_a_row_shows_the_greatest_difference_and_where_it_ran() -> None:

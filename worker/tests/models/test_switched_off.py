@@ -13,10 +13,10 @@ import pytest
 import torch
 from millrace_worker.distributed import Group
 from millrace_worker.models import load
-from millrace_worker.models.architectures import describe
+from millrace_worker.models.architectures import describe, describe_encoder_decoder
 from millrace_worker.models.checkpoint import Checkpoint
+from millrace_worker.models.encoder_decoder import load as encoder_decoder
 from millrace_worker.models.hf_config import ModelConfig
-from millrace_worker.models.names import Names
 
 from .cases import CASES, NATIVE
 from .checkpoints import Saved
@@ -57,8 +57,9 @@ def test_what_is_switched_off_is_missed(
 ) -> None:
     """Or it cannot be switched off: the checkpoint does not fit then."""
     reference, tokens = saved(case), sequences[-1]
-    spec, names = describe(ModelConfig.read(reference.folder))
-    expected = reference.logits(tokens)
+    config, prompts = ModelConfig.read(reference.folder), reference.prompts([tokens])
+    spec, names = (describe_encoder_decoder if reference.has_encoder else describe)(config)
+    expected = reference.logits(tokens, prompts.get(0))
     monkeypatch.setattr(Checkpoint, "check_all_read", lambda *_: None)
     whole = logits(reference, spec, names, tokens, monkeypatch)
     assert whole is not None
@@ -74,15 +75,16 @@ def test_what_is_switched_off_is_missed(
 
 
 def logits(
-    reference: Saved, spec: object, names: Names, tokens: list[int], monkeypatch: pytest.MonkeyPatch
+    reference: Saved, spec: object, names: object, tokens: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> torch.Tensor | None:
     """None: it does not load."""
     monkeypatch.setattr(load, "describe", lambda *_: (spec, names))
+    monkeypatch.setattr(encoder_decoder, "describe_encoder_decoder", lambda *_: (spec, names))
     try:
         model = load.load_native(reference.folder, dtype=torch.float32, device=torch.device("cpu"), group=Group())
     except Exception:  # whatever says that it does not fit
         return None
-    (found,) = run(model, seed=3).logits([tokens])
+    (found,) = run(model, seed=3).logits([tokens], reference.prompts([tokens]))
     return found
 
 

@@ -20,9 +20,7 @@ NEXT = {
 
 CASES: dict[str, Case] = {
     "biogpt": Case("biogpt", {"intermediate_size": 96}, native=False, ranks=(1,)),
-    "qwen3-next": Case("qwen3_next", NEXT, native=False, ranks=(1,), note="a cache per sequence: recurrent layers"),
-    "rwkv": Case(
-        "rwkv", {"attention_hidden_size": 64}, reference="eager", native=False, ranks=(1,), note="a cache per sequence"
-    ),
-    "xglm": Case("xglm", {"ffn_dim": 96}, reference="eager", native=False, ranks=(1,), note="a cache per sequence"),
+    "qwen3-next": Case("qwen3_next", NEXT, native=False, ranks=(1,), note="recurrent layers"),
+    "rwkv": Case("rwkv", {"attention_hidden_size": 64}, reference="eager", native=False, ranks=(1,)),
+    "xglm": Case("xglm", {"ffn_dim": 96}, reference="eager", native=False, ranks=(1,)),
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .case import Case
 
 LATENT = {
@@ -31,6 +33,24 @@ YARN = {
     "mscale_all_dim": 0.9,
 }
 
+# An encoder of three layers, a decoder of two.
+T5 = {
+    "d_kv": 24,
+    "d_ff": 96,
+    "num_decoder_layers": 2,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 20,
+    "decoder_start_token_id": 3,
+    "dropout_rate": 0.0,
+}
+MT5 = {"relative_attention_num_buckets": 32, "relative_attention_max_distance": 128}
+# A scale of 1 is none. FLAN-T5 is 1.1.
+WHOLLY_OURS: dict[str, Any] = {
+    "backend": False,
+    "unmissed": ("attention.scale",),
+    "note": "an encoder and a decoder, FLAN too",
+}
+
 CASES: dict[str, Case] = {
     "deepseek-v2": Case(
         "deepseek_v2",
@@ -42,5 +62,8 @@ CASES: dict[str, Case] = {
         "deepseek_v3",
         LATENT | GROUPS | {"rope_interleave": False, "attention_bias": True, "norm_topk_prob": False},
     ),
+    "t5": Case("t5", T5 | {"feed_forward_proj": "relu"}, **WHOLLY_OURS),
+    "t5, 1.1": Case("t5", T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}, **WHOLLY_OURS),
+    "mt5": Case("mt5", T5 | MT5, **WHOLLY_OURS),
     "deepseek-v2, lite, yarn": Case("deepseek_v2", LATENT | {"q_lora_rank": None, "rope_parameters": YARN}),
 }

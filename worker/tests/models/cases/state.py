@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .case import WIDE, Case
 
 # Two heads for each group; steps that meet both limits.
@@ -15,20 +17,21 @@ MAMBA2 = {
 }
 BIASED = {"use_bias": True, "use_conv_bias": False, "conv_kernel": 3}
 ONE_GROUP = BIASED | {"n_groups": 1, "tie_word_embeddings": True}
+# Their states are not divided over ranks.
+WHOLE: dict[str, Any] = {"backend": False, "ranks": (1,), "note": "one rank: states are not divided"}
 UNTIED = BIASED | {"tie_word_embeddings": False, "time_step_rank": 5}
 
 CASES = {
-    "mamba": Case("mamba", {"state_size": 12}, reference="eager", backend=False, ranks=(1,)),
-    "mamba, untied, biased": Case("mamba", UNTIED, reference="eager", backend=False, ranks=(1,)),
-    "mamba, packed": Case("mamba", WIDE, reference="eager", backend=False, ranks=(1,)),
-    "falcon-mamba": Case("falcon_mamba", reference="eager", backend=False, ranks=(1,)),
-    "mamba2": Case("mamba2", MAMBA2, reference="eager", backend=False, ranks=(1,)),
+    "mamba": Case("mamba", {"state_size": 12}, reference="eager", **WHOLE),
+    "mamba, untied, biased": Case("mamba", UNTIED, reference="eager", **WHOLE),
+    "mamba, packed": Case("mamba", WIDE, reference="eager", **WHOLE),
+    "falcon-mamba": Case("falcon_mamba", reference="eager", **WHOLE),
+    "mamba2": Case("mamba2", MAMBA2, reference="eager", **WHOLE),
     "mamba2, tied, biased": Case(
         "mamba2",
         MAMBA2 | ONE_GROUP,
         reference="eager",
-        backend=False,
-        ranks=(1,),
+        **WHOLE,
     ),
-    "mamba2, packed": Case("mamba2", MAMBA2 | WIDE | {"head_dim": 64}, reference="eager", backend=False, ranks=(1,)),
+    "mamba2, packed": Case("mamba2", MAMBA2 | WIDE | {"head_dim": 64}, reference="eager", **WHOLE),
 }
