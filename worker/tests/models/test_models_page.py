@@ -23,6 +23,11 @@ def test_every_case_is_on_the_page_with_its_ranks() -> None:
     assert found == expected, "run `make models`"
 
 
+def test_every_case_of_the_backend_is_on_the_page() -> None:
+    expected = {case.model_type for case in CASES.values() if case.backend}
+    assert {model for model, row in rows().items() if row[3] != "–"} == expected, "run `make models`"
+
+
 def test_nothing_on_the_page_is_red() -> None:
     assert not [model for model, row in rows().items() if "red" in row[4]]
 
