@@ -16,6 +16,7 @@ from millrace_kernels import Machine
 from millrace_worker import cpu_kernels, logs
 from millrace_worker.cpu_kernels import KernelsError, find
 from millrace_worker.layers.operators import NativeOperators
+from transformers import AutoConfig, AutoModelForCausalLM
 
 CPU = torch.device("cpu")
 
@@ -80,7 +81,14 @@ def test_the_threads_are_torchs_own() -> None:
 
 
 def test_a_worker_with_an_impossible_level_ends_with_one_line(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
+    sizes = {
+        "vocab_size": 9,
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+    }
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **sizes)).save_pretrained(tmp_path)
     command = [
         sys.executable,
         "-m",

@@ -87,7 +87,7 @@ class WithAlibi(nn.Module):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.config = model, model.config
 
     def forward(self, ids: Tensor, **over: Any) -> Any:
         count = ids.shape[1]
@@ -102,7 +102,7 @@ class WithNormedHead(nn.Module):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.config = model, model.config
 
     def forward(self, ids: Tensor, **over: Any) -> Any:
         stored = self.model.lm_head.weight.data
