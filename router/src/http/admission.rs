@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::extract::Request;
+use futures::future::try_join_all;
 use serde::de::DeserializeOwned;
 use tokio::sync::{OwnedSemaphorePermit, TryAcquireError};
 
@@ -32,7 +33,7 @@ pub(super) struct Places(OwnedSemaphorePermit);
 
 /// A request that passed all checks and holds its place, but has not started.
 #[derive(Debug)]
-pub(super) struct Accepted {
+struct Accepted {
     checked: Checked,
     place: Places,
 }
@@ -90,7 +91,7 @@ pub(super) fn further_places(state: &AppState, count: usize, field: &'static str
 }
 
 /// Checks a request that has its place.
-pub(super) async fn accept(state: &AppState, ask: Ask, place: Places) -> Result<Accepted, ApiError> {
+async fn accept(state: &AppState, ask: Ask, place: Places) -> Result<Accepted, ApiError> {
     state.counts.asked();
     let checked = state.validator.check(ask, &state.health).await.inspect_err(|error| {
         state.counts.failed(match error {
@@ -102,12 +103,21 @@ pub(super) async fn accept(state: &AppState, ask: Ask, place: Places) -> Result<
 }
 
 /// Hands an accepted request to the engine.
-pub(super) fn start(state: &AppState, accepted: Accepted) -> Admitted {
+fn start(state: &AppState, accepted: Accepted) -> Admitted {
     let Accepted { checked: Checked { request, prompt }, place } = accepted;
     let ticket = Ticket::new(&request, prompt.chars().count(), Arc::clone(&state.counts), place);
     let num_sequences = request.sampling.len();
     let prompt_ids = if request.prompt_logprobs { request.prompt.clone() } else { Vec::new() };
     Admitted { generation: state.engine.generate(request), ticket, prompt, num_sequences, prompt_ids }
+}
+
+/// Several requests of one client. Nothing runs before every one has been accepted: a bad one costs no work.
+pub(super) async fn admit_all(
+    state: &AppState,
+    asks: impl IntoIterator<Item = (Ask, Places)>,
+) -> Result<Vec<Admitted>, ApiError> {
+    let accepted = try_join_all(asks.into_iter().map(|(ask, place)| accept(state, ask, place))).await?;
+    Ok(accepted.into_iter().map(|accepted| start(state, accepted)).collect())
 }
 
 /// Both at once, for the routes with one prompt.

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::health::Phase;
-use crate::http::admission::{Admitted, accept, further_places, receive, start};
+use crate::http::admission::{admit_all, further_places, receive};
 use crate::http::collect::collect;
 use crate::http::error::ApiError;
 use crate::http::state::{AppState, Arrival};
@@ -89,8 +89,7 @@ pub(in crate::http) async fn infer(State(state): State<Arc<AppState>>, request: 
     let parameters = parameters.unwrap_or_default();
     let asks = inputs.into_iter().map(|input| ask(input, &parameters, &arrival)).collect::<Result<Vec<_>, _>>()?;
     let places = std::iter::from_fn(move || place.split(1));
-    let accepted = try_join_all(asks.into_iter().zip(places).map(|(ask, place)| accept(&state, ask, place))).await?;
-    let admitted: Vec<Admitted> = accepted.into_iter().map(|accepted| start(&state, accepted)).collect();
+    let admitted = admit_all(&state, asks.into_iter().zip(places)).await?;
     let answers = try_join_all(admitted.into_iter().map(|one| collect(one, false))).await?;
     let outputs = outputs.into_iter().zip(answers).map(|(output, answer)| {
         let data = answer.best().finished.generated_text.clone().into_bytes();

@@ -9,7 +9,7 @@ use futures::future::try_join_all;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::http::admission::{Admitted, accept, further_places, receive, start};
+use crate::http::admission::{admit_all, further_places, receive};
 use crate::http::body;
 use crate::http::collect::collect;
 use crate::http::error::ApiError;
@@ -42,9 +42,7 @@ pub(in crate::http) async fn vertex(
     let asks = instances.into_iter().enumerate().map(|(index, instance)| ask(instance, index, &arrival));
     let asks = asks.collect::<Result<Vec<_>, _>>()?;
     let places = std::iter::from_fn(move || place.split(1));
-    // Nothing runs before every instance has been accepted.
-    let accepted = try_join_all(asks.into_iter().zip(places).map(|(ask, place)| accept(&state, ask, place))).await?;
-    let admitted: Vec<Admitted> = accepted.into_iter().map(|accepted| start(&state, accepted)).collect();
+    let admitted = admit_all(&state, asks.into_iter().zip(places)).await?;
     let answers = try_join_all(admitted.into_iter().map(|one| collect(one, false))).await?;
     let predictions = answers.iter().map(|answer| answer.best().finished.generated_text.clone()).collect();
     Ok(Json(VertexResponse { predictions }).into_response())

@@ -56,7 +56,7 @@ pub(in crate::http) async fn chat_answer(
         return Ok(sse::respond(Streamed { wanted, envelope }.chunks(vec![admitted]), headers));
     }
     let answer = collect(admitted, wanted.logprobs.is_some()).await?;
-    let choices = answer.sequences.iter().enumerate().map(|(index, sequence)| ChatChoice {
+    let choices = answer.ranked(wanted.num_choices).into_iter().enumerate().map(|(index, sequence)| ChatChoice {
         index,
         message: AssistantMessage { role: "assistant", content: &sequence.shown },
         logprobs: wanted.logprobs.as_ref().map(|logprobs| logprobs.chat(&sequence.tokens)),

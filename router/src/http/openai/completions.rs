@@ -13,7 +13,7 @@ use super::request::OpenAiRequest;
 use super::response::{Completion, Envelope, SYSTEM_FINGERPRINT, TextChoice, Usage, finish_reason, usage};
 use super::stream::Streamed;
 use super::wanted::{Form, Wanted};
-use crate::http::admission::{Admitted, Places, accept, further_places, receive, start};
+use crate::http::admission::{Places, admit_all, further_places, receive};
 use crate::http::collect::{Answer, Sequence, collect};
 use crate::http::error::ApiError;
 use crate::http::headers::{self, Cost};
@@ -40,10 +40,8 @@ pub(in crate::http) async fn completions_answer(
     let wanted = Wanted::of(&request, Form::Text, &mut parameters, state)?;
     let asks = asks(state, &mut request, &parameters, &arrival)?;
     let envelope = Envelope::new("cmpl", state.models.resolve(request.model.as_deref()));
-    // Nothing runs before every prompt has been accepted: one bad prompt costs no work.
     let placed = seat(state, asks, wanted.num_choices, place)?;
-    let accepted = try_join_all(placed.into_iter().map(|(ask, place)| accept(state, ask, place))).await?;
-    let admitted: Vec<Admitted> = accepted.into_iter().map(|accepted| start(state, accepted)).collect();
+    let admitted = admit_all(state, placed).await?;
     if streamed {
         let characters = admitted.iter().map(|prompt| prompt.ticket.characters).sum();
         let headers = headers::of_stream(&state.compute_type, characters);

@@ -96,7 +96,7 @@ impl OpenAiRequest {
         };
         let is_greedy = self.temperature == Some(0.0);
         // 1 keeps every token; greedy decoding keeps the first, whatever the share.
-        let keeps_all = |top_p: f32| (top_p - 1.0).abs() < f32::EPSILON || (is_greedy && top_p > 0.0 && top_p < 1.0);
+        let keeps_all = |share: f32| (share - 1.0).abs() < f32::EPSILON || (is_greedy && share > 0.0 && share < 1.0);
         Ok(Parameters {
             do_sample: Some(!is_greedy),
             temperature: self.temperature.filter(|_| !is_greedy),
@@ -106,11 +106,11 @@ impl OpenAiRequest {
             seed: self.seed,
             repetition_penalty: self.repetition_penalty,
             // Other servers write "all of them" as 0 or -1.
-            top_k: self.top_k.filter(|top_k| !matches!(top_k, -1 | 0)),
-            min_p: self.min_p,
+            top_k: self.top_k.filter(|top_k| !matches!(top_k, -1 | 0) && !(is_greedy && *top_k > 0)),
+            min_p: self.min_p.filter(|min_p| !(is_greedy && (0.0..=1.0).contains(min_p))),
             logit_bias: logit_bias(self.logit_bias.as_ref())?,
             min_new_tokens: self.min_tokens,
-            typical_p: self.typical_p.filter(|typical_p| (typical_p - 1.0).abs() >= f32::EPSILON),
+            typical_p: self.typical_p.filter(|typical_p| !keeps_all(*typical_p)),
             count_penalty: self.frequency_penalty,
             presence_penalty: self.presence_penalty,
             ignore_eos: self.ignore_eos.unwrap_or_default(),

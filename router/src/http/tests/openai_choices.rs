@@ -175,6 +175,27 @@ async fn the_best_choices_come_first_when_more_were_made_than_are_shown() {
 }
 
 #[tokio::test]
+async fn a_conversation_shows_as_many_choices_as_were_asked_for_and_the_best_of_them() {
+    let server = Server::playing(speak);
+    let answer = server.post(CHAT, of(CHAT, &json!({ "best_of": 2, "max_tokens": 2 }))).await.json();
+    assert_eq!(server.last_request().sampling.len(), 2);
+    assert_eq!(answer["choices"].as_array().map(Vec::len), Some(1), "{answer}");
+}
+
+#[tokio::test]
+async fn greedy_stays_greedy_whatever_else_would_shape_a_distribution() {
+    let server = Server::playing(speak);
+    for shape in [json!({ "top_k": 5 }), json!({ "min_p": 0.1 }), json!({ "typical_p": 0.5 }), json!({ "top_p": 0.5 })]
+    {
+        let mut fields = shape.clone();
+        fields["temperature"] = json!(0);
+        let answer = server.post(CHAT, of(CHAT, &fields)).await;
+        assert_eq!(answer.status, StatusCode::OK, "{}", answer.body);
+        assert!(!server.last_request().sampling[0].do_sample, "{shape}");
+    }
+}
+
+#[tokio::test]
 async fn a_seed_gives_every_choice_its_own_and_the_first_the_seed_itself() {
     let server = Server::playing(speak);
     let seeds = async |fields: &Value| {
