@@ -106,7 +106,7 @@ impl OpenAiRequest {
             seed: self.seed,
             repetition_penalty: self.repetition_penalty,
             // Other servers write "all of them" as 0 or -1.
-            top_k: self.top_k.filter(|top_k| !matches!(top_k, -1 | 0) && !(is_greedy && *top_k > 0)),
+            top_k: self.top_k.filter(|top_k| !(matches!(top_k, -1 | 0) || is_greedy && *top_k > 0)),
             min_p: self.min_p.filter(|min_p| !(is_greedy && (0.0..=1.0).contains(min_p))),
             logit_bias: logit_bias(self.logit_bias.as_ref())?,
             min_new_tokens: self.min_tokens,
