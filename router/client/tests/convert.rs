@@ -19,14 +19,15 @@ prop_compose! {
     fn sampling()(
         (do_sample, seed, top_k, watermark, top_n_tokens) in any::<(bool, u64, u32, bool, u32)>(),
         floats in any::<[u16; 8]>(),
-        edits in (vec(any::<(u32, u16)>(), 0..4), vec(any::<u32>(), 0..3), any::<u32>()),
+        edits in (vec(any::<(u32, u16)>(), 0..4), vec(any::<u32>(), 0..3), any::<u32>(), "[ -~]{0,9}"),
     ) -> Sampling {
         let [temperature, top_p, typical_p, min_p, repetition, frequency, presence, count] = floats.map(f32::from);
         Sampling {
             do_sample, seed, temperature, top_k, top_p, typical_p, min_p, repetition_penalty: repetition,
             frequency_penalty: frequency, presence_penalty: presence, count_penalty: count, watermark, top_n_tokens,
             logit_bias: edits.0.into_iter().map(|(id, bias)| (id, f32::from(bias))).collect(),
-            suppressed: edits.1.into(), min_new_tokens: edits.2,
+            end_tokens: edits.1.into(), min_new_tokens: edits.2,
+            grammar: (!edits.3.is_empty()).then(|| edits.3.as_str().into()),
         }
     }
 }

@@ -39,9 +39,12 @@ pub struct Sampling {
     pub top_n_tokens: u32,
     /// Added to the raw scores of single tokens.
     pub logit_bias: Vec<(u32, f32)>,
-    /// Impossible until the output has `min_new_tokens`; empty while that is 0.
-    pub suppressed: Arc<[u32]>,
+    /// The tokens that end a sequence; empty unless `min_new_tokens` or `grammar` need them.
+    pub end_tokens: Arc<[u32]>,
+    /// The end tokens are impossible until the output has so many.
     pub min_new_tokens: u32,
+    /// In llguidance's form: the output is in its language, then comes an end token.
+    pub grammar: Option<Arc<str>>,
 }
 
 impl Default for Sampling {
@@ -62,8 +65,9 @@ impl Default for Sampling {
             watermark: false,
             top_n_tokens: 0,
             logit_bias: Vec::new(),
-            suppressed: Arc::from([]),
+            end_tokens: Arc::from([]),
             min_new_tokens: 0,
+            grammar: None,
         }
     }
 }

@@ -50,6 +50,7 @@ pub(super) fn worst_case(config: &Config, model: &ModelDescription) -> Result<Pr
         max_pool_tokens: u64::from(config.max_batch_total_tokens.unwrap_or(0)),
         max_top_n_tokens: config.max_top_n_tokens,
         prompt_logprobs: true,
+        grammars: !config.disable_grammar_support,
     })
 }
 

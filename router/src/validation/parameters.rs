@@ -234,8 +234,9 @@ impl Parameters {
             watermark: self.watermark.unwrap_or_default(),
             top_n_tokens: self.top_n_tokens.unwrap_or_default(),
             logit_bias: self.logit_bias.clone(),
-            suppressed: if min_new_tokens > 0 { eos_token_ids } else { Arc::from([]) },
+            end_tokens: if min_new_tokens > 0 { eos_token_ids } else { Arc::from([]) },
             min_new_tokens,
+            grammar: None,
         };
         let is_shaped = common.top_k > 0 || common.top_p < 1.0 || common.typical_p < 1.0 || common.min_p > 0.0;
         let is_heated = self.temperature.is_some_and(|temperature| (temperature - 1.0).abs() > 0.0);

@@ -42,7 +42,7 @@ class ScoreEdits:
         self.clear([row])
         if not params.bias_token_ids and not params.min_new_tokens:
             return
-        biased, shut_out = _ids(params.bias_token_ids), _ids(params.suppressed_token_ids)
+        biased, shut_out = _ids(params.bias_token_ids), _ids(params.end_token_ids)
         bias = np.frombuffer(params.bias_values, dtype="<f4").astype(np.float32)
         if len(biased) != len(bias):
             raise ValueError(f"bias_token_ids has {len(biased)} entries, bias_values {len(bias)}")

@@ -16,7 +16,7 @@ def edits(bias=(), shut_out=(), at_least=0) -> dict[str, Any]:
     return {
         "bias_token_ids": np.array([token for token, _ in bias], dtype="<u4").tobytes(),
         "bias_values": np.array([value for _, value in bias], dtype="<f4").tobytes(),
-        "suppressed_token_ids": np.array(shut_out, dtype="<u4").tobytes(),
+        "end_token_ids": np.array(shut_out, dtype="<u4").tobytes(),
         "min_new_tokens": at_least,
     }
 

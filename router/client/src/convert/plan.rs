@@ -66,8 +66,9 @@ fn sampling_to_proto(sampling: &Sampling) -> v1::Sampling {
         top_n_tokens: sampling.top_n_tokens,
         bias_token_ids: pack(sampling.logit_bias.iter().map(|(id, _)| *id)),
         bias_values: pack_f32(sampling.logit_bias.iter().map(|(_, bias)| *bias)),
-        suppressed_token_ids: pack(sampling.suppressed.iter().copied()),
+        end_token_ids: pack(sampling.end_tokens.iter().copied()),
         min_new_tokens: sampling.min_new_tokens,
+        grammar: sampling.grammar.as_deref().unwrap_or_default().to_owned(),
     }
 }
 
@@ -130,8 +131,9 @@ fn sampling_from_proto(proto: &v1::Sampling) -> Result<Sampling, Malformed> {
         watermark: proto.watermark,
         top_n_tokens: proto.top_n_tokens,
         logit_bias: biased.zip(bias).collect(),
-        suppressed: unpack("sampling.suppressed_token_ids", &proto.suppressed_token_ids)?.collect(),
+        end_tokens: unpack("sampling.end_token_ids", &proto.end_token_ids)?.collect(),
         min_new_tokens: proto.min_new_tokens,
+        grammar: (!proto.grammar.is_empty()).then(|| proto.grammar.as_str().into()),
     })
 }
 

@@ -17,6 +17,7 @@ pub(crate) const REQUEST: PrepareRequest = PrepareRequest {
     max_pool_tokens: 0,
     max_top_n_tokens: 5,
     prompt_logprobs: true,
+    grammars: true,
 };
 
 /// Fails a test that would wait for ever.

@@ -263,10 +263,10 @@ async fn further_ways_to_sample_reach_the_engine() {
     assert_eq!((shaped.top_k, shaped.min_p, shaped.typical_p), (5, 0.25, 0.5));
     let neutral = sampling(json!({ "top_k": -1, "min_p": 0, "typical_p": 1.0 })).await;
     assert_eq!((neutral.top_k, neutral.min_p, neutral.typical_p), (0, 0.0, 1.0));
-    assert!(neutral.suppressed.is_empty() && neutral.logit_bias.is_empty());
+    assert!(neutral.end_tokens.is_empty() && neutral.logit_bias.is_empty());
     let edited = sampling(json!({ "logit_bias": { "7": -100, "9": 0.5 }, "min_tokens": 2 })).await;
     assert_eq!(edited.logit_bias, [(7, -100.0), (9, 0.5)]);
-    assert_eq!((edited.suppressed.as_ref(), edited.min_new_tokens), (&[1][..], 2));
+    assert_eq!((edited.end_tokens.as_ref(), edited.min_new_tokens), (&[1][..], 2));
 }
 
 #[tokio::test]
