@@ -24,6 +24,15 @@ class ModelFlags:
         (),
         Flag(Group.MODEL, v.TEXTS, "A further name of the model under /v1; may be given again.", targets=_ROUTER),
     )
+    strict_model_names: bool = row(
+        False,
+        Flag(
+            Group.MODEL,
+            v.SWITCH,
+            "Answer 404 under /v1 to names of models that are not served; else every name means the one that is.",
+            targets=_ROUTER,
+        ),
+    )
     dtype: str | None = row(
         None,
         Flag(

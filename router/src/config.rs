@@ -31,6 +31,9 @@ pub struct Config {
     /// Further names that requests may use for this model.
     #[arg(long, env, value_delimiter = ',')]
     pub served_model_name: Vec<String>,
+    /// Refuse names of models that are not served; else they mean the model that is.
+    #[arg(long, env, value_parser = BoolishValueParser::new())]
+    pub strict_model_names: bool,
     /// File with the chat template, instead of the model's `tokenizer_config.json`.
     #[arg(long, env)]
     pub tokenizer_config_path: Option<PathBuf>,

@@ -139,6 +139,7 @@ mod tests {
     use axum::http::HeaderValue;
 
     use super::*;
+    use crate::http::error::Dialect;
     use crate::validation::Parameters;
 
     #[test]
@@ -165,9 +166,9 @@ mod tests {
         }
         let refused = |body: &str| parse::<Outer>(body.as_bytes()).unwrap_err();
         let error = refused(r#"{"parameters":{"stop":["a",5]}}"#);
-        assert_eq!(error.status(), StatusCode::UNPROCESSABLE_ENTITY);
+        assert_eq!(error.status(Dialect::Tgi), StatusCode::UNPROCESSABLE_ENTITY);
         assert!(error.to_string().contains("`parameters.stop[1]`"), "{error}");
         assert!(refused("{}").to_string().contains("missing field `parameters`"));
-        assert_eq!(refused("{\"parameters\":").status(), StatusCode::BAD_REQUEST);
+        assert_eq!(refused("{\"parameters\":").status(Dialect::Tgi), StatusCode::BAD_REQUEST);
     }
 }

@@ -19,6 +19,9 @@ pub(super) enum ApiError {
     /// A field that this server knows and cannot honour; ignoring it would answer another question.
     #[error("Input validation error: `{field}` {problem}")]
     Field { field: Cow<'static, str>, problem: String },
+    /// A field that other servers know and this one does not.
+    #[error("Input validation error: `{field}` {problem}")]
+    Unsupported { field: Cow<'static, str>, problem: String },
     /// `kind` is the original's `error_type`, for the two rules that have one of their own.
     #[error("`{field}` {problem}")]
     Special { kind: &'static str, field: &'static str, problem: String },
@@ -37,6 +40,8 @@ pub(super) enum ApiError {
     UnknownModel(String),
     #[error("there is no route {0}")]
     UnknownRoute(String),
+    #[error("{0} does not take this method")]
+    WrongMethod(String),
     #[error("the server failed on this request; its log says why under this request id")]
     Internal,
 }
@@ -87,16 +92,32 @@ impl ApiError {
         Self::Field { field: field.into(), problem: problem.into() }
     }
 
-    pub(super) fn status(&self) -> StatusCode {
+    pub(super) fn unsupported(field: impl Into<Cow<'static, str>>, problem: impl Into<String>) -> Self {
+        Self::Unsupported { field: field.into(), problem: problem.into() }
+    }
+
+    /// A request that breaks a rule is 422 to the original's clients and 400 to `OpenAI`'s, whose libraries have an error
+    /// class for each status.
+    pub(super) fn status(&self, dialect: Dialect) -> StatusCode {
+        match self.originals_status() {
+            StatusCode::UNPROCESSABLE_ENTITY if dialect == Dialect::OpenAi => StatusCode::BAD_REQUEST,
+            status => status,
+        }
+    }
+
+    fn originals_status(&self) -> StatusCode {
         match self {
             Self::Validation(ValidationError::NotReady) | Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Validation(_) | Self::Field { .. } | Self::Special { .. } => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::Validation(_) | Self::Field { .. } | Self::Unsupported { .. } | Self::Special { .. } => {
+                StatusCode::UNPROCESSABLE_ENTITY
+            }
             Self::Overloaded(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Failed(Failed::Generation(_)) => StatusCode::FAILED_DEPENDENCY,
             Self::Failed(Failed::Incomplete) | Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Body { status, .. } => *status,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::UnknownRoute(_) | Self::UnknownModel(_) => StatusCode::NOT_FOUND,
+            Self::WrongMethod(_) => StatusCode::METHOD_NOT_ALLOWED,
         }
     }
 
@@ -105,22 +126,39 @@ impl ApiError {
         match self {
             Self::Validation(ValidationError::Template(_)) => "template_error",
             Self::Validation(ValidationError::NotReady) | Self::Unavailable(_) => "unavailable",
-            Self::Validation(_) | Self::Field { .. } => "validation",
+            Self::Validation(_) | Self::Field { .. } | Self::Unsupported { .. } => "validation",
             Self::Special { kind, .. } | Self::Body { kind, .. } => kind,
             Self::Overloaded(_) => "overloaded",
             Self::Failed(Failed::Generation(_)) => "generation",
             Self::Failed(Failed::Incomplete) => "incomplete_generation",
             Self::Unauthorized => "unauthorized",
             Self::UnknownRoute(_) => "not_found",
+            Self::WrongMethod(_) => "method_not_allowed",
             Self::UnknownModel(_) => "model_not_found",
             Self::Internal => "internal",
+        }
+    }
+
+    /// `OpenAI`'s `code`, which its clients compare.
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Validation(ValidationError::TooLong { .. }) => "context_length_exceeded",
+            Self::Unsupported { .. } | Self::Special { kind: "suffix not supported", .. } => "unsupported_parameter",
+            Self::Validation(ValidationError::Field { .. }) | Self::Field { .. } | Self::Special { .. } => {
+                "invalid_value"
+            }
+            Self::Body { kind: "validation", .. } => "invalid_type",
+            Self::Overloaded(_) => "rate_limit_exceeded",
+            Self::Unauthorized => "invalid_api_key",
+            Self::UnknownRoute(_) => "unknown_url",
+            _ => self.kind(),
         }
     }
 
     fn culprit(&self) -> Option<&str> {
         match self {
             Self::Validation(error) => error.culprit(),
-            Self::Field { field, .. } => Some(field),
+            Self::Field { field, .. } | Self::Unsupported { field, .. } => Some(field),
             Self::Special { field, .. } => Some(field),
             Self::Body { place, .. } => place.as_deref(),
             Self::UnknownModel(_) => Some("model"),
@@ -136,9 +174,9 @@ impl ApiError {
             Dialect::OpenAi => serde_json::to_vec(&OpenAiError {
                 error: OpenAiErrorBody {
                     message: &message,
-                    r#type: openai_type(self.status()),
+                    r#type: openai_type(self.status(dialect)),
                     param: self.culprit(),
-                    code: self.kind(),
+                    code: self.code(),
                 },
                 error_type: self.kind(),
             }),
@@ -147,9 +185,10 @@ impl ApiError {
     }
 
     pub(super) fn into_response(self, dialect: Dialect) -> Response {
-        let status = self.status();
+        let status = self.status(dialect);
         // The original's clients see nothing here, and nothing is what they know.
-        let is_empty = dialect == Dialect::Tgi && matches!(self, Self::Unauthorized | Self::UnknownRoute(_));
+        let is_empty = dialect == Dialect::Tgi
+            && matches!(self, Self::Unauthorized | Self::UnknownRoute(_) | Self::WrongMethod(_));
         let mut response = if is_empty {
             status.into_response()
         } else {

@@ -86,6 +86,7 @@ pub fn router(context: Context) -> Router {
         .route("/", post(generate::compat).route_layer(guard).get(ops::health))
         .merge(open)
         .fallback(unknown_route)
+        .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(payload_limit))
         .layer(cors)
         .with_state(state);
@@ -100,6 +101,11 @@ fn netted(routes: Router) -> Router {
 async fn unknown_route(request: Request) -> Response {
     let path = request.uri().path();
     ApiError::UnknownRoute(path.to_owned()).into_response(Dialect::of(path))
+}
+
+async fn wrong_method(request: Request) -> Response {
+    let path = request.uri().path();
+    ApiError::WrongMethod(path.to_owned()).into_response(Dialect::of(path))
 }
 
 /// A panic is a bug: the client gets an answer, the log gets the reason, everybody else goes on.

@@ -9,6 +9,9 @@ pub enum ValidationError {
     /// The original's fixed prefix, then the field and what to do.
     #[error("Input validation error: `{field}` {problem}")]
     Field { field: &'static str, problem: String },
+    /// Prompt and answer together do not fit: `OpenAI`'s clients look for this one in particular.
+    #[error("Input validation error: `{field}` {problem}")]
+    TooLong { field: &'static str, problem: String },
     #[error("Template error: {0}")]
     Template(String),
     /// A tokenizer thread failed on this text; the others live on.
@@ -36,7 +39,7 @@ impl ValidationError {
     /// The field at fault, if it is one.
     pub fn culprit(&self) -> Option<&'static str> {
         match self {
-            Self::Field { field, .. } => Some(field),
+            Self::Field { field, .. } | Self::TooLong { field, .. } => Some(field),
             Self::Template(_) => Some("messages"),
             Self::Tokenizer(_) | Self::NotReady => None,
         }

@@ -58,7 +58,7 @@ impl fmt::Display for Count {
 fn room(count: Count, max_new_tokens: Option<u32>, names: &Names, limits: Limits) -> Result<u32, ValidationError> {
     let Limits { max_input_tokens, max_total_tokens, .. } = limits;
     let (Count::Exactly(input) | Count::AtLeast(input)) = count;
-    let refused = |problem| Err(ValidationError::field(names.prompt, problem));
+    let refused = |problem| Err(ValidationError::TooLong { field: names.prompt, problem });
     let room = max_total_tokens.saturating_sub(input);
     if let Some(asked) = max_new_tokens.filter(|asked| (*asked).min(ADMISSION_CHUNK) > room) {
         return refused(format!(

@@ -49,7 +49,7 @@ pub(in crate::http) async fn chat_answer(
         request_id: arrival.request_id,
         received: arrival.received,
     };
-    let envelope = Envelope::new("chatcmpl", state.models.resolve(request.model.as_deref()));
+    let envelope = Envelope::new("chatcmpl", state.models.resolve(request.model.as_deref())?);
     let admitted = admit(state, ask, place).await?;
     if streamed {
         let headers = headers::of_stream(&state.compute_type, admitted.ticket.characters);

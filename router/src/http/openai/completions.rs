@@ -39,7 +39,7 @@ pub(in crate::http) async fn completions_answer(
     let mut parameters = request.parameters()?;
     let wanted = Wanted::of(&request, Form::Text, &mut parameters, state)?;
     let asks = asks(state, &mut request, &parameters, &arrival)?;
-    let envelope = Envelope::new("cmpl", state.models.resolve(request.model.as_deref()));
+    let envelope = Envelope::new("cmpl", state.models.resolve(request.model.as_deref())?);
     let placed = seat(state, asks, wanted.num_choices, place)?;
     let admitted = admit_all(state, placed).await?;
     if streamed {

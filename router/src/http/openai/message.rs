@@ -107,7 +107,8 @@ fn check_parts(parts: &mut [Value], at: &str) -> Result<(), ApiError> {
                 *part = serde_json::json!({ "type": "text", "text": part["refusal"] });
             }
             Some(kind) => {
-                return Err(ApiError::field(field, format!("has type {kind}, but this model takes text only")));
+                let problem = format!("has type `{kind}`, but this model takes text only; send parts of type `text`");
+                return Err(ApiError::unsupported(field, problem));
             }
             None => return Err(ApiError::field(field, "needs a `type`, for example \"text\"")),
         }

@@ -22,6 +22,8 @@ const PLACEHOLDERS: [&str; 3] = ["", "tgi", "dummy"];
 pub(in crate::http) struct ModelNames {
     /// Never empty; the first is the name in answers.
     served: Vec<Arc<str>>,
+    /// Unknown names are refused.
+    is_strict: bool,
     warned: Mutex<HashSet<String>>,
 }
 
@@ -43,21 +45,23 @@ impl ModelNames {
     pub(in crate::http) fn new(config: &Config) -> Self {
         let further = config.served_model_name.iter().filter(|name| **name != config.model_id);
         let served = std::iter::once(&config.model_id).chain(further).map(|name| Arc::from(name.as_str())).collect();
-        Self { served, warned: Mutex::default() }
+        Self { served, is_strict: config.strict_model_names, warned: Mutex::default() }
     }
 
-    /// The name to answer with. There is one model: any other name means it too, with one warning per name.
-    pub(super) fn resolve(&self, asked: Option<&str>) -> Arc<str> {
-        match asked {
-            None => Arc::clone(&self.served[0]),
-            Some(name) if PLACEHOLDERS.contains(&name) => Arc::clone(&self.served[0]),
-            Some(name) => {
-                if !self.served.iter().any(|served| **served == *name) {
-                    self.warn_once(name);
-                }
-                Arc::from(name)
-            }
+    /// The name to answer with. There is one model: unless names are strict, any other name means it too, with one
+    /// warning per name.
+    pub(super) fn resolve(&self, asked: Option<&str>) -> Result<Arc<str>, ApiError> {
+        let Some(name) = asked.filter(|name| !PLACEHOLDERS.contains(name)) else {
+            return Ok(Arc::clone(&self.served[0]));
+        };
+        if let Some(served) = self.served.iter().find(|served| ***served == *name) {
+            return Ok(Arc::clone(served));
         }
+        if self.is_strict {
+            return Err(ApiError::UnknownModel(name.to_owned()));
+        }
+        self.warn_once(name);
+        Ok(Arc::from(name))
     }
 
     fn warn_once(&self, name: &str) {

@@ -142,7 +142,7 @@ impl OpenAiRequest {
         ];
         match asks.into_iter().find(|(_, asks)| *asks) {
             Some((field, _)) => {
-                Err(ApiError::field(field, "is not supported by this version of the server; leave it out"))
+                Err(ApiError::unsupported(field, "is not supported by this version of the server; leave it out"))
             }
             None => Ok(()),
         }

@@ -323,7 +323,7 @@ async fn a_conversation_without_messages_is_refused_by_name() {
     let server = Server::start();
     for stream in [false, true] {
         let answer = server.post("/v1/chat/completions", json!({ "messages": [], "stream": stream })).await;
-        assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY);
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST);
         assert_eq!(answer.json()["error"]["param"], "messages");
     }
     assert_eq!(server.num_requests(), 0);
@@ -334,7 +334,7 @@ async fn more_prompts_than_the_server_has_places_can_never_be_taken() {
     let server = Server::flags(&["--max-concurrent-requests", "2", "--max-client-batch-size", "8"]);
     let ask = |number: usize| json!({ "prompt": vec!["a"; number], "max_tokens": 1 });
     let answer = server.post("/v1/completions", ask(3)).await;
-    assert_eq!((answer.status, &answer.json()["error"]["param"]), (StatusCode::UNPROCESSABLE_ENTITY, &json!("prompt")));
+    assert_eq!((answer.status, &answer.json()["error"]["param"]), (StatusCode::BAD_REQUEST, &json!("prompt")));
     assert!(answer.body.contains("max_concurrent_requests"), "{}", answer.body);
     for _ in 0..3 {
         let answer = server.post("/v1/completions", ask(2)).await;

@@ -217,7 +217,7 @@ async fn prompts_of_ids_are_taken_as_they_are() {
     assert_eq!(answer["choices"][0]["text"], "oké!");
     for prompt in [json!([]), json!([[]]), json!([LIMITS.vocab_size]), json!([1, "a"]), json!([-1]), json!(7)] {
         let answer = server.post(COMPLETIONS, of(COMPLETIONS, &json!({ "prompt": prompt }))).await;
-        assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY, "{}", answer.body);
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{}", answer.body);
         assert!(answer.body.contains("prompt"), "{}", answer.body);
     }
 }
@@ -241,7 +241,7 @@ async fn what_cannot_be_shown_is_refused_by_name() {
         (CHAT, json!({ "min_tokens": 4 }), "min_tokens"),
     ] {
         let answer = server.post(path, of(path, &fields)).await;
-        assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY, "{fields}: {}", answer.body);
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{fields}: {}", answer.body);
         assert_eq!(answer.json()["error"]["param"], field, "{fields}");
     }
     assert_eq!(server.num_requests(), 0);
@@ -303,7 +303,7 @@ async fn what_the_template_is_told_comes_from_the_request() {
         (json!({ "messages": [{ "role": "user", "content": "x", "tool_calls": {} }] }), "messages[0].tool_calls"),
     ] {
         let answer = server.post(CHAT, of(CHAT, &fields)).await;
-        assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY, "{fields}");
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{fields}");
         assert_eq!(answer.json()["error"]["param"], field, "{fields}: {}", answer.body);
     }
 }

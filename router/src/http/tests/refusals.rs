@@ -217,7 +217,7 @@ async fn a_full_server_refuses_at_once_and_takes_requests_again_when_a_client_le
     for path in ["/v1/completions", "/v1/chat/completions"] {
         let answer = server.post(path, json!({ "prompt": "a", "messages": [], "stream": true })).await;
         assert_eq!(answer.status, StatusCode::TOO_MANY_REQUESTS);
-        assert_eq!(answer.json()["error"]["code"], "overloaded");
+        assert_eq!(answer.json()["error"]["code"], "rate_limit_exceeded");
     }
     drop(held);
     let mut next = Box::pin(server.post("/generate", json!({ "inputs": "a" })));
@@ -255,7 +255,7 @@ async fn chat_errors_have_the_templates_own_type() {
     let server = Server::start();
     let body = json!({ "messages": [{ "role": "nobody", "content": "x" }] });
     let answer = server.post("/v1/chat/completions", body).await;
-    assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY);
+    assert_eq!(answer.status, StatusCode::BAD_REQUEST);
     let error = &answer.json()["error"];
     assert_eq!((&error["code"], &error["param"]), (&json!("template_error"), &json!("messages")));
     assert!(error["message"].as_str().unwrap().starts_with("Template error: "), "{error}");
@@ -297,7 +297,7 @@ async fn what_does_not_exist_yet_is_refused_by_name() {
             let mut body = base.clone();
             body[*field] = value.clone();
             let answer = server.post(path, body.clone()).await;
-            assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY, "{body}");
+            assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{body}");
             let error = &answer.json()["error"];
             assert_eq!((&error["param"], &error["type"]), (&json!(field), &json!("invalid_request_error")), "{error}");
         }
@@ -318,7 +318,7 @@ async fn messages_and_prompts_of_other_kinds_are_refused() {
         ("/v1/chat/completions", message(json!({ "role": 1, "content": "a" })), "messages[0].role"),
         ("/v1/chat/completions", json!({ "messages": "hi" }), "messages"),
         ("/v1/chat/completions", parts(json!({ "type": "text" })), "messages[0].content[0]"),
-        ("/v1/chat/completions", parts(json!({ "type": "image_url" })), "messages[0].content[0]"),
+        ("/v1/chat/completions", parts(json!({ "type": "input_audio", "input_audio": {} })), "messages[0].content[0]"),
         (
             "/v1/chat/completions",
             message(json!({ "role": "a", "tool_calls": [{}] })),
@@ -337,7 +337,7 @@ async fn messages_and_prompts_of_other_kinds_are_refused() {
     ];
     for (path, body, field) in cases {
         let answer = server.post(path, body.clone()).await;
-        assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY, "{body}");
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{body}");
         assert_eq!(answer.json()["error"]["param"], field, "{body}: {}", answer.body);
     }
     for (body, place) in [
@@ -346,7 +346,7 @@ async fn messages_and_prompts_of_other_kinds_are_refused() {
         (json!([]), json!(null)),
     ] {
         let answer = server.post("/v1/completions", body).await;
-        assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY);
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST);
         assert_eq!((&answer.json()["error"]["param"], &answer.json()["error_type"]), (&place, &json!("validation")));
     }
     assert_eq!(server.num_requests(), 0, "one bad prompt costs no work");
@@ -360,4 +360,56 @@ async fn refusals_of_the_request_are_counted_as_validation() {
     assert_eq!(server.metric(r#"tgi_request_failure{err="validation"}"#), Some(2.0));
     assert_eq!(server.metric("tgi_request_count"), Some(2.0));
     assert_eq!(server.metric("tgi_request_success"), Some(0.0));
+}
+
+#[tokio::test]
+async fn the_codes_that_openais_clients_look_for() {
+    let server = Server::start();
+    let chat = |content: Value| json!({ "messages": [{ "role": "user", "content": content }] });
+    let picture = json!([{ "type": "text", "text": "a" }, { "type": "image_url", "image_url": { "url": "x" } }]);
+    let cases = [
+        (chat(json!("x".repeat(500))), "context_length_exceeded", "messages"),
+        (chat(picture), "unsupported_parameter", "messages[0].content[1]"),
+        (json!({ "messages": [], "max_tokens": "5" }), "invalid_type", "max_tokens"),
+        (json!({ "messages": [], "audio": {} }), "invalid_value", "messages"),
+    ];
+    for (body, code, param) in cases {
+        let answer = server.post("/v1/chat/completions", body).await;
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{}", answer.body);
+        let error = &answer.json()["error"];
+        assert_eq!((&error["code"], &error["param"]), (&json!(code), &json!(param)), "{error}");
+        assert_eq!(
+            (&error["type"], &answer.json()["error_type"]),
+            (&json!("invalid_request_error"), &json!("validation"))
+        );
+    }
+    // The original's routes have the original's status.
+    let too_long = server.post("/generate", json!({ "inputs": "x".repeat(500) })).await;
+    assert_eq!(
+        (too_long.status, &too_long.json()["error_type"]),
+        (StatusCode::UNPROCESSABLE_ENTITY, &json!("validation"))
+    );
+}
+
+#[tokio::test]
+async fn strict_names_are_404_for_what_is_not_served() {
+    let server = Server::flags(&["--strict-model-names", "--served-model-name", "other"]);
+    let ask = async |path: &str, model: Value| {
+        let body =
+            json!({ "model": model, "prompt": "a", "messages": [{ "role": "user", "content": "a" }], "max_tokens": 1 });
+        server.post(path, body).await
+    };
+    for path in ["/v1/completions", "/v1/chat/completions"] {
+        for served in [json!("test/model"), json!("other"), json!("tgi"), json!(""), json!(null)] {
+            assert_eq!(ask(path, served).await.status, StatusCode::OK);
+        }
+        let answer = ask(path, json!("gpt-4o")).await;
+        assert_eq!(answer.status, StatusCode::NOT_FOUND);
+        let error = &answer.json()["error"];
+        assert_eq!((&error["code"], &error["param"]), (&json!("model_not_found"), &json!("model")));
+    }
+    assert_eq!(
+        Server::start().post("/v1/completions", json!({ "model": "gpt-4o", "prompt": "a" })).await.status,
+        StatusCode::OK
+    );
 }

@@ -104,7 +104,6 @@ async fn other_methods_are_405_and_other_paths_404_with_empty_bodies() {
         ("HEAD", "/generate", "POST"),
         ("PUT", "/generate", "POST"),
         ("BREW", "/generate", "POST"),
-        ("GET", "/v1/chat/completions", "POST"),
         ("POST", "/health", "GET,HEAD"),
         ("DELETE", "/", "POST,GET,HEAD"),
     ] {
@@ -117,7 +116,10 @@ async fn other_methods_are_405_and_other_paths_404_with_empty_bodies() {
         assert_eq!((answer.status, answer.body.as_str()), (StatusCode::NOT_FOUND, ""), "{path}");
     }
     let answer = send("GET", "/v1/nope").await;
-    assert_eq!((answer.status, &answer.json()["error"]["code"]), (StatusCode::NOT_FOUND, &json!("not_found")));
+    assert_eq!((answer.status, &answer.json()["error"]["code"]), (StatusCode::NOT_FOUND, &json!("unknown_url")));
+    let answer = send("GET", "/v1/chat/completions").await;
+    assert_eq!((answer.status, answer.header("allow")), (StatusCode::METHOD_NOT_ALLOWED, Some("POST")));
+    assert_eq!(answer.json()["error"]["code"], "method_not_allowed");
     for path in ["/info", "/"] {
         let answer = send("HEAD", path).await;
         assert_eq!((answer.status, answer.body.as_str()), (StatusCode::OK, ""), "{path}");
