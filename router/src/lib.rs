@@ -4,6 +4,7 @@ pub mod app;
 pub mod config;
 pub mod detokenize;
 pub mod engine;
+pub mod grammar;
 pub mod health;
 pub mod http;
 pub mod request;

@@ -22,6 +22,8 @@ pub use chat::{ChatError, ChatPrompt, ChatSpans, Conversation, Ending};
 use chat::Chat;
 use files::ModelFiles;
 
+use crate::grammar::Vocabulary;
+
 /// A model folder that cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
@@ -110,6 +112,15 @@ impl TextModel {
     /// Whether a token is marked special, so that it is hidden from generated text.
     pub fn is_special(&self, id: u32) -> bool {
         self.special_ids.contains(&id)
+    }
+
+    /// What grammars may name.
+    pub fn grammar_vocabulary(&self) -> Vocabulary {
+        let added = self.tokenizer.get_added_tokens_decoder();
+        let specials = added.iter().filter(|(_, token)| token.special);
+        let size = u32::try_from(self.tokenizer.get_vocab_size(true)).unwrap_or(u32::MAX);
+        let size = added.keys().max().map_or(size, |last| size.max(last + 1));
+        Vocabulary::new(specials.map(|(id, token)| (*id, token.content.as_str())), size)
     }
 
     /// How many tokens a text has at least, known without tokenizing it; 0 if nothing is known.

@@ -107,7 +107,9 @@ impl ApiError {
 
     fn originals_status(&self) -> StatusCode {
         match self {
-            Self::Validation(ValidationError::NotReady) | Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Validation(ValidationError::NotReady | ValidationError::Busy) | Self::Unavailable(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::Validation(_) | Self::Field { .. } | Self::Unsupported { .. } | Self::Special { .. } => {
                 StatusCode::UNPROCESSABLE_ENTITY
             }
@@ -125,7 +127,7 @@ impl ApiError {
     fn kind(&self) -> &'static str {
         match self {
             Self::Validation(ValidationError::Template(_)) => "template_error",
-            Self::Validation(ValidationError::NotReady) | Self::Unavailable(_) => "unavailable",
+            Self::Validation(ValidationError::NotReady | ValidationError::Busy) | Self::Unavailable(_) => "unavailable",
             Self::Validation(_) | Self::Field { .. } | Self::Unsupported { .. } => "validation",
             Self::Special { kind, .. } | Self::Body { kind, .. } => kind,
             Self::Overloaded(_) => "overloaded",

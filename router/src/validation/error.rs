@@ -2,6 +2,7 @@
 
 use super::parameters::Names;
 use super::pool::PoolFault;
+use crate::grammar::GrammarError;
 use crate::tokenizer::ChatError;
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -12,11 +13,17 @@ pub enum ValidationError {
     /// Prompt and answer together do not fit: `OpenAI`'s clients look for this one in particular.
     #[error("Input validation error: `{field}` {problem}")]
     TooLong { field: &'static str, problem: String },
+    /// A grammar that cannot be used; `field` is what the route calls grammars.
+    #[error("Input validation error: `{}` {error}", error.field.as_deref().unwrap_or(field))]
+    Grammar { field: &'static str, error: GrammarError },
     #[error("Template error: {0}")]
     Template(String),
     /// A tokenizer thread failed on this text; the others live on.
     #[error("Input validation error: {0}")]
     Tokenizer(#[from] PoolFault),
+    /// Too many grammars wait to be compiled.
+    #[error("the server compiles other grammars; try again later")]
+    Busy,
     /// The workers have never been ready, so that no limit is known.
     #[error("the model is still being loaded; try again")]
     NotReady,
@@ -37,11 +44,12 @@ impl ValidationError {
     }
 
     /// The field at fault, if it is one.
-    pub fn culprit(&self) -> Option<&'static str> {
+    pub fn culprit(&self) -> Option<&str> {
         match self {
             Self::Field { field, .. } | Self::TooLong { field, .. } => Some(field),
+            Self::Grammar { field, error } => Some(error.field.as_deref().unwrap_or(field)),
             Self::Template(_) => Some("messages"),
-            Self::Tokenizer(_) | Self::NotReady => None,
+            Self::Tokenizer(_) | Self::Busy | Self::NotReady => None,
         }
     }
 }

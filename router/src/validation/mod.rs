@@ -3,6 +3,7 @@
 //! The order of checks is the original's, and the first failure wins: parameters, tokenizing, lengths, grammar.
 
 mod error;
+mod grammars;
 mod lengths;
 mod parameters;
 mod pool;
@@ -13,6 +14,8 @@ use std::time::Instant;
 pub use error::ValidationError;
 pub use parameters::{Names, Parameters};
 pub use pool::{PoolFault, TokenizerPool};
+
+use grammars::Grammars;
 
 use crate::config::Config;
 use crate::health::{Health, Limits};
@@ -56,6 +59,7 @@ pub struct Checked {
 pub struct Validator {
     text: Arc<TextModel>,
     pool: TokenizerPool,
+    grammars: Grammars,
     rules: Rules,
 }
 
@@ -65,9 +69,10 @@ impl Validator {
             max_best_of: config.max_best_of,
             max_stop_sequences: config.max_stop_sequences,
             max_top_n_tokens: config.max_top_n_tokens,
-            grammar_disabled: config.disable_grammar_support,
         };
-        Self { text, pool: TokenizerPool::new(config.validation_workers), rules }
+        let pool = TokenizerPool::new("tokenizer", config.validation_workers, None);
+        let grammars = Grammars::new(&text, config.disable_grammar_support);
+        Self { text, pool, grammars, rules }
     }
 
     /// The threads, for other work on text.
@@ -78,7 +83,7 @@ impl Validator {
     /// Checks one request under the limits in force.
     pub async fn check(&self, ask: Ask, health: &Health) -> Result<Checked, ValidationError> {
         let limits = health.limits().ok_or(ValidationError::NotReady)?;
-        let Ask { prompt, parameters, stream, names, request_id, received } = ask;
+        let Ask { prompt, mut parameters, stream, names, request_id, received } = ask;
         self.rules.check(&parameters, stream, names)?;
         let truncate = Rules::truncate(&parameters, &prompt, names, limits)?;
         if let (Prompt::Text(text), None) = (&prompt, parameters.truncate) {
@@ -91,11 +96,11 @@ impl Validator {
             let problem = format!("names token {id}, but this model has {} (from 0 on)", limits.vocab_size);
             return Err(ValidationError::field("logit_bias", problem));
         }
-        self.rules.grammar(&parameters)?;
+        let grammar = self.grammars.check(&mut parameters, names, health).await?;
         let request = ValidRequest {
             request_id,
             prompt: tokens,
-            sampling: parameters.sampling(self.text.eos_token_ids()),
+            sampling: parameters.sampling(self.text.eos_token_ids(), grammar),
             stopping: Stopping {
                 max_new_tokens,
                 stop: parameters.stop.unwrap_or_default(),

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use millrace_scheduler::Sampling;
 use rand::Rng;
 use serde::Deserialize;
-use serde_json::Value;
 
 use super::{Limits, Prompt, ValidationError};
+use crate::grammar::Grammar;
 
 /// The `parameters` of `/generate`, in the original's order. Every field may be absent or null. Other routes fill in the
 /// same, and the fields at the end that `/generate` has no name for.
@@ -31,7 +31,7 @@ pub struct Parameters {
     pub decoder_input_details: Option<bool>,
     pub seed: Option<u64>,
     pub top_n_tokens: Option<u32>,
-    pub grammar: Option<Value>,
+    pub grammar: Option<Grammar>,
     /// There are no adapters; as with the original, an unknown one means the base model.
     pub adapter_id: Option<String>,
 
@@ -65,15 +65,22 @@ pub struct Parameters {
 pub struct Names {
     pub prompt: &'static str,
     pub max_new_tokens: &'static str,
+    pub grammar: &'static str,
     /// What helps when the prompt is too long.
     pub shorten: &'static str,
 }
 
 impl Names {
-    pub const GENERATE: Self =
-        Self { prompt: "inputs", max_new_tokens: "max_new_tokens", shorten: "shorten it or set `truncate`" };
-    pub const COMPLETIONS: Self = Self { prompt: "prompt", max_new_tokens: "max_tokens", shorten: "shorten it" };
-    pub const CHAT: Self = Self { prompt: "messages", max_new_tokens: "max_tokens", shorten: "shorten them" };
+    pub const GENERATE: Self = Self {
+        prompt: "inputs",
+        max_new_tokens: "max_new_tokens",
+        grammar: "grammar",
+        shorten: "shorten it or set `truncate`",
+    };
+    pub const COMPLETIONS: Self =
+        Self { prompt: "prompt", max_new_tokens: "max_tokens", grammar: "response_format", shorten: "shorten it" };
+    pub const CHAT: Self =
+        Self { prompt: "messages", max_new_tokens: "max_tokens", grammar: "response_format", shorten: "shorten them" };
 }
 
 /// 2^64 divided by the golden ratio: multiples of it lie far apart (Knuth 1973, multiplicative hashing).
@@ -81,11 +88,11 @@ const GOLDEN_RATIO: u64 = 0x9E37_79B9_7F4A_7C15;
 
 /// The operator's bounds.
 #[derive(Clone, Copy, Debug)]
+#[expect(clippy::struct_field_names, reason = "the flags' own names")]
 pub(super) struct Rules {
     pub(super) max_best_of: usize,
     pub(super) max_stop_sequences: usize,
     pub(super) max_top_n_tokens: u32,
-    pub(super) grammar_disabled: bool,
 }
 
 impl Rules {
@@ -160,16 +167,6 @@ impl Rules {
             Some(_) => refuse("truncate", format!("must be between 1 and {allowed} (max_input_tokens)")),
         }
     }
-
-    pub(super) fn grammar(&self, parameters: &Parameters) -> Result<(), ValidationError> {
-        match parameters.grammar {
-            None => Ok(()),
-            Some(_) if self.grammar_disabled => {
-                refuse("grammar", "is not supported: grammars are disabled on this server (--disable-grammar-support)")
-            }
-            Some(_) => refuse("grammar", "is not supported by this version of the server; leave it out"),
-        }
-    }
 }
 
 /// The rules of single numbers, in the original's order. JSON has no NaN, so comparisons say it all.
@@ -215,8 +212,8 @@ impl Parameters {
     }
 
     /// One per sequence, alike but for their seeds. Any parameter that shapes the distribution turns sampling on.
-    /// `eos_token_ids` are what a minimum length keeps away.
-    pub(super) fn sampling(&self, eos_token_ids: Arc<[u32]>) -> Vec<Arc<Sampling>> {
+    /// `eos_token_ids` are what a minimum length keeps away, and what ends a grammar's text.
+    pub(super) fn sampling(&self, eos_token_ids: Arc<[u32]>, grammar: Option<Arc<str>>) -> Vec<Arc<Sampling>> {
         let min_new_tokens = self.min_new_tokens.unwrap_or_default();
         let mut common = Sampling {
             do_sample: false,
@@ -234,9 +231,9 @@ impl Parameters {
             watermark: self.watermark.unwrap_or_default(),
             top_n_tokens: self.top_n_tokens.unwrap_or_default(),
             logit_bias: self.logit_bias.clone(),
-            end_tokens: if min_new_tokens > 0 { eos_token_ids } else { Arc::from([]) },
+            end_tokens: if min_new_tokens > 0 || grammar.is_some() { eos_token_ids } else { Arc::from([]) },
             min_new_tokens,
-            grammar: None,
+            grammar,
         };
         let is_shaped = common.top_k > 0 || common.top_p < 1.0 || common.typical_p < 1.0 || common.min_p > 0.0;
         let is_heated = self.temperature.is_some_and(|temperature| (temperature - 1.0).abs() > 0.0);

@@ -23,17 +23,19 @@ pub struct TokenizerPool {
 pub struct PoolFault;
 
 impl TokenizerPool {
-    /// Starts at least one thread.
-    pub fn new(threads: usize) -> Self {
+    /// Starts at least one thread. `stack`: bytes for each, if the usual size would not do.
+    pub fn new(name: &str, threads: usize, stack: Option<usize>) -> Self {
         let threads = threads.max(1);
         let (jobs, receiver) = mpsc::channel::<Job>(threads * QUEUE_PER_THREAD);
         let receiver = Arc::new(Mutex::new(receiver));
         for index in 0..threads {
             let receiver = Arc::clone(&receiver);
-            thread::Builder::new()
-                .name(format!("tokenizer-{index}"))
-                .spawn(move || work_off(&receiver))
-                .expect("threads can be started when the server starts");
+            let builder = thread::Builder::new().name(format!("{name}-{index}"));
+            let builder = match stack {
+                Some(bytes) => builder.stack_size(bytes),
+                None => builder,
+            };
+            builder.spawn(move || work_off(&receiver)).expect("threads can be started when the server starts");
         }
         Self { jobs }
     }
@@ -58,7 +60,7 @@ fn work_off(jobs: &Mutex<mpsc::Receiver<Job>>) {
         let Some(job) = job else { return };
         // The job owns all it touches; its asker learns of a panic by the reply that never comes.
         if catch_unwind(AssertUnwindSafe(job)).is_err() {
-            tracing::error!("a tokenizer thread panicked; it goes on with the next text");
+            tracing::error!("a thread for work on text panicked; it goes on with the next one");
         }
     }
 }
@@ -69,7 +71,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_fails_one_job_and_leaves_every_thread_working() {
-        let pool = TokenizerPool::new(2);
+        let pool = TokenizerPool::new("test", 2, None);
         for _ in 0..5 {
             assert_eq!(pool.run(|| -> u32 { panic!("caused by the test") }).await, Err(PoolFault));
         }
@@ -82,7 +84,7 @@ mod tests {
 
     #[tokio::test]
     async fn more_jobs_than_the_queue_holds_all_get_done() {
-        let pool = TokenizerPool::new(1);
+        let pool = TokenizerPool::new("test", 1, None);
         let jobs = (0..200).map(|number| pool.run(move || number * 2));
         let results: Vec<_> = futures::future::join_all(jobs).await;
         assert!(results.into_iter().enumerate().all(|(index, result)| result == Ok(index * 2)));
@@ -90,7 +92,7 @@ mod tests {
 
     #[tokio::test]
     async fn work_for_an_asker_who_left_is_skipped() {
-        let pool = TokenizerPool::new(1);
+        let pool = TokenizerPool::new("test", 1, None);
         let (release, gate) = std::sync::mpsc::channel::<()>();
         let (ran, was_run) = std::sync::mpsc::channel::<()>();
         let mut held = Box::pin(pool.run(move || gate.recv()));

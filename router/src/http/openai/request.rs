@@ -10,8 +10,9 @@ use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
 use super::message::Message;
+use crate::grammar::{Grammar, response_format};
 use crate::http::error::ApiError;
-use crate::validation::{Parameters, Prompt};
+use crate::validation::{Parameters, Prompt, ValidationError};
 
 /// Both routes' fields: `prompt` belongs to completions, `messages` to chat.
 #[derive(Clone, Debug, Deserialize)]
@@ -114,8 +115,15 @@ impl OpenAiRequest {
             count_penalty: self.frequency_penalty,
             presence_penalty: self.presence_penalty,
             ignore_eos: self.ignore_eos.unwrap_or_default(),
+            grammar: self.grammar()?,
             ..Parameters::default()
         })
+    }
+
+    fn grammar(&self) -> Result<Option<Grammar>, ApiError> {
+        let Some(format) = &self.response_format else { return Ok(None) };
+        let refused = |error| ValidationError::Grammar { field: "response_format", error };
+        Ok(response_format(format).map_err(refused)?)
     }
 
     fn forbids_calls(&self) -> bool {
@@ -127,13 +135,12 @@ impl OpenAiRequest {
             let problem = "is not supported; leave it out".to_owned();
             return Err(ApiError::Special { kind: "suffix not supported", field: "suffix", problem });
         }
-        let asks: [(&'static str, bool); 10] = [
+        let asks: [(&'static str, bool); 9] = [
             // Without a choice there is nothing to call: the template shows the tools all the same.
             ("tools", self.tools.as_ref().is_some_and(|tools| !tools.is_empty()) && !self.forbids_calls()),
             ("tool_choice", !is_one_of(self.tool_choice.as_ref(), &["none", "auto"])),
             ("functions", self.functions.as_ref().is_some_and(|functions| !functions.is_empty())),
             ("function_call", !is_one_of(self.function_call.as_ref(), &["none", "auto"])),
-            ("response_format", !is_plain_format(self.response_format.as_ref())),
             ("modalities", self.modalities.as_ref().is_some_and(|asked| asked.iter().any(|one| one != "text"))),
             ("audio", self.audio.is_some()),
             ("prediction", self.prediction.is_some()),
@@ -176,10 +183,6 @@ fn logit_bias(asked: Option<&Value>) -> Result<Vec<(u32, f32)>, ApiError> {
 
 fn is_one_of(value: Option<&Value>, neutral: &[&str]) -> bool {
     value.is_none_or(|value| value.as_str().is_some_and(|text| neutral.contains(&text)))
-}
-
-fn is_plain_format(format: Option<&Value>) -> bool {
-    format.is_none_or(|format| is_one_of(format.get("type"), &["text"]) && format.get("type").is_some())
 }
 
 impl<'de> Deserialize<'de> for OneOrMany {

@@ -3,6 +3,7 @@
 mod answers;
 mod cloud;
 mod deviations;
+mod grammars;
 mod harness;
 mod openai;
 mod openai_choices;

@@ -34,13 +34,16 @@ fn broken_rules() -> Vec<(Value, &'static str)> {
         (json!({ "truncate": 0 }), "truncate"),
         (json!({ "truncate": 65 }), "truncate"),
         (json!({ "max_new_tokens": 100 }), "inputs"),
-        (json!({ "grammar": { "type": "regex", "value": "[0-9]" } }), "grammar"),
-        (json!({ "grammar": { "type": "json", "value": { "properties": {} } } }), "grammar"),
+        (json!({ "grammar": { "type": "regex", "value": "[0-9" } }), "grammar"),
+        (json!({ "grammar": { "type": "json", "value": { "type": "objekt" } } }), "grammar"),
         // The first rule that is broken is named, whatever the order of the keys.
         (json!({ "top_p": 2, "temperature": -1 }), "temperature"),
-        (json!({ "grammar": {}, "top_n_tokens": 9, "stop": ["a", "b", "c", "d", "e"] }), "stop"),
+        (
+            json!({ "grammar": { "type": "regex", "value": "[" }, "top_n_tokens": 9, "stop": ["a", "b", "c", "d", "e"] }),
+            "stop",
+        ),
         (json!({ "truncate": 0, "max_new_tokens": 0 }), "max_new_tokens"),
-        (json!({ "grammar": {}, "max_new_tokens": 100 }), "inputs"),
+        (json!({ "grammar": { "type": "regex", "value": "[" }, "max_new_tokens": 100 }), "inputs"),
         (json!({ "best_of": 2, "temperature": -1, "seed": 1 }), "temperature"),
     ]
 }
@@ -276,7 +279,7 @@ async fn what_does_not_exist_yet_is_refused_by_name() {
         ("tool_choice", json!("required")),
         ("functions", json!([{ "name": "f" }])),
         ("function_call", json!({ "name": "f" })),
-        ("response_format", json!({ "type": "json_object" })),
+        ("response_format", json!({ "type": "xml" })),
         ("modalities", json!(["text", "audio"])),
         ("audio", json!({ "voice": "x" })),
         ("prediction", json!({ "type": "content", "content": "x" })),

@@ -1,0 +1,99 @@
+//! Compiles grammars to see that workers can, within bounds.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use llguidance::api::{ParserLimits, TopLevelGrammar};
+use llguidance::toktrie::InferenceCapabilities;
+use llguidance::{Matcher, ParserFactory};
+
+use super::cache::Cache;
+use super::{Grammar, GrammarError, Vocabulary, lark};
+
+/// Bytes of a grammar's text.
+const MAX_TEXT: usize = 256 << 10;
+const CACHE_ENTRIES: usize = 256;
+const CACHE_BYTES: usize = 8 << 20;
+/// Characters of what llguidance says about a grammar that it cannot compile.
+const MAX_REASON: usize = 500;
+
+/// Shared by all threads.
+pub struct Compiler {
+    factory: ParserFactory,
+    cache: Mutex<Cache>,
+}
+
+impl Compiler {
+    pub fn new(vocabulary: &Vocabulary) -> Self {
+        // Slices speed up masks over large vocabularies; here there is none.
+        let mut factory = ParserFactory::new(vocabulary.tokens(), InferenceCapabilities::default(), &[])
+            .expect("a vocabulary of bytes suits every slicing");
+        factory.quiet();
+        *factory.limits_mut() = limits();
+        Self { factory, cache: Mutex::new(Cache::new(CACHE_ENTRIES, CACHE_BYTES)) }
+    }
+
+    /// The grammar as workers take it. Computes: milliseconds as a rule, far longer for what is made to be hard, so call it
+    /// on a thread that nobody waits for, with [`Compiler::STACK`] to spare.
+    pub fn compile(&self, grammar: &Grammar) -> Result<Arc<str>, GrammarError> {
+        let text = lark::text(grammar)?;
+        if text.len() > MAX_TEXT {
+            let problem = format!("has {} bytes, but at most {MAX_TEXT} are allowed; make it smaller", text.len());
+            return Err(GrammarError::new(problem));
+        }
+        if let Some(known) = self.cache().get(&text) {
+            return known;
+        }
+        let text: Arc<str> = text.into();
+        let verdict = self.try_out(&text);
+        self.cache().put(Arc::clone(&text), verdict.clone());
+        verdict.map(|()| text)
+    }
+
+    /// Bytes of stack that the deepest grammar may take.
+    pub const STACK: usize = 64 << 20;
+
+    fn try_out(&self, text: &str) -> Result<(), GrammarError> {
+        let refused = |error: &dyn fmt::Display| GrammarError::new(reason(&error.to_string()));
+        let grammar = TopLevelGrammar::from_lark_or_grammar_list(text).map_err(|error| refused(&error))?;
+        let parser = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.factory.create_parser(grammar)));
+        let parser =
+            parser.map_err(|_| GrammarError::new("is more than the grammar compiler can take; simplify it"))?;
+        let mut matcher = Matcher::new(parser);
+        let first = matcher.compute_mask_or_eos().map_err(|error| refused(&error))?;
+        if first.is_zero() {
+            return Err(GrammarError::new("allows no output at all; something in it contradicts itself"));
+        }
+        Ok(())
+    }
+
+    fn cache(&self) -> MutexGuard<'_, Cache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Compiler {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Compiler").field("cache", &self.cache).finish_non_exhaustive()
+    }
+}
+
+/// Tighter than llguidance's own where its speed notes leave more than a few tens of milliseconds.
+fn limits() -> ParserLimits {
+    ParserLimits {
+        initial_lexer_fuel: 1_000_000,
+        step_lexer_fuel: 200_000,
+        max_lexer_states: 50_000,
+        verbose_errors: false,
+        precompute_large_lexemes: false,
+        ..ParserLimits::default()
+    }
+}
+
+/// What llguidance said, without its pictures and traces.
+fn reason(error: &str) -> String {
+    let said = error.split("\n<backtrace>").next().unwrap_or_default();
+    let line = said.lines().next().unwrap_or_default().trim();
+    let short: String = line.chars().take(MAX_REASON).collect();
+    format!("cannot be compiled: {short}")
+}
