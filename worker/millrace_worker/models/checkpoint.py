@@ -71,6 +71,11 @@ class Checkpoint:
     def has(self, name: str) -> bool:
         return self._stored_name(name) is not None
 
+    def dtype(self, name: str) -> torch.dtype | None:
+        """How the tensor is stored; None when it is missing, or in a dtype that torch has not."""
+        found = self._stored_name(name)
+        return None if found is None else DTYPES.get(self._stored[found].dtype)
+
     def read(
         self, name: str, shape: tuple[int, ...], *parts: slice, dtypes: tuple[torch.dtype, ...] = FLOATS
     ) -> Tensor:

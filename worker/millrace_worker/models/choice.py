@@ -13,6 +13,7 @@ from millrace_worker.model import Model
 from millrace_worker.models.architectures import ENCODER_DECODERS, describe, describe_encoder_decoder, family_of
 from millrace_worker.models.hf_config import ConfigError, ModelConfig, UnsupportedError
 from millrace_worker.models.load import load_native
+from millrace_worker.models.quantization import Fp8Blocks
 from millrace_worker.models.scaling import Stretch
 
 if TYPE_CHECKING:
@@ -60,7 +61,8 @@ def choose(folder: Path, model_impl: str, stretch: Stretch | None = None) -> Cho
             raise UnsupportedError(f"{error}; --model-impl transformers may run it") from error
         _refuse(stretch)
         return Choice(TRANSFORMERS, str(error), str(error) if family_of(config) else "")
-    return Choice(NATIVE, f"there is a spec of {config.architecture}")
+    also = "; its fp8 weights are dequantized at load" if Fp8Blocks.stated(config) else ""
+    return Choice(NATIVE, f"there is a spec of {config.architecture}{also}")
 
 
 def _refuse(stretch: Stretch | None) -> None:

@@ -18,8 +18,10 @@ from millrace_worker.models.checkpoint import Checkpoint
 from millrace_worker.models.decoder import CausalLM
 from millrace_worker.models.encoder_decoder.load import load_encoder_decoder
 from millrace_worker.models.encoder_decoder.model import EncoderDecoderModel
+from millrace_worker.models.fp8 import Fp8Checkpoint
 from millrace_worker.models.hf_config import ModelConfig
 from millrace_worker.models.names import Names
+from millrace_worker.models.quantization import Fp8Blocks
 from millrace_worker.models.recurrent.load import load_recurrent
 from millrace_worker.models.recurrent.model import RecurrentLM
 from millrace_worker.models.recurrent.spec import Recurrent
@@ -50,7 +52,9 @@ def load_native(
     if config.architecture in ENCODER_DECODERS:
         return load_encoder_decoder(path, dtype=dtype, device=device, group=group, kernels=kernels)
     spec, names = describe(config, stretch)
-    checkpoint = Checkpoint(path, names.optional_prefix)
+    blocks = Fp8Blocks.stated(config)
+    prefix = names.optional_prefix
+    checkpoint = Checkpoint(path, prefix) if blocks is None else Fp8Checkpoint(path, prefix, blocks)
     rank = Rank(group.rank, group.size)
     weights = Weights(checkpoint=checkpoint, rank=rank, dtype=dtype, device=device, transposed=names.transposed)
     frame = spec.frame if isinstance(spec, Recurrent) else spec

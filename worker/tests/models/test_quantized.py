@@ -16,23 +16,25 @@ from millrace_worker.models.choice import TRANSFORMERS, ModelAsk, choose, load
 from millrace_worker.models.hf_config import ConfigError, ModelConfig, UnsupportedError
 from millrace_worker.models.hosted.quantized import check_quantization
 from millrace_worker.models.sharding import ShardingError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from .checkpoints import Saved
+from .fp8_files import rewritten
 from .paged import PagedRun
 
 CPU = torch.device("cpu")
 NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
 FP4_TWICE = {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4", "bnb_4bit_use_double_quant": True}
 EIGHT = {"load_in_8bit": True}
-FP8_BLOCK = 8
+FP8_BLOCK = (8, 8)
 
 
-def served(folder: Path, dtype: torch.dtype = torch.float32) -> Model:
-    choice = choose(folder, "auto")
-    assert (choice.implementation, "quantized weights" in choice.reason) == (TRANSFORMERS, True)
+def served(folder: Path, dtype: torch.dtype = torch.float32, model_impl: str = "auto") -> Model:
+    choice = choose(folder, model_impl)
+    assert choice.implementation == TRANSFORMERS
+    assert model_impl != "auto" or "quantized weights" in choice.reason
     return load(ModelAsk(folder=folder, dtype=dtype, device=CPU, group=Group()), choice)
 
 
@@ -96,42 +98,15 @@ def test_four_bits_as_this_cpu_computes_them_best(
 def test_fp8_in_blocks_becomes_plain_weights(
     saved: Callable[[str], Saved], sequences: list[list[int]], tmp_path: Path
 ) -> None:
-    """As DeepSeek V3 is published: float8 values and the factor of each block."""
-    plain = saved("llama")
-    for path in plain.folder.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    stored, expected = dict(load_file(tmp_path / "model.safetensors")), {}
-    for name, tensor in list(stored.items()):
-        expected[name] = tensor
-        if name.endswith("_proj.weight"):
-            stored[name], stored[f"{name}_scale_inv"], values = in_blocks(tensor)
-            expected[name] = values
-    save_file(stored, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((tmp_path / "config.json").read_text())
-    config["quantization_config"] = {
-        "quant_method": "fp8",
-        "activation_scheme": "dynamic",
-        "weight_block_size": [FP8_BLOCK, FP8_BLOCK],
-    }
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    own = AutoModelForCausalLM.from_pretrained(plain.folder, dtype=torch.float32)
-    own.load_state_dict(expected)
-    model = served(tmp_path)
+    """What the native decoder reads by itself (`test_fp8.py`)."""
+    plain = rewritten(saved("llama"), tmp_path / "plain", tmp_path / "fp8", FP8_BLOCK)
+    own = AutoModelForCausalLM.from_pretrained(plain, dtype=torch.float32)
+    model = served(tmp_path / "fp8", model_impl=TRANSFORMERS)
     assert model.implementations()["quantized linear"] == "transformers (fp8, dequantized at load)"
     with torch.inference_mode():
         for tokens, logits in zip(sequences, PagedRun(model, seed=0).logits(sequences), strict=True):
             torch.testing.assert_close(logits, own(torch.tensor([tokens])).logits[0], atol=1e-3, rtol=1e-3)
-    assert served(tmp_path, torch.bfloat16).implementation == "transformers"
-
-
-def in_blocks(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Values [N, K] in float8, factors [N / block, K / block], and what both say."""
-    rows, columns = (size // FP8_BLOCK for size in weight.shape)
-    blocks = weight.view(rows, FP8_BLOCK, columns, FP8_BLOCK)
-    factors = blocks.abs().amax((1, 3), keepdim=True) / 448
-    values = (blocks / factors).to(torch.float8_e4m3fn)
-    said = (values.float() * factors).view(weight.shape)
-    return values.view(weight.shape), factors.view(rows, columns), said
+    assert served(tmp_path / "fp8", torch.bfloat16, TRANSFORMERS).implementation == "transformers"
 
 
 REFUSED = {

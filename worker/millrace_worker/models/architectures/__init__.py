@@ -41,6 +41,7 @@ from millrace_worker.models.architectures.vocabulary import Architecture
 from millrace_worker.models.encoder_decoder.spec import EncoderDecoder, EncoderDecoderNames
 from millrace_worker.models.hf_config import ModelConfig, UnsupportedError
 from millrace_worker.models.names import Names
+from millrace_worker.models.quantization import Fp8Blocks
 from millrace_worker.models.recurrent.spec import Recurrent
 from millrace_worker.models.scaling import Stretch
 from millrace_worker.models.spec import Decoder
@@ -137,13 +138,14 @@ def describe(config: ModelConfig, stretch: Stretch | None = None) -> tuple[Decod
 
 def describe_encoder_decoder(config: ModelConfig) -> tuple[EncoderDecoder, EncoderDecoderNames]:
     """As `describe`, for an architecture of `ENCODER_DECODERS`."""
-    _check_quantization(config, ())
+    if config.get("quantization_config"):
+        raise UnsupportedError("config.json: an encoder and a decoder with quantized weights are not implemented")
     return ENCODER_DECODERS[config.architecture](config)
 
 
 def _check_quantization(config: ModelConfig, readable: Collection[str]) -> None:
     quantization = config.get("quantization_config")
-    if quantization:
+    if quantization and Fp8Blocks.stated(config) is None:
         method = quantization.get("quant_method", "of some kind") if isinstance(quantization, dict) else quantization
         if method not in readable:
             raise UnsupportedError(f"config.json: there is no spec for quantized weights ({method})")

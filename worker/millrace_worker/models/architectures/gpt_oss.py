@@ -28,7 +28,9 @@ def gpt_oss(c: ModelConfig) -> tuple[Decoder, Names]:
         Layer(attention=attention(c, rotary(c), window=window, sinks=True, **bias), mlp=moe, norm=norm)
         for window in layer_windows(c, c.sliding_window, implied)
     ]
-    experts = Mxfp4Experts(up=UP, down=DOWN) if c.get("quantization_config") else PLAIN_EXPERTS
+    experts = PLAIN_EXPERTS
+    if (c.get("quantization_config") or {}).get("quant_method") == MXFP4:
+        experts = Mxfp4Experts(up=UP, down=DOWN)
     names = replace(NAMES, sinks="self_attn.sinks", moe=MoeNames(router="mlp.router", experts=experts))
     return decoder(c, layers, norm), names
 
