@@ -10,4 +10,5 @@ pub mod http;
 pub mod request;
 pub mod telemetry;
 pub mod tokenizer;
+pub mod tools;
 pub mod validation;
