@@ -44,7 +44,8 @@ class Stopwatch:
 def add_tokens(
     result: worker_pb2.StepResult, work: Work, rows: Rows, living: np.ndarray | None, sampled: Sampled | None
 ) -> None:
-    """One id and logprob per sampling entry of `work`; NO_TOKEN where `living` is false or the scores were not numbers.
+    """One id and logprob per sampling entry of `work`; NO_TOKEN where `living` is false, the grammar has failed or the
+    scores were not numbers.
 
     `sampled` holds the living entries only, in the plan's order.
     """
@@ -58,6 +59,9 @@ def add_tokens(
         places = np.flatnonzero(sampling[work.samples])
         token_ids[places] = sampled.token_ids.cpu().numpy()
         logprobs[places] = sampled.logprobs.cpu().numpy()
+        if rows.grammars.failures:
+            left = np.isin(work.rows[work.samples], np.fromiter(rows.grammars.failures, dtype=np.int64))
+            token_ids[left], logprobs[left] = NO_TOKEN, 0.0
         broken = ~np.isfinite(logprobs)
         if broken.any():
             token_ids[broken], logprobs[broken] = NO_TOKEN, 0.0

@@ -10,6 +10,7 @@ import torch
 
 from millrace_worker import logs
 from millrace_worker.answer import NO_TOKEN, Stopwatch, add_failure, add_prompt_logprobs, add_tokens
+from millrace_worker.grammar import GrammarRows, NoGrammars
 from millrace_worker.inputs import InputBuilder
 from millrace_worker.model import paged
 from millrace_worker.proto import worker_pb2
@@ -19,6 +20,7 @@ from millrace_worker.sampling import SamplingRows, Watermark
 
 if TYPE_CHECKING:
     from millrace_worker.distributed import Group
+    from millrace_worker.grammar import Vocabulary
     from millrace_worker.model import Model
     from millrace_worker.rows import Column, Work
 
@@ -29,12 +31,14 @@ class RankLostError(RuntimeError):
 
 @dataclass(frozen=True)
 class EngineParts:
-    """What a loaded rank has before rows and pool are sized."""
+    """What a loaded rank has before rows and pool are sized. `vocabulary`: on the rank that samples, where its model
+    can be held to grammars."""
 
     model: Model
     group: Group
     device: torch.device
     watermark: Watermark
+    vocabulary: Vocabulary | None = None
 
 
 class Engine:
@@ -45,7 +49,10 @@ class Engine:
         self._group = parts.group
         self._model = parts.model
         sampling = SamplingRows(shape.max_rows, parts.device, parts.watermark)
-        self._rows = Rows(shape, sampling, parts.device)
+        grammars = NoGrammars("this worker cannot hold its model to grammars")
+        if shape.grammars and parts.vocabulary is not None:
+            grammars = GrammarRows(shape.max_rows, parts.vocabulary, shape.vocab_size, sampling.workspace)
+        self._rows = Rows(shape, sampling, parts.device, grammars)
         self._inputs = InputBuilder(self._rows)
         self._runner = Runner(parts.model, self._rows, parts.group)
         self._progress = 0
@@ -155,6 +162,8 @@ class Engine:
     def _add_failures(self, result: worker_pb2.StepResult, plan: worker_pb2.StepPlan, working: Column) -> None:
         """The failed among the sequences that this plan admits or works on, each once."""
         failures = self._rows.failures
+        if self._rows.grammars.failures:
+            failures = self._rows.grammars.failures | failures
         if not failures:
             return
         for row in dict.fromkeys([admission.row for admission in plan.admitted] + working.tolist()):

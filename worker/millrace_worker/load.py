@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -13,6 +15,7 @@ from millrace_worker import cpu_kernels, logs, shared_memory
 from millrace_worker.config import DTYPES, WorkerConfig
 from millrace_worker.distributed import connect
 from millrace_worker.engine import EngineParts
+from millrace_worker.grammar import Vocabulary, VocabularyError, read_vocabulary
 from millrace_worker.memory import bytes_held
 from millrace_worker.model import FEATURES, Model
 from millrace_worker.models.choice import Choice, ModelAsk, choose, load
@@ -48,6 +51,10 @@ def load_rank(config: WorkerConfig) -> Rank:
         trust_remote_code=config.trust_remote_code,
         stretch=stretch,
     )
+    # Beside the weights, which take longer wherever reading the vocabulary takes long.
+    reader = ThreadPoolExecutor(1, "vocabulary")
+    reading = reader.submit(read_vocabulary, config.model_path) if group.rank == 0 else None
+    reader.shutdown(wait=False)
     model = load(ask, choice)
     weight_bytes = max(0, bytes_held(device) - before)
     logs.info(
@@ -58,28 +65,39 @@ def load_rank(config: WorkerConfig) -> Rank:
         load_ms=round((time.perf_counter() - joined) * 1000),
         **model.implementations(),
     )
-    log_capabilities(model, choice)
+    vocabulary, missing = await_vocabulary(reading)
+    log_capabilities(model, choice, missing)
     watermark = Watermark(config.watermark_gamma, config.watermark_delta)
-    parts = EngineParts(model=model, group=group, device=device, watermark=watermark)
+    parts = EngineParts(model=model, group=group, device=device, watermark=watermark, vocabulary=vocabulary)
     identity = Identity(
         architecture=(model_config.get("architectures") or ["unknown"])[0],
         dtype=dtype,
         device_name=device_name(device),
         weight_bytes=weight_bytes,
+        missing=missing,
     )
     return Rank(config, parts, identity)
 
 
-def log_capabilities(model: Model, choice: Choice) -> None:
-    """Who computes and why; what that costs, a line for each feature that is lost."""
+def await_vocabulary(reading: Future[Vocabulary] | None) -> tuple[Vocabulary | None, dict[str, str]]:
+    """The vocabulary, or what is missing without it and why. Ranks that do not sample read none and miss nothing."""
+    try:
+        return reading.result() if reading is not None else None, {}
+    except VocabularyError as error:
+        return None, {"grammar": str(error)}
+
+
+def log_capabilities(model: Model, choice: Choice, further: Mapping[str, str]) -> None:
+    """Who computes and why; what that costs, a line for each feature that is lost: by the model, or `further`."""
+    missing = {**model.missing, **further}
     logs.info(
         "implementation chosen",
         implementation=model.implementation,
         reason=choice.reason,
-        capabilities=", ".join(name for name in FEATURES if name not in model.missing),
-        missing=", ".join(model.missing) or "none",
+        capabilities=", ".join(name for name in FEATURES if name not in missing),
+        missing=", ".join(missing) or "none",
     )
-    for feature, reason in model.missing.items():
+    for feature, reason in missing.items():
         logs.warning("a feature is not available with this model", feature=feature, reason=reason)
 
 

@@ -22,6 +22,7 @@ FEATURES = {
     "prompt_logprobs": "logprobs of the prompt (decoder_input_details, echo)",
     "top_tokens": "the likeliest tokens beside the chosen one",
     "watermark": "watermarking",
+    "grammar": "text held to a grammar (JSON schema, regular expression, Lark)",
     "seeds": "the same seed gives the same text, whatever runs beside it and after restarts",
     "tensor_parallelism": "several shards",
 }

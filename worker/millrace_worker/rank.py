@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import secrets
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -42,6 +43,7 @@ class Identity:
     dtype: torch.dtype
     device_name: str
     weight_bytes: int
+    missing: Mapping[str, str] = field(default_factory=dict)  # beyond what the model says of itself
 
 
 class Rank:
@@ -64,6 +66,7 @@ class Rank:
 
     def describe(self) -> worker_pb2.ModelDescription:
         model, identity = self._parts.model, self._identity
+        missing = {**model.missing, **identity.missing}
         reach = paged(model).reach if model.page_size else Reach()
         return worker_pb2.ModelDescription(
             architecture=identity.architecture,
@@ -77,8 +80,8 @@ class Rank:
             max_positions=model.max_positions,
             page_size=model.page_size,
             instance=self._instance,
-            capabilities=[name for name in FEATURES if name not in model.missing],
-            missing=dict(model.missing),
+            capabilities=[name for name in FEATURES if name not in missing],
+            missing=missing,
             attention_window=reach.attention_window,
             position_switch=reach.position_switch,
         )
@@ -182,6 +185,7 @@ class Rank:
             max_step_tokens=request.max_step_tokens,
             max_top_n_tokens=request.max_top_n_tokens,
             prompt_logprobs=request.prompt_logprobs,
+            grammars=request.grammars,
         )
         return Engine(self._parts, shape)
 

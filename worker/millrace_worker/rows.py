@@ -18,6 +18,7 @@ from millrace_worker.staging import Staging
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from millrace_worker.grammar import GrammarRows, NoGrammars
     from millrace_worker.proto import worker_pb2
     from millrace_worker.sampling import SamplingRows
 
@@ -44,6 +45,7 @@ class RowsShape:
     max_step_tokens: int
     max_top_n_tokens: int = 0
     prompt_logprobs: bool = False
+    grammars: bool = False
 
     @property
     def max_pages(self) -> int:
@@ -115,9 +117,12 @@ class Rows:
     `page_table` [max_rows, max_pages] int32 on the device, `page_table_host` the same on the host (one memory on CPUs).
     """
 
-    def __init__(self, shape: RowsShape, sampling: SamplingRows, device: torch.device) -> None:
+    def __init__(
+        self, shape: RowsShape, sampling: SamplingRows, device: torch.device, grammars: GrammarRows | NoGrammars
+    ) -> None:
         self.shape = shape
         self.sampling = sampling
+        self.grammars = grammars
         self.device = device
         self.stride = shape.max_sequence_tokens + 1
         self.token_ids = lazy_zeros((shape.max_rows, self.stride), torch.int64, device)
@@ -132,7 +137,7 @@ class Rows:
         """No sequence holds a row any more."""
         held = np.flatnonzero(self._held)
         if len(held):
-            self.sampling.clear(held)
+            self._clear(held)
         self._forget_sequences()
 
     def _forget_sequences(self) -> None:
@@ -159,10 +164,14 @@ class Rows:
         self._check_range("released rows", rows, self.shape.max_rows)
         self._held[rows] = False
         self.prompt_logprobs[rows] = False
-        self.sampling.clear(rows)
+        self._clear(rows)
         if self.failures:
             for row in rows.tolist():
                 self.failures.pop(row, None)
+
+    def _clear(self, rows: Column) -> None:
+        self.sampling.clear(rows)
+        self.grammars.clear(rows)
 
     def _admit(self, admission: worker_pb2.Admission) -> None:
         row = admission.row
@@ -185,6 +194,9 @@ class Rows:
             self.sampling.set(row, admission.sampling, admission.num_prompt_tokens)
         except ValueError as error:
             raise AdmissionError(f"sampling parameters: {error}") from error
+        if admission.sampling.grammar:
+            output = tokens[admission.num_prompt_tokens :].tolist()
+            self.grammars.admit(row, admission.sampling, admission.num_prompt_tokens, output)
         self.token_ids[row, : len(tokens)] = torch.from_numpy(tokens)
         self.page_table_host[row, : len(pages)] = pages
         if self.device.type != "cpu":
@@ -212,6 +224,8 @@ class Rows:
         if admission.sampling.top_n_tokens > shape.max_top_n_tokens:
             asked, most = admission.sampling.top_n_tokens, shape.max_top_n_tokens
             raise AdmissionError(f"top_n_tokens is {asked}, but Prepare allowed {most}")
+        if admission.sampling.grammar and not shape.grammars:
+            raise AdmissionError("grammars were not prepared for: ask for them in Prepare")
 
     def _grow(self, growth: worker_pb2.Growth) -> None:
         rows, indices, pages = column(growth.rows), column(growth.indices), column(growth.pages)

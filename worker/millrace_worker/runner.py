@@ -42,6 +42,7 @@ class Runner:
     def forward(self, inputs: StepInputs) -> Forwarded:
         """K and V of every token into the pool; logits only where somebody reads them."""
         model = self._model
+        self._rows.grammars.begin(inputs.sampled_rows, inputs.sampled_positions)
         step = model.plan(inputs.batch)
         hidden_TD = model.hidden(inputs.token_ids, inputs.positions, step)
         logits_RV = None
@@ -79,8 +80,10 @@ class Runner:
         rows, sampled = self._rows, None
         if logits_RV is not None:
             context = SampleContext(inputs.sampled_rows, inputs.sampled_positions, rows.token_ids)
+            rows.grammars.apply(logits_RV)
             sampled = sample(logits_RV, context, rows.sampling)
             ids_R = sampled.token_ids
+            rows.grammars.advance(ids_R)
         else:
             ids_R = torch.empty_like(inputs.store_index)
         if self._group.size > 1:

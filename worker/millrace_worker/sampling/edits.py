@@ -42,7 +42,8 @@ class ScoreEdits:
         self.clear([row])
         if not params.bias_token_ids and not params.min_new_tokens:
             return
-        biased, shut_out = _ids(params.bias_token_ids), _ids(params.end_token_ids)
+        # Where a text may end, a grammar knows: it counts the new tokens itself.
+        biased, shut_out = _ids(params.bias_token_ids), _ids(b"" if params.grammar else params.end_token_ids)
         bias = np.frombuffer(params.bias_values, dtype="<f4").astype(np.float32)
         if len(biased) != len(bias):
             raise ValueError(f"bias_token_ids has {len(biased)} entries, bias_values {len(bias)}")

@@ -1,0 +1,50 @@
+"""Grammars to matchers, beside the thread that computes: compiled once, then copied for every sequence that asks."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from llguidance import LLMatcher, LLParserLimits
+
+if TYPE_CHECKING:
+    from millrace_worker.grammar.vocabulary import Vocabulary
+
+# Compiled grammars that are kept: a thousand requests with one schema compile it once.
+KEPT_GRAMMARS = 128
+
+# States of the lexer that one row may make, about a kilobyte each: what bounds its memory.
+MAX_LEXER_STATES = 50_000
+
+
+class GrammarError(ValueError):
+    """A sequence that cannot go on in its grammar. The message holds nothing of its text."""
+
+
+class Matchers:
+    """`compiled` is called by one thread at a time; grammars are compiled in threads of their own."""
+
+    def __init__(self, vocabulary: Vocabulary, num_threads: int) -> None:
+        self._vocabulary = vocabulary
+        self._threads = ThreadPoolExecutor(num_threads, "grammars")
+        self._compiled: OrderedDict[str, Future[LLMatcher]] = OrderedDict()
+        self._limits = LLParserLimits(max_lexer_states=MAX_LEXER_STATES, verbose_errors=False)
+
+    def compiled(self, grammar: str) -> Future[LLMatcher]:
+        """A matcher at the grammar's beginning, shared: copy it. One in error says what is wrong with the grammar."""
+        known = self._compiled.get(grammar)
+        if known is None:
+            known = self._compiled[grammar] = self._threads.submit(self._compile, grammar)
+            if len(self._compiled) > KEPT_GRAMMARS:
+                self._compiled.popitem(last=False)
+        self._compiled.move_to_end(grammar)
+        return known
+
+    def _compile(self, grammar: str) -> LLMatcher:
+        return LLMatcher(self._vocabulary.tokenizer, grammar, log_level=0, limits=self._limits)
+
+
+def reason(matcher: LLMatcher) -> str:
+    """Of its error, in the library's words."""
+    return matcher.get_error().split("\n", 1)[0]

@@ -1,0 +1,203 @@
+"""The grammars of the rows: a matcher each, and the masks of a step, made in another thread during the forward pass.
+
+A matcher's mask says which tokens go on in the grammar, and by one more bit whether the text may end here. A row's end
+tokens stand for that bit in the row's mask:
+
+    the grammar goes on            its tokens, and the end tokens where it accepts (not before `min_new_tokens`)
+    nothing can follow any more    the end tokens alone, however often; special tokens where no token ends a text
+
+Who owns what: the compute thread owns everything here, but from `begin` to `apply` the mask thread owns the matchers,
+what it has to tell them (`RowGrammar`) and the masks.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from llguidance import LLExecutor, LLMatcher
+
+from millrace_worker.grammar.masks import Masks, bits
+from millrace_worker.grammar.matchers import GrammarError, Matchers, reason
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from millrace_worker.grammar.vocabulary import Vocabulary
+    from millrace_worker.proto import worker_pb2
+    from millrace_worker.sampling.workspace import Workspace
+
+ANYTHING = np.uint32(0xFFFFFFFF)
+
+# Masks are made by so many threads beside a device that computes; a CPU's cores are busy with the model.
+DEVICE_THREADS = 8
+
+
+@dataclass
+class RowGrammar:
+    """Of one row. `ends`: the mask of its end tokens, `end_ids` they; impossible at positions below `opens_at` if
+    anything else is possible. `unread`: tokens of the output that the matcher has not been told. `position`: where the
+    next token will stand. `ended`: nothing but an end token may follow."""
+
+    compiled: Future[LLMatcher]
+    ends: NDArray[np.uint32]
+    end_ids: frozenset[int]
+    opens_at: int
+    position: int
+    unread: list[int]
+    matcher: LLMatcher | None = None
+    ended: bool = False
+
+    def read(self) -> None:
+        """Tells the matcher what it has not been told. Raises GrammarError."""
+        if self.matcher is None:
+            self.matcher = self.compiled.result().deep_copy()
+            if self.matcher.is_error():
+                raise GrammarError(f"the grammar cannot be used: {reason(self.matcher)}")
+        for token in self.unread:
+            if self.ended:
+                break
+            if token in self.end_ids and self.matcher.is_accepting():
+                self.ended = True
+            elif not self.matcher.consume_token(token):
+                raise GrammarError("the text so far is not in the grammar")
+            self.ended = self.ended or self.matcher.is_stopped()
+        self.unread.clear()
+
+
+@dataclass
+class _Step:
+    """The rows of a step that have a grammar, in its order: `places` among all rows that sample, `positions` of what
+    they sample. `errors` by row."""
+
+    rows: list[int]
+    places: NDArray[np.int64]
+    positions: list[int]
+    errors: dict[int, str] = field(default_factory=dict)
+
+
+class GrammarRows:
+    """The grammars of up to `max_rows` rows; most rows have none. `failures`: the rows whose grammar has failed, and
+    why, until they are cleared: they are sampled as if they had none."""
+
+    def __init__(self, max_rows: int, vocabulary: Vocabulary, vocab_size: int, workspace: Workspace) -> None:
+        """`vocab_size` is the width of the scores, whatever the tokenizer has."""
+        num_threads = DEVICE_THREADS if workspace.device.type == "cuda" else 1
+        self.failures: dict[int, str] = {}
+        self._constrained = np.zeros(max_rows, dtype=np.bool_)
+        self._rows: dict[int, RowGrammar] = {}
+        self._step: tuple[_Step, Future[None]] | None = None
+        self._end, num_words = vocabulary.end, vocabulary.num_words
+        self._vocab_size = vocab_size
+        self._possible = bits(range(min(vocab_size, vocabulary.end)), num_words)
+        self._hidden = [token for token in vocabulary.hidden if token < vocab_size]
+        self._matchers = Matchers(vocabulary, num_threads)
+        self._executor = LLExecutor(num_threads)
+        self._thread = ThreadPoolExecutor(1, "masks")
+        self._masks = Masks(max_rows, num_words, vocab_size, workspace)
+
+    def admit(self, row: int, sampling: worker_pb2.Sampling, num_prompt_tokens: int, output: list[int]) -> None:
+        """The row's sequence has a grammar, and already `output` after its prompt: both are read in other threads."""
+        self._settle()
+        ids = np.frombuffer(sampling.end_token_ids, dtype="<u4").tolist()
+        ids = [token for token in ids if token < min(self._vocab_size, self._end)] or self._hidden
+        self._constrained[row] = True
+        self._rows[row] = RowGrammar(
+            compiled=self._matchers.compiled(sampling.grammar),
+            ends=bits(ids, self._masks.words.shape[1]),
+            end_ids=frozenset(ids),
+            opens_at=num_prompt_tokens + sampling.min_new_tokens,
+            position=num_prompt_tokens + len(output),
+            unread=output,
+        )
+
+    def clear(self, rows: NDArray[np.int64]) -> None:
+        """These rows have no grammar any more."""
+        cleared = rows[self._constrained[rows]]
+        if not len(cleared):
+            return
+        self._settle()
+        self._constrained[cleared] = False
+        for row in cleared.tolist():
+            self._rows.pop(row, None)
+            self.failures.pop(row, None)
+
+    def begin(self, rows: NDArray[np.int64], positions: NDArray[np.int64]) -> None:
+        """Makes the masks, from now on and in another thread, of those of `rows` [R] that have a grammar; the tokens
+        that will be sampled stand at `positions` [R]."""
+        self._settle()
+        places = np.flatnonzero(self._constrained[rows])
+        if self.failures:
+            places = places[~np.isin(rows[places], np.fromiter(self.failures, dtype=np.int64))]
+        if len(places):
+            step = _Step(rows[places].tolist(), places, positions[places].tolist())
+            self._step = step, self._thread.submit(self._make_masks, step)
+
+    def apply(self, logits_RV: Tensor) -> None:
+        """Waits for the masks and makes impossible what they forbid, in place; the rows are those of `begin`."""
+        if self._step is None:
+            return
+        step, made = self._step
+        made.result()
+        self._masks.apply(logits_RV, step.places)
+        self.failures |= step.errors
+
+    def advance(self, token_ids_R: Tensor) -> None:
+        """What was sampled, of the rows of `begin`."""
+        if self._step is None:
+            return
+        step, _ = self._step
+        self._step = None
+        ids = token_ids_R.cpu().numpy()[step.places].tolist()
+        for row, token in zip(step.rows, ids, strict=True):
+            self._rows[row].position += 1
+            self._rows[row].unread.append(token)
+
+    def _settle(self) -> None:
+        """A step that failed between `begin` and `apply`: its thread must let go of the matchers first."""
+        if self._step is not None:
+            self._step[1].exception()
+            self._step = None
+
+    # What follows runs in the mask thread.
+
+    def _make_masks(self, step: _Step) -> None:
+        open_rows: list[tuple[LLMatcher, int]] = []
+        words = self._masks.words
+        for slot, (row, position) in enumerate(zip(step.rows, step.positions, strict=True)):
+            state = self._rows[row]
+            try:
+                if state.position != position:
+                    raise GrammarError(f"position {position} was to be sampled, but the grammar is at {state.position}")
+                state.read()
+            except GrammarError as error:
+                step.errors[row] = str(error)
+            if row not in step.errors and not state.ended and state.matcher is not None:
+                open_rows.append((state.matcher, slot))
+        if open_rows:
+            self._executor.unsafe_compute_mask_ptr(open_rows, words.ctypes.data, words.strides[0], len(words))
+        for slot, row in enumerate(step.rows):
+            try:
+                if row not in step.errors:
+                    self._finish(self._rows[row], step.positions[slot], words[slot])
+            except GrammarError as error:
+                step.errors[row] = str(error)
+            if row in step.errors:
+                words[slot] = ANYTHING
+
+    def _finish(self, state: RowGrammar, position: int, mask: NDArray[np.uint32]) -> None:
+        """The matcher's mask becomes the row's, in place. Raises GrammarError."""
+        if state.ended:
+            mask[:] = state.ends
+        elif state.matcher is not None:
+            if state.matcher.is_error():
+                raise GrammarError(f"the grammar cannot go on: {reason(state.matcher)}")
+            may_end = bool(mask[self._end // 32] >> (self._end % 32) & 1)
+            mask &= self._possible
+            if may_end and (position >= state.opens_at or not mask.any()):
+                mask |= state.ends
+        if not mask.any():
+            raise GrammarError("no token of the model goes on in the grammar")
