@@ -211,9 +211,11 @@ impl fmt::Debug for Secret {
 }
 
 /// Paths that this server serves already, whoever else names them.
-const OWN_PATHS: [&str; 14] = [
+const OWN_PATHS: [&str; 16] = [
     "/",
+    "/api-doc/openapi.json",
     "/chat_tokenize",
+    "/docs",
     "/generate",
     "/generate_stream",
     "/health",

@@ -7,6 +7,7 @@ use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::engine::api::Failed;
 use crate::validation::ValidationError;
@@ -65,23 +66,39 @@ impl Dialect {
 #[derive(Clone, Debug)]
 pub(super) struct ErrorNote(pub(super) String);
 
-#[derive(Serialize)]
-struct TgiError<'a> {
+#[derive(Serialize, ToSchema)]
+#[schema(as = ErrorResponse)]
+pub(super) struct TgiError<'a> {
+    /// What is wrong, in words.
+    #[schema(example = "Input validation error: `max_new_tokens` must be at least 1; leave it out to fill what fits")]
     error: &'a str,
+    /// `validation`, `overloaded`, `generation`, `incomplete_generation`, `template_error`, `tool_error` and others.
+    #[schema(example = "validation")]
     error_type: &'a str,
 }
 
-#[derive(Serialize)]
-struct OpenAiError<'a> {
+#[derive(Serialize, ToSchema)]
+#[schema(as = OpenAiErrorResponse)]
+pub(super) struct OpenAiError<'a> {
     error: OpenAiErrorBody<'a>,
+    /// The same kind of error in the words of `/generate`.
+    #[schema(example = "validation")]
     error_type: &'a str,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = OpenAiErrorObject)]
 struct OpenAiErrorBody<'a> {
+    /// What is wrong, in words.
     message: &'a str,
+    /// `invalid_request_error`, `authentication_error`, `rate_limit_error` or `server_error`.
+    #[schema(example = "invalid_request_error")]
     r#type: &'a str,
+    /// The field at fault, if it is one.
+    #[schema(required, example = "max_tokens")]
     param: Option<&'a str>,
+    /// `context_length_exceeded`, `model_not_found`, `invalid_api_key`, `unsupported_parameter` and others.
+    #[schema(example = "invalid_value")]
     code: &'a str,
 }
 
@@ -146,9 +163,9 @@ impl ApiError {
         match self {
             Self::Validation(ValidationError::TooLong { .. }) => "context_length_exceeded",
             Self::Unsupported { .. } | Self::Special { kind: "suffix not supported", .. } => "unsupported_parameter",
-            Self::Validation(ValidationError::Field { .. }) | Self::Field { .. } | Self::Special { .. } => {
-                "invalid_value"
-            }
+            Self::Validation(ValidationError::Field { .. } | ValidationError::Grammar { .. })
+            | Self::Field { .. }
+            | Self::Special { .. } => "invalid_value",
             Self::Body { kind: "validation", .. } => "invalid_type",
             Self::Overloaded(_) => "rate_limit_exceeded",
             Self::Unauthorized => "invalid_api_key",

@@ -14,6 +14,7 @@ mod gate;
 mod generate;
 mod headers;
 mod openai;
+mod openapi;
 mod ops;
 mod request_id;
 mod request_metrics;
@@ -41,6 +42,7 @@ use crate::health::Health;
 use crate::telemetry::Metrics;
 use crate::tokenizer::TextModel;
 use error::{ApiError, Dialect};
+use openapi::{Table, describe};
 use state::AppState;
 
 /// What the routes stand on.
@@ -60,31 +62,34 @@ pub struct Context {
 pub fn router(context: Context) -> Router {
     let payload_limit = context.config.payload_limit;
     let cors = cors::layer(&context.config.cors_allow_origin);
-    let guarded = Router::new()
-        .route("/generate", post(generate::generate))
-        .route("/generate_stream", post(generate::generate_stream))
-        .route("/tokenize", post(generate::tokenize))
-        .route("/chat_tokenize", post(openai::chat_tokenize))
-        .route("/invocations", post(cloud::invocations))
-        .route("/vertex", post(cloud::vertex))
-        .route("/v1/completions", post(openai::completions))
-        .route("/v1/chat/completions", post(openai::chat_completions))
+    let guarded = Table::new()
+        .route("/generate", post(generate::generate), [describe::generate()])
+        .route("/generate_stream", post(generate::generate_stream), [describe::generate_stream()])
+        .route("/tokenize", post(generate::tokenize), [describe::tokenize()])
+        .route("/chat_tokenize", post(openai::chat_tokenize), [describe::chat_tokenize()])
+        .route("/invocations", post(cloud::invocations), [describe::invocations()])
+        .route("/vertex", post(cloud::vertex), [describe::vertex()])
+        .route("/v1/completions", post(openai::completions), [describe::completions()])
+        .route("/v1/chat/completions", post(openai::chat_completions), [describe::chat_completions()])
         .merge(cloud::guarded(&context.config));
-    let open = Router::new()
-        .route("/health", get(ops::health))
-        .route("/ping", get(ops::health))
-        .route("/info", get(ops::info))
-        .route("/metrics", get(ops::metrics))
-        .route("/v1/models", get(openai::list))
-        .route("/v1/models/{*name}", get(openai::one))
+    let open = Table::new()
+        .route("/health", get(ops::health), [describe::health("health")])
+        .route("/ping", get(ops::health), [describe::health("ping")])
+        .route("/info", get(ops::info), [describe::info()])
+        .route("/metrics", get(ops::metrics), [describe::metrics()])
+        .route("/v1/models", get(openai::list), [describe::models()])
+        .route("/v1/models/{*name}", get(openai::one), [describe::model()])
         .merge(cloud::open(&context.config));
+    let config = Arc::clone(&context.config);
     let state = Arc::new(AppState::new(context));
     let guard = from_fn_with_state(Arc::clone(&state), gate::guard);
-    let routes = Router::new()
-        .merge(guarded.route_layer(guard.clone()))
-        // One path, two rules: only the POST needs the key.
-        .route("/", post(generate::compat).route_layer(guard).get(ops::health))
+    // One path, two rules: only the POST needs the key.
+    let root = post(generate::compat).route_layer(guard.clone()).get(ops::health);
+    let routes = guarded
+        .map(|routes| routes.route_layer(guard))
+        .route("/", root, [describe::compat(), describe::health("root_health")])
         .merge(open)
+        .into_router(&config)
         .fallback(unknown_route)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(payload_limit))

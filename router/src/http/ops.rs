@@ -7,6 +7,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::error;
 use super::state::AppState;
@@ -18,7 +19,7 @@ pub(super) async fn health(State(state): State<Arc<AppState>>) -> Response {
 }
 
 /// The original's keys and its name for the program: clients tell servers apart by them.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct Info {
     model_id: String,
     model_sha: Option<String>,

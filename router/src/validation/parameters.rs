@@ -5,34 +5,76 @@ use std::sync::Arc;
 use millrace_scheduler::Sampling;
 use rand::Rng;
 use serde::Deserialize;
+use utoipa::ToSchema;
 
 use super::{Limits, Prompt, ValidationError};
 use crate::grammar::Grammar;
 
 /// The `parameters` of `/generate`, in the original's order. Every field may be absent or null. Other routes fill in the
 /// same, and the fields at the end that `/generate` has no name for.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
 #[serde(default, expecting = "an object of parameters")]
+#[schema(as = GenerateParameters)]
 pub struct Parameters {
+    /// Generate so many sequences and answer the one with the highest mean logprob. More than 1 needs sampling, no `seed`,
+    /// and no stream.
+    #[schema(default = 1, example = 1)]
     pub best_of: Option<usize>,
+    /// Divides the logits before sampling; anything but 1 turns sampling on.
+    #[schema(exclusive_minimum = 0, default = 1.0, example = 0.7)]
     pub temperature: Option<f32>,
+    /// Divides the positive logits of tokens that the prompt or the answer holds, and multiplies the negative ones; 1 is
+    /// none.
+    #[schema(exclusive_minimum = 0, default = 1.0, example = 1.03)]
     pub repetition_penalty: Option<f32>,
+    /// Lowers the logits of tokens by how often they have come; 0 is none.
+    #[schema(minimum = -2, maximum = 2, default = 0.0, example = 0.1)]
     pub frequency_penalty: Option<f32>,
+    /// Sample from so many of the most likely tokens; all of them if absent.
+    #[schema(minimum = 1, example = 10)]
     pub top_k: Option<i32>,
+    /// Sample from the most likely tokens that have this share of the probability together; all of them if absent.
+    #[schema(exclusive_minimum = 0, exclusive_maximum = 1, example = 0.95)]
     pub top_p: Option<f32>,
+    /// Sample from the tokens of typical information that have this share together (arXiv 2202.00666); all if absent.
+    #[schema(exclusive_minimum = 0, exclusive_maximum = 1, example = 0.95)]
     pub typical_p: Option<f32>,
+    /// Sample instead of taking the most likely token. True without any `parameters`, else false unless another parameter
+    /// shapes the distribution.
+    #[schema(default = false, example = true)]
     pub do_sample: Option<bool>,
+    /// Tokens to generate at most; as many as fit into `max_total_tokens` if absent.
+    #[schema(minimum = 1, example = 20)]
     pub max_new_tokens: Option<u32>,
+    /// Put the prompt before the answer. At `/` the default is true.
+    #[schema(default = false, example = false)]
     pub return_full_text: Option<bool>,
+    /// Generation ends behind the first of these texts, which stays in the answer.
+    #[schema(example = json!(["photographer"]))]
     pub stop: Option<Vec<String>>,
+    /// Keep so many tokens from the end of the prompt; at most `max_input_tokens`.
+    #[schema(minimum = 1, example = json!(null))]
     pub truncate: Option<usize>,
+    /// Mark the text as generated (arXiv 2301.10226).
+    #[schema(default = false, example = false)]
     pub watermark: Option<bool>,
+    /// Answer `details`: tokens, logprobs, why generation ended.
+    #[schema(default = false, example = true)]
     pub details: Option<bool>,
+    /// Answer the tokens of the prompt with their logprobs. Not with streams.
+    #[schema(default = false, example = false)]
     pub decoder_input_details: Option<bool>,
+    /// The same seed gives the same answer; a fresh one for every request if absent.
+    #[schema(example = json!(null))]
     pub seed: Option<u64>,
+    /// Answer so many of the most likely tokens at each position; more where they tie.
+    #[schema(default = 0, example = 5)]
     pub top_n_tokens: Option<u32>,
+    /// What the answer must conform to.
+    #[schema(value_type = Option<Object>)]
     pub grammar: Option<Grammar>,
     /// There are no adapters; as with the original, an unknown one means the base model.
+    #[schema(example = json!(null))]
     pub adapter_id: Option<String>,
 
     /// `OpenAI`'s, subtracted once per distinct output token.

@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use futures::future::try_join_all;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use utoipa::ToSchema;
 
 use crate::health::Phase;
 use crate::http::admission::{admit_all, further_places, receive};
@@ -17,37 +18,51 @@ use crate::http::error::ApiError;
 use crate::http::state::{AppState, Arrival};
 use crate::validation::{Ask, Names, Parameters, Prompt};
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(expecting = "an object with `id`, `inputs` and `outputs`")]
 pub(in crate::http) struct InferRequest {
+    /// Comes back with the answer.
+    #[schema(example = "0")]
     id: String,
+    /// As in `/generate`, for all inputs.
     parameters: Option<Parameters>,
+    /// At least one.
+    #[schema(min_items = 1)]
     inputs: Vec<Input>,
+    /// Names for the answers: as many as inputs.
+    #[schema(min_items = 1)]
     outputs: Vec<Output>,
 }
 
-/// `shape` and `datatype` say nothing that `data` does not.
-#[derive(Debug, Deserialize)]
+/// A prompt. `shape` and `datatype` say nothing that `data` does not.
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = InferInput)]
 struct Input {
+    /// UTF-8, a number for each byte.
+    #[schema(value_type = Vec<u8>, example = json!([72, 105]))]
     data: Vec<u8>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = InferOutput)]
 struct Output {
     name: String,
 }
 
-#[derive(Debug, Serialize)]
-struct InferResponse {
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct InferResponse {
     id: String,
     outputs: Vec<Tensor>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = InferTensor)]
 struct Tensor {
     name: String,
     shape: [usize; 2],
     datatype: &'static str,
+    /// UTF-8, a number for each byte.
+    #[schema(value_type = Vec<u8>)]
     data: Vec<u8>,
 }
 

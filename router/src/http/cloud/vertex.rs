@@ -8,6 +8,7 @@ use axum::response::{IntoResponse, Response};
 use futures::future::try_join_all;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use utoipa::ToSchema;
 
 use crate::http::admission::{admit_all, further_places, receive};
 use crate::http::body;
@@ -18,14 +19,17 @@ use crate::http::state::{AppState, Arrival};
 use crate::http::wire::GenerateRequest;
 use crate::validation::{Ask, Names, Prompt};
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(expecting = "an object with `instances`")]
 pub(in crate::http) struct VertexRequest {
+    /// Bodies of `/generate` or of chat; at least one.
+    #[schema(value_type = Vec<Object>, min_items = 1)]
     instances: Vec<Value>,
 }
 
-#[derive(Debug, Serialize)]
-struct VertexResponse {
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct VertexResponse {
+    /// In the order of the instances.
     predictions: Vec<String>,
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 use crate::detokenize::Detokenizer;
 use crate::engine::api::{Token, TopToken};
@@ -19,20 +20,21 @@ pub(super) struct Logprobs {
     pub(super) detokenizer: Arc<Detokenizer>,
 }
 
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, ToSchema)]
 pub(super) struct ChatLogprobs {
     content: Vec<ChatLogprob>,
+    #[schema(value_type = Option<String>)]
     refusal: Option<()>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct ChatLogprob {
     #[serde(flatten)]
     token: OneLogprob,
     top_logprobs: Vec<OneLogprob>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct OneLogprob {
     token: String,
     logprob: f32,
@@ -40,12 +42,13 @@ struct OneLogprob {
 }
 
 /// Columns of equal length.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, ToSchema)]
 pub(super) struct TextLogprobs {
     tokens: Vec<String>,
     /// The first token of a prompt has none.
     token_logprobs: Vec<Option<f32>>,
     /// Absent where only the tokens' own were asked for. Prompt tokens have none.
+    #[schema(value_type = Option<Vec<Option<Object>>>)]
     top_logprobs: Option<Vec<Option<Map<String, Value>>>>,
     /// Where each token starts, in characters of the choice's text.
     text_offset: Vec<usize>,

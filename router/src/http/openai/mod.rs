@@ -8,6 +8,7 @@ mod models;
 mod request;
 mod response;
 mod stream;
+mod texts;
 mod tokenize;
 mod wanted;
 
@@ -20,6 +21,7 @@ pub(super) use tokenize::chat_tokenize;
 use axum::response::{IntoResponse, Response};
 
 use super::error::{ApiError, Dialect};
+use super::openapi::{Schemas, add, add_as};
 
 /// An error in this family's form.
 #[derive(Debug)]
@@ -35,4 +37,15 @@ impl IntoResponse for OpenAiError {
     fn into_response(self) -> Response {
         self.0.into_response(Dialect::OpenAi)
     }
+}
+
+/// What these routes read and write.
+pub(super) fn add_schemas(schemas: &mut Schemas) {
+    add::<request::OpenAiRequest>(schemas);
+    add::<response::ChatChoice<'_>>(schemas);
+    add_as::<response::ChatCompletion<'_>>(schemas, "ChatCompletion");
+    add::<response::TextChoice<'_>>(schemas);
+    add_as::<response::TextCompletion<'_>>(schemas, "TextCompletion");
+    add::<models::ModelList>(schemas);
+    add::<tokenize::ChatTokenized>(schemas);
 }

@@ -3,84 +3,150 @@
 //! Any field may be null, which means absent. Fields that this server does not know are ignored, as the original did.
 //! Fields that it knows and cannot honour yet are refused by name: ignoring them would answer another question.
 
-use std::fmt;
-
 use serde::Deserialize;
-use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 use super::message::Message;
+use super::texts::{OneOrMany, Prompts};
 use crate::grammar::{Grammar, response_format};
 use crate::http::error::ApiError;
-use crate::validation::{Parameters, Prompt, ValidationError};
+use crate::validation::{Parameters, ValidationError};
 
 /// Both routes' fields: `prompt` belongs to completions, `messages` to chat.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, ToSchema)]
 #[serde(expecting = "an object with `prompt` or `messages`")]
 pub(in crate::http) struct OpenAiRequest {
+    /// Which model. What is not served means the one that is, unless the server was started with `--strict-model-names`.
+    #[schema(example = "tgi")]
     pub(super) model: Option<String>,
+    /// A text, a list of texts, a list of token ids, or a list of such lists. Special tokens written out are parsed.
+    #[schema(value_type = Option<Value>, example = "def fibonacci(n):")]
     pub(in crate::http) prompt: Option<Prompts>,
+    /// The conversation so far, at least one message.
+    #[schema(value_type = Option<Vec<Value>>, min_items = 1)]
     pub(in crate::http) messages: Option<Vec<Message>>,
+    /// Answer as a stream of events, the last of which is `[DONE]`.
+    #[schema(default = false)]
     pub(super) stream: Option<bool>,
+    /// What a stream carries.
     pub(super) stream_options: Option<StreamOptions>,
+    /// Tokens to generate at most; as many as fit if absent.
+    #[schema(minimum = 1, example = 32)]
     max_tokens: Option<u32>,
+    /// The new name of `max_tokens`.
+    #[schema(minimum = 1)]
     max_completion_tokens: Option<u32>,
+    /// 0 takes the most likely token each time; higher is more varied.
+    #[schema(minimum = 0, default = 1.0, example = 0.7)]
     temperature: Option<f32>,
+    /// Sample from the most likely tokens that have this share of the probability together.
+    #[schema(exclusive_minimum = 0, maximum = 1, default = 1.0, example = 0.95)]
     top_p: Option<f32>,
+    /// What is added to the logits of tokens, by token id.
+    #[schema(value_type = Option<Value>)]
     logit_bias: Option<Value>,
+    /// Generation ends before the first of these texts.
+    #[schema(value_type = Option<Value>, example = "\n\n")]
     stop: Option<OneOrMany>,
+    /// The same seed gives the same answer.
+    #[schema(example = 42)]
     seed: Option<u64>,
+    /// Subtracted from a token's logit for each time that the answer holds it.
+    #[schema(minimum = -2, maximum = 2, default = 0.0)]
     frequency_penalty: Option<f32>,
+    /// Subtracted from the logits of all tokens that the answer holds.
+    #[schema(minimum = -2, maximum = 2, default = 0.0)]
     presence_penalty: Option<f32>,
+    /// Choices to answer for each prompt.
+    #[schema(minimum = 1, default = 1)]
     pub(super) n: Option<u32>,
-    /// Completions only.
+    /// Generate so many sequences and answer the best `n` by mean logprob. Not with streams.
+    #[schema(minimum = 1, default = 1)]
     pub(super) best_of: Option<u32>,
+    /// Answer the prompt before the text; with `logprobs`, its tokens' too. `max_tokens` may then be 0.
+    #[schema(default = false)]
     pub(super) echo: Option<bool>,
-    /// Chat: a boolean; completions: a number.
+    /// Whether to answer logprobs; for completions, with how many of the most likely tokens.
+    #[schema(value_type = Option<Value>)]
     pub(super) logprobs: Option<Value>,
+    /// With `logprobs`: how many of the most likely tokens to answer at each position.
+    #[schema(default = 0)]
     pub(super) top_logprobs: Option<u32>,
 
     // Not `OpenAI`'s; other servers take them under these names.
     /// Further variables of the chat template.
+    #[schema(value_type = Option<Object>)]
     pub(super) chat_template_kwargs: Option<Map<String, Value>>,
     /// One of the model's templates by name.
     pub(super) chat_template: Option<String>,
+    /// Documents for templates that show some.
+    #[schema(value_type = Option<Vec<Object>>)]
     pub(super) documents: Option<Vec<Value>>,
+    /// Whether the prompt ends with the beginning of an answer. By default: unless the last message is the assistant's.
     pub(super) add_generation_prompt: Option<bool>,
+    /// Whether the answer goes on with the last message. By default: if that is the assistant's.
     pub(super) continue_final_message: Option<bool>,
+    /// Divides the positive logits of tokens that were there before, and multiplies the negative ones; 1 is none.
+    #[schema(exclusive_minimum = 0, default = 1.0)]
     repetition_penalty: Option<f32>,
+    /// Sample from so many of the most likely tokens; 0 or -1 means all.
+    #[schema(minimum = -1, default = -1)]
     top_k: Option<i32>,
+    /// Sample from tokens that are at least this likely relative to the likeliest; 0 means all.
+    #[schema(minimum = 0, maximum = 1, default = 0.0)]
     min_p: Option<f32>,
+    /// No end-of-sequence token before so many others.
+    #[schema(default = 0)]
     min_tokens: Option<u32>,
+    /// Sample from the tokens of typical information that have this share together (arXiv 2202.00666).
+    #[schema(exclusive_minimum = 0, maximum = 1, default = 1.0)]
     typical_p: Option<f32>,
+    /// Go on after an end-of-sequence token.
+    #[schema(default = false)]
     ignore_eos: Option<bool>,
 
     // Features that do not exist yet: only the values that ask for nothing are taken.
+    /// Not supported: leave it out.
     suffix: Option<String>,
+    /// Functions that the model may call.
+    #[schema(value_type = Option<Vec<Value>>)]
     pub(super) tools: Option<Vec<Value>>,
+    /// Whether functions are called, and which.
+    #[schema(value_type = Option<Value>)]
     tool_choice: Option<Value>,
+    /// Not supported: the old form of `tools`.
+    #[schema(value_type = Option<Vec<Object>>)]
     functions: Option<Vec<Value>>,
+    /// Not supported: the old form of `tool_choice`.
+    #[schema(value_type = Option<Value>)]
     function_call: Option<Value>,
+    /// What the answer must conform to.
+    #[schema(value_type = Option<Value>)]
     response_format: Option<Value>,
+    /// `["text"]`, or absent: nothing else is generated.
     modalities: Option<Vec<String>>,
+    /// Not supported: leave it out.
+    #[schema(value_type = Option<Value>)]
     audio: Option<Value>,
+    /// Not supported: leave it out.
+    #[schema(value_type = Option<Value>)]
     prediction: Option<Value>,
+    /// Not supported: leave it out.
+    #[schema(value_type = Option<Value>)]
     web_search_options: Option<Value>,
+    /// Not supported: leave it out.
+    #[schema(value_type = Option<Value>)]
     reasoning_effort: Option<Value>,
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
+/// What a stream carries beside the answer.
+#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
 pub(super) struct StreamOptions {
+    /// Whether a chunk with the usage of the whole request comes before `[DONE]`.
+    #[schema(default = false)]
     pub(super) include_usage: Option<bool>,
 }
-
-/// A string, or a list of strings.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct OneOrMany(pub(super) Vec<String>);
-
-/// One or several prompts, as text or as token ids.
-#[derive(Clone, Debug, PartialEq)]
-pub(in crate::http) struct Prompts(pub(super) Vec<Prompt>);
 
 impl OpenAiRequest {
     pub(super) fn wants_usage(&self) -> bool {
@@ -183,54 +249,4 @@ fn logit_bias(asked: Option<&Value>) -> Result<Vec<(u32, f32)>, ApiError> {
 
 fn is_one_of(value: Option<&Value>, neutral: &[&str]) -> bool {
     value.is_none_or(|value| value.as_str().is_some_and(|text| neutral.contains(&text)))
-}
-
-impl<'de> Deserialize<'de> for OneOrMany {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Either;
-        impl<'de> Visitor<'de> for Either {
-            type Value = OneOrMany;
-
-            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str("a string or a list of strings")
-            }
-
-            fn visit_str<E>(self, text: &str) -> Result<OneOrMany, E> {
-                Ok(OneOrMany(vec![text.to_owned()]))
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<OneOrMany, A::Error> {
-                let mut texts = Vec::new();
-                while let Some(text) = items.next_element()? {
-                    texts.push(text);
-                }
-                Ok(OneOrMany(texts))
-            }
-        }
-        deserializer.deserialize_any(Either)
-    }
-}
-
-impl<'de> Deserialize<'de> for Prompts {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Form {
-            Text(String),
-            Ids(Vec<u32>),
-            Texts(Vec<String>),
-            Lists(Vec<Vec<u32>>),
-        }
-        let expected = "a string, a list of strings, a list of token ids, or a list of lists of token ids";
-        Ok(Self(
-            match Form::deserialize(deserializer).map_err(|_| de::Error::custom(format!("expected {expected}")))? {
-                Form::Text(text) => vec![Prompt::Text(text)],
-                // An empty list is a list of no prompts.
-                Form::Ids(ids) if ids.is_empty() => Vec::new(),
-                Form::Ids(ids) => vec![Prompt::Ids(ids)],
-                Form::Texts(texts) => texts.into_iter().map(Prompt::Text).collect(),
-                Form::Lists(lists) => lists.into_iter().map(Prompt::Ids).collect(),
-            },
-        ))
-    }
 }

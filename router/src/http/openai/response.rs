@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::logprobs::{ChatLogprobs, TextLogprobs};
@@ -30,40 +31,52 @@ impl Envelope {
     }
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Completion<'a, C> {
+    #[schema(example = "chatcmpl-0123456789abcdef0123456789abcdef")]
     pub(super) id: &'a str,
     pub(super) object: &'static str,
+    /// Seconds since 1970.
+    #[schema(example = 1_750_000_000)]
     pub(super) created: u64,
+    /// As the request named it.
     pub(super) model: &'a str,
+    /// Which build of the server answered.
     pub(super) system_fingerprint: &'static str,
     pub(super) choices: Vec<C>,
     pub(super) usage: Usage,
 }
 
-#[derive(Debug, Serialize)]
+pub(super) type ChatCompletion<'a> = Completion<'a, ChatChoice<'a>>;
+pub(super) type TextCompletion<'a> = Completion<'a, TextChoice<'a>>;
+
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct TextChoice<'a> {
     pub(super) index: usize,
     pub(super) text: Cow<'a, str>,
     pub(super) logprobs: Option<TextLogprobs>,
+    /// `stop` or `length`; with tools also `tool_calls`.
+    #[schema(example = "stop")]
     pub(super) finish_reason: &'static str,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct ChatChoice<'a> {
     pub(super) index: usize,
     pub(super) message: AssistantMessage<'a>,
     pub(super) logprobs: Option<ChatLogprobs>,
+    /// `stop` or `length`; with tools also `tool_calls`.
+    #[schema(example = "stop")]
     pub(super) finish_reason: &'static str,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct AssistantMessage<'a> {
     pub(super) role: &'static str,
     pub(super) content: &'a str,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub(super) struct Usage {
     prompt_tokens: u32,
     completion_tokens: u32,
@@ -71,7 +84,7 @@ pub(super) struct Usage {
     prompt_tokens_details: PromptTokensDetails,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 struct PromptTokensDetails {
     /// Of the prompt's tokens: how many had been computed for somebody before.
     cached_tokens: u32,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{Request, State};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::request::OpenAiRequest;
 use crate::http::admission::Places;
@@ -14,7 +15,7 @@ use crate::http::state::AppState;
 use crate::http::wire::SimpleToken;
 use crate::validation::{Names, ValidationError};
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct ChatTokenized {
     tokenize_response: Vec<SimpleToken>,
     templated_text: String,

@@ -7,6 +7,7 @@ mod grammars;
 mod harness;
 mod openai;
 mod openai_choices;
+mod openapi;
 mod operators;
 mod refusals;
 mod streams;
