@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use llguidance::api::{ParserLimits, TopLevelGrammar};
+use llguidance::api::{ParserLimits, StopReason, TopLevelGrammar};
 use llguidance::toktrie::InferenceCapabilities;
 use llguidance::{Matcher, ParserFactory};
 
@@ -11,11 +11,13 @@ use super::cache::Cache;
 use super::{Grammar, GrammarError, Vocabulary, lark};
 
 /// Bytes of a grammar's text.
-const MAX_TEXT: usize = 256 << 10;
+const MAX_TEXT: usize = 128 << 10;
 const CACHE_ENTRIES: usize = 256;
 const CACHE_BYTES: usize = 8 << 20;
 /// Characters of what llguidance says about a grammar that it cannot compile.
 const MAX_REASON: usize = 500;
+
+const TOO_MUCH: &str = "is more than the grammar compiler can take; simplify it";
 
 /// Shared by all threads.
 pub struct Compiler {
@@ -57,14 +59,17 @@ impl Compiler {
         let refused = |error: &dyn fmt::Display| GrammarError::new(reason(&error.to_string()));
         let grammar = TopLevelGrammar::from_lark_or_grammar_list(text).map_err(|error| refused(&error))?;
         let parser = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.factory.create_parser(grammar)));
-        let parser =
-            parser.map_err(|_| GrammarError::new("is more than the grammar compiler can take; simplify it"))?;
+        let parser = parser.map_err(|_| GrammarError::new(TOO_MUCH))?;
         let mut matcher = Matcher::new(parser);
-        let first = matcher.compute_mask_or_eos().map_err(|error| refused(&error))?;
-        if first.is_zero() {
-            return Err(GrammarError::new("allows no output at all; something in it contradicts itself"));
+        let first = matcher.compute_mask();
+        match matcher.stop_reason() {
+            StopReason::NotStopped if first.as_ref().is_ok_and(|mask| !mask.is_zero()) => Ok(()),
+            StopReason::LexerTooComplex | StopReason::ParserTooComplex => Err(GrammarError::new(TOO_MUCH)),
+            StopReason::InternalError => {
+                Err(first.map_or_else(|error| refused(&error), |_| GrammarError::new(TOO_MUCH)))
+            }
+            _ => Err(GrammarError::new("allows no output at all: something in it contradicts itself, or never ends")),
         }
-        Ok(())
     }
 
     fn cache(&self) -> MutexGuard<'_, Cache> {
@@ -95,5 +100,5 @@ fn reason(error: &str) -> String {
     let said = error.split("\n<backtrace>").next().unwrap_or_default();
     let line = said.lines().next().unwrap_or_default().trim();
     let short: String = line.chars().take(MAX_REASON).collect();
-    format!("cannot be compiled: {short}")
+    if short.starts_with("panic:") { TOO_MUCH.to_owned() } else { format!("cannot be compiled: {short}") }
 }

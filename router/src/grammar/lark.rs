@@ -49,6 +49,12 @@ fn own_rules(rules: &str) -> Result<String, GrammarError> {
     if rules.trim_start().starts_with('{') {
         return Err(GrammarError::new("must be rules in Lark's notation, such as `start: \"yes\" | \"no\"`"));
     }
+    if let Some((line, column)) = set_operation(rules) {
+        let problem = format!(
+            "uses `&` or `~` in line {line}, column {column}; only sequences, `|` and repetitions are supported"
+        );
+        return Err(GrammarError::new(problem));
+    }
     let mut written = String::with_capacity(rules.len());
     let mut rest = rules;
     while let Some(begin) = rest.find(KEYWORD) {
@@ -69,6 +75,39 @@ fn own_rules(rules: &str) -> Result<String, GrammarError> {
     }
     written.push_str(rest);
     Ok(written)
+}
+
+/// Where rules combine languages other than by sequence, choice and repetition: what that takes has no useful bound.
+/// Strings, regexes and comments may hold anything.
+fn set_operation(rules: &str) -> Option<(usize, usize)> {
+    /// What the characters at hand belong to.
+    #[derive(Clone, Copy, PartialEq)]
+    enum In {
+        Rules,
+        Until(char),
+    }
+    let (mut within, mut line, mut column) = (In::Rules, 1, 0);
+    let mut characters = rules.chars().peekable();
+    while let Some(character) = characters.next() {
+        column += 1;
+        if character == '\n' {
+            (line, column) = (line + 1, 0);
+        }
+        within = match (within, character) {
+            (In::Rules, '&' | '~') => return Some((line, column)),
+            (In::Rules, '#') => In::Until('\n'),
+            (In::Rules, '/') if characters.peek() == Some(&'/') => In::Until('\n'),
+            (In::Rules, '"' | '/') => In::Until(character),
+            (In::Until(end), _) if character == end => In::Rules,
+            (In::Until('"' | '/'), '\\') => {
+                characters.next();
+                column += 1;
+                within
+            }
+            _ => within,
+        };
+    }
+    None
 }
 
 /// Collects the rules of a structural grammar.

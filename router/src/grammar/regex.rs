@@ -21,6 +21,28 @@ pub(super) fn prepare(pattern: &str) -> Result<String, GrammarError> {
     Ok(regex_to_lark(pattern, "dws"))
 }
 
+/// A regex whose negated classes leave out what either ASCII or Unicode readers count in: a text that it matches, both
+/// kinds match. `\d` and `\w` mean ASCII to llguidance where a schema has them.
+pub(super) fn narrowed(pattern: &str) -> String {
+    let mut written = String::with_capacity(pattern.len());
+    let mut characters = pattern.chars();
+    while let Some(character) = characters.next() {
+        if character != '\\' {
+            written.push(character);
+            continue;
+        }
+        match characters.next() {
+            Some('D') => written.push_str(r"[^\p{Nd}]"),
+            Some('W') => written.push_str(r"[^\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}]"),
+            Some('s') => written.push_str(r"[ \t\n\r\f\v]"),
+            Some('S') => written.push_str(r"[^\p{White_Space}\x1c-\x1f\u{feff}]"),
+            Some(other) => written.extend(['\\', other]),
+            None => written.push('\\'),
+        }
+    }
+    written
+}
+
 /// What can be known without compiling it.
 pub(super) fn check(pattern: &str) -> Result<(), GrammarError> {
     if pattern.is_empty() {
@@ -79,6 +101,21 @@ impl ast::Visitor for Checks {
             }
             _ => Ok(()),
         }
+    }
+
+    fn visit_class_set_item_pre(&mut self, item: &ast::ClassSetItem) -> Result<(), GrammarError> {
+        match item {
+            // To other regex languages a bracket within a class is a character.
+            ast::ClassSetItem::Bracketed(inner) => {
+                Err(unfit("a class within a class is not supported; write `\\[` for a bracket", &inner.span))
+            }
+            ast::ClassSetItem::Ascii(inner) => Err(unfit("named classes are not supported", &inner.span)),
+            _ => Ok(()),
+        }
+    }
+
+    fn visit_class_set_binary_op_pre(&mut self, operation: &ast::ClassSetBinaryOp) -> Result<(), GrammarError> {
+        Err(unfit("operations on classes are not supported; write `\\&` or `\\-`", &operation.span))
     }
 
     fn visit_post(&mut self, ast: &Ast) -> Result<(), GrammarError> {

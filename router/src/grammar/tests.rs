@@ -13,7 +13,7 @@ fn vocabulary() -> Vocabulary {
     Vocabulary::new([(CALL, "<|call|>"), (4, "[CALLS]")], SIZE)
 }
 
-fn compile(grammar: &Grammar) -> Result<String, String> {
+pub(super) fn compile(grammar: &Grammar) -> Result<String, String> {
     let compiled = Compiler::new(&vocabulary()).compile(grammar);
     compiled.map(|text| text.to_string()).map_err(|error| error.to_string())
 }
@@ -41,7 +41,7 @@ fn allows_all(grammar: &Grammar, output: &[Out<'_>]) -> bool {
     matcher.try_consume_tokens(&ids).is_ok_and(|taken| taken == ids.len()) && matcher.is_accepting().unwrap()
 }
 
-fn allows(grammar: &Grammar, text: &str) -> bool {
+pub(super) fn allows(grammar: &Grammar, text: &str) -> bool {
     allows_all(grammar, &[Out::Text(text)])
 }
 

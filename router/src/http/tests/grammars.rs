@@ -50,9 +50,11 @@ async fn every_choice_of_a_request_has_the_grammar() {
 async fn openais_routes_name_the_field_of_a_bad_grammar() {
     let server = Server::start();
     let bad = json!({ "type": "json_schema", "json_schema": { "name": "n", "schema": { "type": "objekt" } } });
-    for (format, says) in
-        [(bad, "objekt"), (json!({ "type": "regex", "value": "a(" }), "column 2"), (json!({ "type": "xml" }), "`type`")]
-    {
+    for (format, says) in [
+        (bad, "at `/type`"),
+        (json!({ "type": "regex", "value": "a(" }), "column 2"),
+        (json!({ "type": "xml" }), "`type`"),
+    ] {
         let body = json!({ "messages": [{ "role": "user", "content": "x" }], "response_format": format });
         let answer = server.post("/v1/chat/completions", body).await;
         assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{}", answer.body);
