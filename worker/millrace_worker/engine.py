@@ -12,13 +12,15 @@ from millrace_worker import logs
 from millrace_worker.answer import NO_TOKEN, Stopwatch, add_failure, add_prompt_logprobs, add_tokens
 from millrace_worker.grammar import GrammarRows, NoGrammars
 from millrace_worker.inputs import InputBuilder
-from millrace_worker.model import paged
+from millrace_worker.model import in_rows, paged
 from millrace_worker.proto import worker_pb2
 from millrace_worker.rows import ParsedPlan, PlanError, Rows, RowsShape, column
 from millrace_worker.runner import Runner
 from millrace_worker.sampling import SamplingRows, Watermark
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from millrace_worker.distributed import Group
     from millrace_worker.grammar import Vocabulary
     from millrace_worker.model import Model
@@ -60,6 +62,7 @@ class Engine:
     def reset(self) -> None:
         """A new stream begins: no row is held."""
         self._rows.reset()
+        self._forget(range(self.shape.max_rows))
 
     def parse(self, plan: worker_pb2.StepPlan) -> ParsedPlan:
         """The part of a step that needs nothing of the rows: any thread may do it while another step runs."""
@@ -127,11 +130,17 @@ class Engine:
         """Rows, page tables and copied pages as the plan says; which work entries belong to living sequences."""
         rows = self._rows
         rows.apply(plan)
+        if plan.released:
+            self._forget(column(plan.released).tolist())
         if plan.copies.sources:
             self._copy_pages(column(plan.copies.sources), column(plan.copies.targets))
         living = rows.living(work)
         rows.check_work(work if living is None else work.select(living))
         return living
+
+    def _forget(self, rows: Iterable[int]) -> None:
+        if not self._model.page_size:
+            in_rows(self._model).forget_rows(rows)
 
     def _copy_pages(self, sources: Column, targets: Column) -> None:
         if len(sources) != len(targets):

@@ -5,7 +5,7 @@ T tokens of a step, D hidden width, R positions whose logits are wanted, V vocab
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -111,6 +111,10 @@ class RowModel(Model, Protocol):
 
     def allocate_rows(self, max_rows: int, max_sequence_tokens: int) -> None:
         """Makes the state of all rows; an earlier one is dropped first."""
+        ...
+
+    def forget_rows(self, rows: Iterable[int]) -> None:
+        """Their sequences have ended: what grew with them may go."""
         ...
 
     def row_bytes(self, max_sequence_tokens: int) -> int:

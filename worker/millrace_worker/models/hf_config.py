@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ ALIASES = {
     "num_local_experts": ("num_experts", "n_routed_experts", "moe_num_experts"),
     "num_experts_per_tok": ("moe_k",),
 }
+
+
+# Ends of the names of fields that must be numbers above zero.
+POSITIVE = ("eps", "epsilon")
 
 
 class ConfigError(ValueError):
@@ -84,25 +89,36 @@ class ModelConfig:
     def __getattr__(self, name: str) -> Any:
         if name in ("_values", "_defaults") or name.startswith("__"):
             raise AttributeError(name)
-        for key in (name, *ALIASES.get(name, ())):
-            if key in self._values:
-                return self._values[key]
+        stated = self._stated(name)
+        if stated is not None:
+            _check_kind(stated, self._values[stated], self._defaults.get(name))
+            return self._values[stated]
         if name in self._defaults:
             return self._defaults[name]
         raise ConfigError(f"config.json: `{name}` is missing")
 
+    def _stated(self, name: str) -> str | None:
+        """The name under which the file has the field, if it has it."""
+        return next((key for key in (name, *ALIASES.get(name, ())) if key in self._values), None)
+
     def get(self, name: str, default: Any = None) -> Any:
         """As attribute access, but an absent field that has no default of its family is `default`."""
-        try:
-            return getattr(self, name)
-        except ConfigError:
-            return default
+        known = self._stated(name) is not None or name in self._defaults
+        return getattr(self, name) if known else default
+
+    def positive(self, name: str) -> float:
+        """A field that must be a number above zero."""
+        value = getattr(self, name)
+        if not _is_number(value) or value <= 0:
+            raise ConfigError(f"config.json: `{name}` must be a number above 0, not {value!r}")
+        return value
 
     def size(self, name: str) -> int:
         """A field that must be a positive whole number."""
         value = getattr(self, name)
-        if not isinstance(value, int) or value < 1:
-            raise ConfigError(f"config.json: `{name}` must be a positive whole number, not {value!r}")
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            stated = self._stated(name) or name
+            raise ConfigError(f"config.json: `{stated}` must be a positive whole number, not {value!r}")
         return value
 
     def rope_parameters(self, layer_type: str | None = None) -> dict[str, Any]:
@@ -141,3 +157,20 @@ class ModelConfig:
             wanted = f"of {layer_type} layers" if layer_type else "that are the same in all layers"
             raise ConfigError(f"config.json: `rope_parameters` {wanted} are needed; it has those of {', '.join(kinds)}")
         return dict(chosen)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_kind(name: str, value: Any, default: Any) -> None:
+    """What a file states has to be of its default's kind: a number, or true or false. What null means is for the
+    family to say. Raises ConfigError."""
+    if name.endswith(POSITIVE) and (not _is_number(value) or value <= 0):
+        raise ConfigError(f"config.json: `{name}` must be a number above 0, not {value!r}")
+    if isinstance(default, bool):
+        fits, kind = isinstance(value, bool), "true or false"
+    else:
+        fits, kind = _is_number(value) or not isinstance(default, int | float), "a number"
+    if value is not None and not fits:
+        raise ConfigError(f"config.json: `{name}` must be {kind}, not {value!r}")

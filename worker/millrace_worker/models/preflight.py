@@ -4,11 +4,10 @@ ranks that cannot be."""
 from __future__ import annotations
 
 from millrace_worker.config import WorkerConfig
-from millrace_worker.models.architectures import describe
+from millrace_worker.models.architectures import ENCODER_DECODERS, describe, describe_encoder_decoder
 from millrace_worker.models.hf_config import ModelConfig, UnsupportedError
 from millrace_worker.models.recurrent.spec import Recurrent
-from millrace_worker.models.sharding import Rank, check_whole, local_attention
-from millrace_worker.models.spec import Attention
+from millrace_worker.models.sharding import Rank, check_divides, check_whole
 from millrace_worker.models.weight_files import find_tensors
 
 
@@ -18,14 +17,17 @@ def check(config: WorkerConfig) -> None:
     find_tensors(config.model_path)
     if config.model_impl == "transformers":
         return
+    stated, rank = ModelConfig.read(config.model_path), Rank(config.rank, config.world_size)
     try:
-        spec, _ = describe(ModelConfig.read(config.model_path))
+        if stated.architecture in ENCODER_DECODERS:
+            both, _ = describe_encoder_decoder(stated)
+            check_divides(both.attention, both.mlp, rank)
+            return
+        spec, _ = describe(stated)
     except UnsupportedError:
         return
-    rank = Rank(config.rank, config.world_size)
     if isinstance(spec, Recurrent):
         check_whole(rank)
         return
-    for attention in {layer.attention for layer in spec.layers}:
-        if isinstance(attention, Attention):
-            local_attention(attention, rank)
+    for attention, mlp in {(layer.attention, layer.mlp) for layer in spec.layers}:
+        check_divides(attention, mlp, rank)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from millrace_worker.models.names import Names
-from millrace_worker.models.spec import Attention, Mlp
+from millrace_worker.models.spec import Attention, FeedForward, LatentAttention, Mlp
 
 
 class ShardingError(ValueError):
@@ -52,6 +52,20 @@ def check_whole(rank: Rank) -> None:
     """For layers that are not split. Raises ShardingError for more than one rank."""
     if rank.size > 1:
         raise ShardingError(f"recurrent layers are not split over shards: --num-shard is {rank.size}, set it to 1")
+
+
+def check_divides(attention: Attention | LatentAttention, mlp: FeedForward, rank: Rank) -> None:
+    """For layers that are split. Raises ShardingError, with the numbers, where heads or columns cannot be."""
+    if isinstance(attention, Attention):
+        local_attention(attention, rank)
+    else:
+        rank.share(attention.num_heads, "attention heads")
+    if isinstance(mlp, Mlp):
+        rank.columns(mlp.size, "columns of the MLP")
+        return
+    rank.columns(mlp.expert.size, "columns of each expert")
+    if mlp.shared is not None:
+        rank.columns(mlp.shared.size, "columns of the shared expert")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,6 +36,7 @@ class Recurrence:
     page_size: int = 0
     missing: dict[str, str] = field(default_factory=lambda: {"prefix_caching": "the state lies in rows"})
     allocated: tuple[int, int] = (0, 0)
+    forgotten: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         rng = torch.Generator().manual_seed(self.seed)
@@ -61,6 +63,9 @@ class Recurrence:
     def allocate_rows(self, max_rows: int, max_sequence_tokens: int) -> None:
         self.allocated = (max_rows, max_sequence_tokens)
         self.states = torch.full((max_rows, WIDTH), float("nan"))
+
+    def forget_rows(self, rows: Iterable[int]) -> None:
+        self.forgotten += rows
 
     def row_bytes(self, max_sequence_tokens: int) -> int:
         return WIDTH * 4
@@ -120,6 +125,21 @@ def test_rows_are_used_again_and_again(engine: Engine, model: Recurrence) -> Non
                 book.release(row)
                 del running[row]
     assert answers.failed == {}
+
+
+def test_a_row_is_forgotten_when_its_sequence_has_ended(engine: Engine, model: Recurrence) -> None:
+    book, answers = PlanBook(0, 0), Answers()
+    for row in (2, 0):
+        book.admit(row, [5, 6, 7])
+        book.work(row, 3)
+    book.plan_and(engine, answers)
+    assert model.forgotten == []
+    book.release(2)
+    book.work(0)
+    book.plan_and(engine, answers)
+    assert model.forgotten == [2]
+    engine.reset()
+    assert model.forgotten == [2, 0, 1, 2, 3]
 
 
 def test_plans_need_no_result(engine: Engine, model: Recurrence) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,19 +53,43 @@ def sizes_of(model_type: str) -> dict[str, Any]:
 
 # Those whose configuration is flat, and known to transformers.
 FLAT = [name for name in ARCHITECTURES if name in MODEL_TYPES and name.endswith(("ForCausalLM", "LMHeadModel"))]
+# What else has to be small beside SIZES.
+SMALL = {
+    "DeepseekV2ForCausalLM": {"first_k_dense_replace": 1, "num_experts_per_tok": 2},
+    "DeepseekV3ForCausalLM": {"first_k_dense_replace": 1, "num_experts_per_tok": 2},
+    "Mamba2ForCausalLM": {"num_heads": 8, "head_dim": 16},  # together what `expand` makes of the hidden size
+}
+# What a message calls a field that goes by another name in the family.
+SIZE_OF = {"n_inner": "the width of the MLP", "intermediate_size": "the width of the MLP", "ffn_dim": "the width of"}
 
 
 @pytest.mark.parametrize("architecture", FLAT)
 def test_absent_fields_mean_what_transformers_takes_them_for(architecture: str) -> None:
     """A file that states sizes only gives the spec of the whole configuration that transformers makes of it."""
-    sizes = sizes_of(MODEL_TYPES[architecture])
-    if architecture.startswith("Deepseek"):
-        sizes |= {"first_k_dense_replace": 1, "num_experts_per_tok": 2}
-    if architecture == "Mamba2ForCausalLM":
-        sizes |= {"num_heads": 8, "head_dim": 16}  # together what `expand` makes of the hidden size
-    whole = CONFIG_MAPPING[MODEL_TYPES[architecture]](**sizes).to_dict()
+    sizes = sizes_of(MODEL_TYPES[architecture]) | SMALL.get(architecture, {})
+    kind: Any = CONFIG_MAPPING[MODEL_TYPES[architecture]]
+    whole = kind(**sizes).to_dict()
     named = {"architectures": [architecture]}
     assert describe(ModelConfig(sizes | named)) == describe(ModelConfig(whole | named))
+
+
+@pytest.mark.parametrize("architecture", FLAT)
+def test_a_value_of_another_kind_is_told_by_its_name(architecture: str) -> None:
+    """Each size and each number or switch of the family, as a string: refused by name, or it plays no part."""
+    named, family = {"architectures": [architecture]}, ARCHITECTURES[architecture]
+    sizes = sizes_of(MODEL_TYPES[architecture]) | SMALL.get(architecture, {})
+    expected = describe(ModelConfig(sizes | named))
+    numbers = [name for name, value in family.defaults.items() if isinstance(value, int | float)]
+    for name in {*sizes, *numbers}:
+        try:
+            found = describe(ModelConfig(sizes | named | {name: "7"}))
+        except ConfigError as error:
+            assert f"`{name}`" in str(error) or SIZE_OF.get(name, "?") in str(error), (name, str(error))  # noqa: PT017
+        else:
+            assert found == expected, name
+        for value in (None, 0, -1, 2.5, [], {}):
+            with suppress(ConfigError):
+                describe(ModelConfig(sizes | named | {name: value}))
 
 
 # As the files of published checkpoints say it, most of them from before transformers 5.
@@ -174,6 +199,21 @@ def test_alibi_slopes_are_those_of_the_paper(num_heads: int) -> None:
         ({"architectures": []}, "`architectures` must name one class"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, r"quantized weights \(gptq\)"),
         ({"hidden_size": 65}, "`hidden_size` 65 does not divide by `num_attention_heads` 4"),
+        ({"rms_norm_eps": "1e-6"}, "`rms_norm_eps` must be a number above 0, not '1e-6'"),
+        ({"rms_norm_eps": None}, "`rms_norm_eps` must be a number above 0, not None"),
+        ({"rms_norm_eps": -1e-6}, "`rms_norm_eps` must be a number above 0"),
+        ({"tie_word_embeddings": "false"}, "`tie_word_embeddings` must be true or false, not 'false'"),
+        ({"architectures": ["GraniteForCausalLM"], "logits_scaling": 0}, "`logits_scaling` must be a number above 0"),
+        (
+            {"architectures": ["GraniteForCausalLM"], "residual_multiplier": "2"},
+            "`residual_multiplier` must be a number",
+        ),
+        ({"architectures": ["GPTJForCausalLM"], "rotary_dim": 15}, "`rotary_dim` 15 of 16 dimensions is no number of"),
+        ({"architectures": ["GPTJForCausalLM"], "rotary_dim": 18}, "`rotary_dim` 18 of 16 dimensions is no number of"),
+        (
+            {"architectures": ["GPTJForCausalLM"], "rotary_dim": 8, "n_inner": "96"},
+            "the width of the MLP. must be .* not '96'",
+        ),
         ({"vocab_size": "99"}, "`vocab_size` must be a positive whole number, not '99'"),
         ({"num_key_value_heads": -2}, "`num_key_value_heads` must be a positive whole number, not -2"),
         (
@@ -236,3 +276,12 @@ def test_deepseeks_yarn_may_leave_its_factor_to_the_lengths() -> None:
         for factor in ({"factor": 4.0}, {})
     )
     assert stated == left
+
+
+@pytest.mark.parametrize(("model_type", "family"), [("gemma3_text", "Gemma3"), ("llama4_text", "Llama4")])
+def test_a_file_that_names_no_class_goes_by_its_kind(model_type: str, family: str) -> None:
+    """The kind of the language model alone, of a family whose models also see."""
+    nameless = ModelConfig({"model_type": model_type})
+    assert family_of(nameless) is ARCHITECTURES[f"{family}ForCausalLM"]
+    seeing = ModelConfig({"model_type": model_type.removesuffix("_text")})
+    assert family_of(seeing) is ARCHITECTURES[f"{family}ForConditionalGeneration"]

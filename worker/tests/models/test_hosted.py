@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import gc
 import json
 import random
+import sys
+import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +22,7 @@ from millrace_worker.models.choice import NATIVE, TRANSFORMERS, ModelAsk, choose
 from millrace_worker.models.hf_config import ConfigError, UnsupportedError
 from millrace_worker.models.hosted.library import HostedAsk, load_library_model, read_config
 from millrace_worker.models.hosted.load import max_positions
+from millrace_worker.models.hosted.remote_code import LOCK, take_code
 from millrace_worker.step import Batch
 from transformers import AutoConfig
 
@@ -97,9 +103,14 @@ def test_a_model_that_cannot_be_hooked_has_a_cache_per_sequence(
     assert (model.page_size, model.implementation) == (0, "transformers, a cache per sequence")
     assert BY_ROWS[case] in model.missing["batched_forward"]
     assert {"prefix_caching", "page_copies"} < set(model.missing)
-    assert in_rows(model).row_bytes(100) > 1000
+    rows = in_rows(model)
+    assert rows.row_bytes(100) > 1000
     for tokens, logits in zip(sequences, row_logits(model, sequences, seed), strict=True):
         torch.testing.assert_close(logits, reference.logits(tokens), atol=1e-3, rtol=1e-3, msg=lambda m: f"{seed=} {m}")
+    held = weakref.ref(rows._caches[0])  # pyright: ignore[reportAttributeAccessIssue]
+    rows.forget_rows([0, 3])
+    gc.collect()
+    assert held() is None, "the cache of a sequence that has ended is kept"
 
 
 @pytest.mark.parametrize("case", ["llama", "qwen3"])
@@ -148,6 +159,31 @@ def test_a_known_kind_of_model_with_a_class_of_its_own(saved: Callable[[str], Sa
             trust_remote_code=True,
         )
         assert hasattr(load_library_model(trusted, read_config(trusted)), "own") == is_own
+
+
+def test_ranks_take_turns_with_the_code_of_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two files that import one another transformers makes copies; none while somebody else makes his."""
+    modules = tmp_path / "modules"
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(modules))
+    monkeypatch.setattr("sys.path", list(sys.path))
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "modeling_own.py").write_text("from .parts import part\n")
+    (folder / "parts.py").write_text("part = 1\n")
+    modules.mkdir()
+    with (modules / LOCK).open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        other = threading.Thread(target=take_code, args=(folder, ["modeling_own.py"]))
+        other.start()
+        other.join(0.2)
+        assert other.is_alive()
+        assert not list(modules.rglob("parts.py"))
+    other.join(60)
+    copies = [copy for name in ("modeling_own.py", "parts.py") for copy in modules.rglob(name)]
+    assert [copy.read_text() for copy in copies] == ["from .parts import part\n", "part = 1\n"]
+    made = [copy.stat().st_mtime_ns for copy in copies]
+    take_code(folder, ["modeling_own.py"])
+    assert [copy.stat().st_mtime_ns for copy in copies] == made
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from millrace_worker.config import WorkerConfig
 from millrace_worker.models import preflight
 from millrace_worker.models.sharding import Rank, ShardingError
+from safetensors.torch import save_file
 
 from .checkpoints import Saved
 
@@ -31,6 +35,44 @@ def test_cuts_lie_between_blocks_where_they_can() -> None:
 def test_fewer_columns_than_ranks_are_refused_with_the_numbers() -> None:
     with pytest.raises(ShardingError, match="3 columns of the MLP are too few for 4 shards; choose --num-shard"):
         Rank(0, 4).columns(3, "columns of the MLP")
+
+
+def write(folder: Path, architecture: str, **values: Any) -> Path:
+    """A configuration beside a file of weights that holds nothing: numbers of ranks are told before they are read."""
+    (folder / "config.json").write_text(json.dumps({"architectures": [architecture], "vocab_size": 99} | values))
+    save_file({"none": torch.zeros(1)}, folder / "model.safetensors")
+    return folder
+
+
+T5 = {"d_model": 60, "d_kv": 12, "num_layers": 2, "decoder_start_token_id": 0}
+LATENT = {"hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 96, "num_experts_per_tok": 2}
+EXPERTS = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_local_experts": 4}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "values", "message"),
+    [
+        (
+            "T5ForConditionalGeneration",
+            T5 | {"num_heads": 5, "d_ff": 96},
+            "5 attention heads do not divide over 2",
+        ),
+        (
+            "T5ForConditionalGeneration",
+            T5 | {"num_heads": 6, "d_ff": 1},
+            "1 columns of the MLP are too few for 2",
+        ),
+        ("DeepseekV3ForCausalLM", LATENT | {"num_attention_heads": 3}, "3 attention heads do not divide over 2 shards"),
+        ("MixtralForCausalLM", EXPERTS | {"intermediate_size": 1}, "1 columns of each expert are too few for 2"),
+    ],
+)
+def test_what_does_not_divide_is_told_with_its_numbers(
+    architecture: str, values: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    folder = write(tmp_path, architecture, **values)
+    preflight.check(WorkerConfig(model_path=folder, uds_path="unused"))
+    with pytest.raises(ShardingError, match=message):
+        preflight.check(WorkerConfig(model_path=folder, uds_path="unused", world_size=2))
 
 
 def test_heads_that_do_not_divide_are_told_before_anything_is_loaded(saved: Callable[[str], Saved]) -> None:

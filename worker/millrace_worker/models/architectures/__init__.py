@@ -39,7 +39,7 @@ from millrace_worker.models.architectures import (
 from millrace_worker.models.architectures.positions import stretched
 from millrace_worker.models.architectures.vocabulary import Architecture
 from millrace_worker.models.encoder_decoder.spec import EncoderDecoder, EncoderDecoderNames
-from millrace_worker.models.hf_config import ModelConfig, UnsupportedError
+from millrace_worker.models.hf_config import ConfigError, ModelConfig, UnsupportedError
 from millrace_worker.models.names import Names
 from millrace_worker.models.quantization import Fp8Blocks
 from millrace_worker.models.recurrent.spec import Recurrent
@@ -132,7 +132,14 @@ def describe(config: ModelConfig, stretch: Stretch | None = None) -> tuple[Decod
         raise UnsupportedError(f"the architecture {config.architecture} is not supported; supported are {supported}")
     _check_quantization(config, architecture.quantized)
     whole = config.with_defaults(architecture.defaults)
-    spec, names = architecture.describe(whole)
+    try:
+        spec, names = architecture.describe(whole)
+    except ConfigError:
+        raise
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+        raise ConfigError(
+            f"config.json: a field that {config.architecture} reads has a value of another kind than it needs: {error}"
+        ) from error
     return (spec if stretch is None else stretched(whole, spec, stretch)), names
 
 
@@ -152,10 +159,11 @@ def _check_quantization(config: ModelConfig, readable: Collection[str]) -> None:
 
 
 def family_of(config: ModelConfig) -> Architecture | None:
-    """By the name of its class, or by another name of the same family: a `model_type` (gpt_neox), a model without its
-    head (GPTNeoXModel). None when there is no spec."""
-    exact = ARCHITECTURES.get(config.architecture)
-    return exact or {_family(known): each for known, each in ARCHITECTURES.items()}.get(_family(config.architecture))
+    """By the name of its class, or by another name of the same family: a `model_type` (gpt_neox; gemma3_text where
+    gemma3 sees, too), a model without its head (GPTNeoXModel). None when there is no spec."""
+    known = {_family(name) + "text": each for name, each in ARCHITECTURES.items() if name.endswith("ForCausalLM")}
+    known |= {_family(name): each for name, each in ARCHITECTURES.items()}
+    return ARCHITECTURES.get(config.architecture) or known.get(_family(config.architecture))
 
 
 def _family(name: str) -> str:

@@ -36,7 +36,7 @@ DEFAULTS = {
     "tie_word_embeddings": True,
 }
 
-EXAONE4_DEFAULTS = llama.DEFAULTS | {"rms_norm_eps": 1e-5, "sliding_window": 4096, "sliding_window_pattern": 4}
+EXAONE4_DEFAULTS = llama.DEFAULTS | {"rms_norm_eps": 1e-5, "sliding_window": 4096}
 
 
 def exaone(c: ModelConfig) -> tuple[Decoder, Names]:
@@ -58,7 +58,7 @@ def exaone4(c: ModelConfig) -> tuple[Decoder, Names]:
 
 def _implied_types(c: ModelConfig) -> list[str]:
     """Of the pattern: a number n (every n-th layer is global), or letters that repeat up to the last, global layer."""
-    pattern, count = c.sliding_window_pattern, c.size("num_hidden_layers")
+    pattern, count = c.get("sliding_window_pattern", 4), c.size("num_hidden_layers")
     if c.sliding_window is None or not pattern:
         return ["full_attention"] * count
     if isinstance(pattern, int):

@@ -43,7 +43,7 @@ DEFAULTS = {
 def falcon(c: ModelConfig) -> tuple[Decoder, Names]:
     norm = LayerNorm(eps=c.layer_norm_epsilon)
     grouped = c.new_decoder_architecture
-    all_heads = c.num_attention_heads
+    all_heads = c.size("num_attention_heads")
     kv_heads = (c.num_kv_heads or all_heads) if grouped else 1 if c.multi_query else all_heads
     two_norms = grouped and c.num_ln_in_parallel_attn != 1
     if not (grouped or c.parallel_attn):
@@ -53,7 +53,7 @@ def falcon(c: ModelConfig) -> tuple[Decoder, Names]:
     position = Alibi(scaled=True) if c.alibi else rotary(c)
     layer = Layer(
         attention=attention(c, position, num_kv_heads=kv_heads, qkv_bias=c.bias, out_bias=c.bias),
-        mlp=plain_mlp(c.ffn_hidden_size or 4 * c.hidden_size, c.activation, bias=c.bias),
+        mlp=plain_mlp(c.ffn_hidden_size or 4 * c.size("hidden_size"), c.activation, bias=c.bias),
         norm=norm,
         residual=residual,
     )

@@ -67,7 +67,9 @@ def gemma(c: ModelConfig) -> tuple[Decoder, Names]:
     norm, stated = _norm(c), c.get("hidden_activation") or c.hidden_act
     mlp = gated_mlp(c, "gelu_pytorch_tanh" if stated == "gelu" else stated)
     heads = attention(c, rotary(c), qkv_bias=c.attention_bias, out_bias=c.attention_bias)
-    return decoder(c, Layer(attention=heads, mlp=mlp, norm=norm), norm, embed_scale=c.hidden_size**0.5), llama.NAMES
+    return decoder(
+        c, Layer(attention=heads, mlp=mlp, norm=norm), norm, embed_scale=c.size("hidden_size") ** 0.5
+    ), llama.NAMES
 
 
 def gemma2(c: ModelConfig) -> tuple[Decoder, Names]:
@@ -95,14 +97,14 @@ def _sandwich(c: ModelConfig, kinds: list[dict[str, Any]]) -> tuple[Decoder, Nam
     _check_causal(c)
     norm, mlp = _norm(c), gated_mlp(c, c.hidden_activation or "gelu_pytorch_tanh")
     same = {
-        "scale": c.query_pre_attn_scalar**-0.5,
+        "scale": c.positive("query_pre_attn_scalar") ** -0.5,
         "softcap": c.attn_logit_softcapping,
         "qkv_bias": c.attention_bias,
         "out_bias": c.attention_bias,
     }
     heads = [attention(c, **same, **kind) for kind in kinds]
     layers = [Layer(attention=each, mlp=mlp, norm=norm, post_norm=True) for each in heads]
-    ends = {"embed_scale": c.hidden_size**0.5, "logit_softcap": c.final_logit_softcapping}
+    ends = {"embed_scale": c.size("hidden_size") ** 0.5, "logit_softcap": c.final_logit_softcapping}
     return decoder(c, layers, norm, **ends), NAMES
 
 

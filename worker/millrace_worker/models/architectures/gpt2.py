@@ -39,8 +39,8 @@ def gpt2(c: ModelConfig) -> tuple[Decoder, Names]:
     if c.add_cross_attention:
         raise UnsupportedError("config.json: `add_cross_attention` is not implemented: there is no encoder")
     norm = LayerNorm(eps=c.layer_norm_epsilon)
-    mlp = plain_mlp(c.n_inner or 4 * c.hidden_size, c.activation_function)
-    scale = (c.hidden_size // c.num_attention_heads) ** -0.5 if c.scale_attn_weights else 1.0
+    mlp = plain_mlp(c.n_inner or 4 * c.size("hidden_size"), c.activation_function)
+    scale = (c.size("hidden_size") // c.size("num_attention_heads")) ** -0.5 if c.scale_attn_weights else 1.0
     layers = []
     for index in range(c.size("num_hidden_layers")):
         divisor = index + 1 if c.scale_attn_by_inverse_layer_idx else 1

@@ -29,11 +29,11 @@ DEFAULTS = {
 def gpt_bigcode(c: ModelConfig) -> tuple[Decoder, Names]:
     if c.add_cross_attention:
         raise UnsupportedError("config.json: `add_cross_attention` is not implemented: there is no encoder")
-    norm, kv_heads = LayerNorm(eps=c.layer_norm_epsilon), 1 if c.multi_query else c.num_attention_heads
+    norm, kv_heads = LayerNorm(eps=c.layer_norm_epsilon), 1 if c.multi_query else c.size("num_attention_heads")
     scale = None if c.scale_attn_weights else 1.0
     layer = Layer(
         attention=attention(c, None, num_kv_heads=kv_heads, scale=scale, qkv_bias=True, out_bias=True),
-        mlp=plain_mlp(c.n_inner or 4 * c.hidden_size, c.activation_function),
+        mlp=plain_mlp(c.n_inner or 4 * c.size("hidden_size"), c.activation_function),
         norm=norm,
     )
     # With a K and V for each head, the rows of a head stand together.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from millrace_worker.models.architectures.vocabulary import Architecture, attention, decoder, head_dim, plain_mlp
-from millrace_worker.models.hf_config import ModelConfig
+from millrace_worker.models.hf_config import ConfigError, ModelConfig
 from millrace_worker.models.names import Names
 from millrace_worker.models.spec import Decoder, Layer, LayerNorm, Residual, Rotary
 
@@ -31,10 +31,13 @@ DEFAULTS = {
 
 def gpt_j(c: ModelConfig) -> tuple[Decoder, Names]:
     norm = LayerNorm(eps=c.layer_norm_epsilon)
-    position = Rotary(theta=10000.0, dim=c.rotary_dim or head_dim(c), interleaved=True)
+    rotated = head_dim(c) if c.rotary_dim is None else c.size("rotary_dim")
+    if rotated % 2 or rotated > head_dim(c):
+        raise ConfigError(f"config.json: `rotary_dim` {rotated} of {head_dim(c)} dimensions is no number of pairs")
+    position = Rotary(theta=10000.0, dim=rotated, interleaved=True)
     layer = Layer(
         attention=attention(c, position),
-        mlp=plain_mlp(c.n_inner or 4 * c.hidden_size, c.activation_function),
+        mlp=plain_mlp(c.n_inner or 4 * c.size("hidden_size"), c.activation_function),
         norm=norm,
         residual=Residual.PARALLEL_SHARED_NORM,
     )

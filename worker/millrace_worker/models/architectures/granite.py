@@ -21,7 +21,7 @@ def granite(c: ModelConfig) -> tuple[Decoder, Names]:
     bias = {"qkv_bias": c.attention_bias, "out_bias": c.attention_bias}
     heads = attention(c, rotary(c), scale=c.attention_multiplier, **bias)
     layer = Layer(attention=heads, mlp=mlp, norm=norm, residual_scale=c.residual_multiplier)
-    factors = {"embed_scale": c.embedding_multiplier, "logit_scale": 1 / c.logits_scaling}
+    factors = {"embed_scale": c.embedding_multiplier, "logit_scale": 1 / c.positive("logits_scaling")}
     return decoder(c, layer, norm, **factors), llama.NAMES
 
 

@@ -30,7 +30,7 @@ def granite_moe(c: ModelConfig) -> tuple[Decoder, Names]:
         shared = replace(gated_mlp(c, c.hidden_act), size=c.size("shared_intermediate_size"))
     moe = mixture(c, c.size("intermediate_size"), shared=shared)
     layer = Layer(attention=heads, mlp=moe, norm=norm, residual_scale=float(c.residual_multiplier))
-    scales = {"embed_scale": float(c.embedding_multiplier), "logit_scale": 1.0 / c.logits_scaling}
+    scales = {"embed_scale": float(c.embedding_multiplier), "logit_scale": 1.0 / c.positive("logits_scaling")}
     return decoder(c, layer, norm, **scales), GRANITE_NAMES
 
 

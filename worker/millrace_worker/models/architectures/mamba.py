@@ -65,7 +65,7 @@ def convolution(c: ModelConfig) -> Convolution:
 
 
 def mamba(c: ModelConfig) -> tuple[Recurrent, Names]:
-    rank = math.ceil(c.hidden_size / 16) if c.time_step_rank == "auto" else c.size("time_step_rank")
+    rank = math.ceil(c.size("hidden_size") / 16) if c.time_step_rank == "auto" else c.size("time_step_rank")
     mixer = Mamba(
         channels=int(c.expand * c.size("hidden_size")),
         state=c.size("state_size"),

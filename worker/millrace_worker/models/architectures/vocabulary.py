@@ -118,6 +118,7 @@ def gated_mlp(c: ModelConfig, hf_activation: str, *, bias: bool = False) -> Mlp:
 
 
 def plain_mlp(size: int, hf_activation: str, *, bias: bool = True) -> Mlp:
+    _check_whole("the width of the MLP", size)
     return Mlp(size=size, activation=activation(hf_activation), gated=False, bias=bias)
 
 

@@ -23,7 +23,7 @@ SCALE_BIAS = 127
 
 def read_experts(weights: Weights, at: str, names: MoeNames, moe: Moe, hidden: int) -> Iterator[ExpertWeights]:
     """The experts of the layer whose tensors' names begin with `at`."""
-    reader = _Reader(weights, at, moe, hidden, weights.rank.share(moe.expert.size, "columns of each expert"))
+    reader = _Reader(weights, at, moe, hidden, weights.rank.columns(moe.expert.size, "columns of each expert"))
     for expert in range(moe.num_experts):
         match names.experts:
             case SplitExperts() as split:

@@ -89,7 +89,7 @@ class Builder:
     def _wide(self, parts: Parts, at: str, mlp: MlpLayer) -> MlpLayer:
         """What T5's MLPs add to the stream does not fit into float16."""
         weights, size = replace(parts.weights, dtype=torch.float32), self.spec.mlp.size
-        part = weights.rank.share(size, "columns of the MLP")
+        part = weights.rank.columns(size, "columns of the MLP")
         down, _ = weights.rows(at + parts.names.down, (self.spec.ends.hidden, size), part, bias=False)
         return replace(mlp, down=WideLinear(down))
 

@@ -6,6 +6,7 @@ position gives the first token of the answer, as in any model, but what the deco
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -57,6 +58,9 @@ class EncoderDecoderModel:
             EncoderBias(encoder, bias, max_sequence_tokens),
             DecoderBias(decoder, bias, max_sequence_tokens),
         )
+
+    def forget_rows(self, rows: Iterable[int]) -> None:
+        """Nothing grows: a row's slots stay where they are."""
 
     def row_bytes(self, max_sequence_tokens: int) -> int:
         return self._shape.row_bytes(max_sequence_tokens)

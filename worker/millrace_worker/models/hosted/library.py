@@ -12,6 +12,7 @@ import torch
 from millrace_worker.distributed import Group
 from millrace_worker.models.hf_config import ConfigError, ModelConfig
 from millrace_worker.models.hosted.quantized import Quantization, settle
+from millrace_worker.models.hosted.remote_code import take_code
 from millrace_worker.models.sharding import ShardingError
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ def read_config(ask: HostedAsk) -> PretrainedConfig:
     if missing:
         raise ConfigError(f"config.json: auto_map names {missing[0]}, but there is no such file in {ask.folder}")
     try:
+        if not known:
+            take_code(ask.folder, _files(code))
         config = AutoConfig.from_pretrained(ask.folder, trust_remote_code=not known, local_files_only=True)
     except Exception as error:
         raise ConfigError(f"config.json: transformers cannot read it: {_first_line(error)}") from error

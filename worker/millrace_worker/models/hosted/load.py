@@ -130,7 +130,8 @@ class _Hosting:
         paged.allocate_kv(TRIAL_PAGES)
         off = self._difference(paged)
         if not off <= self.trial.tolerance:
-            raise HookError(f"over pages it gives other scores than by itself (relative difference {off:.2g})")
+            raise HookError(f"over pages it gives other scores than by itself ({self._told(off)})")
+        logs.info("served as by its own code", trial=self._told(off))
         return paged
 
     def _check_kind(self) -> None:
@@ -158,13 +159,17 @@ class _Hosting:
                 problem = f": {error}"
                 continue
             if off <= self.trial.tolerance:
+                logs.info("served as by its own code", trial=self._told(off))
                 rows.allocate_rows(0, 0)
                 rows.weigh(self.trial.tokens)
                 return rows
         raise ConfigError(
             f"{type(self.model).__name__} cannot be served: {reason}, and with a cache for each sequence it gives "
-            f"other scores than without (relative difference {off:.2g}){problem}"
+            f"other scores than without ({self._told(off)}){problem}"
         )
+
+    def _told(self, off: float) -> str:
+        return f"relative difference {off:.2g}, at most {self.trial.tolerance:.2g} is taken"
 
     def _difference(self, model: Model) -> float:
         """Between served and own scores. Rank 0 knows; all ranks have to decide alike."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -67,6 +67,10 @@ class HostedRowModel:
         """A cache is made as its sequence begins and grows with it: what rows may take is reckoned, not taken."""
         del max_rows, max_sequence_tokens
         self._caches.clear()
+
+    def forget_rows(self, rows: Iterable[int]) -> None:
+        for row in rows:
+            self._caches.pop(row, None)
 
     def row_bytes(self, max_sequence_tokens: int) -> int:
         return max(1, self._fixed_bytes + self._token_bytes * max_sequence_tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -70,6 +71,9 @@ class RecurrentLM:
             )
             for layer in self._layers
         ]
+
+    def forget_rows(self, rows: Iterable[int]) -> None:
+        """Nothing grows: a row's state stays where it is until another sequence begins anew."""
 
     def row_bytes(self, max_sequence_tokens: int) -> int:  # noqa: ARG002
         shapes = [shape for each in self._layers for shape in (each.mixer.tail_shape, each.mixer.state_shape)]
