@@ -55,6 +55,7 @@ def sizes_of(model_type: str) -> dict[str, Any]:
 FLAT = [name for name in ARCHITECTURES if name in MODEL_TYPES and name.endswith(("ForCausalLM", "LMHeadModel"))]
 # What else has to be small beside SIZES.
 SMALL = {
+    "GPTJForCausalLM": {"rotary_dim": 8},
     "DeepseekV2ForCausalLM": {"first_k_dense_replace": 1, "num_experts_per_tok": 2},
     "DeepseekV3ForCausalLM": {"first_k_dense_replace": 1, "num_experts_per_tok": 2},
     "Mamba2ForCausalLM": {"num_heads": 8, "head_dim": 16},  # together what `expand` makes of the hidden size
