@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 
 # Compiled grammars that are kept: a thousand requests with one schema compile it once.
 KEPT_GRAMMARS = 128
+
+UNFORCED = '%llguidance {"no_forcing": true}\n'
 
 # States of the lexer that one row may make, about a kilobyte each: what bounds its memory.
 MAX_LEXER_STATES = 50_000
@@ -29,7 +32,9 @@ class Matchers:
         self._vocabulary = vocabulary
         self._threads = ThreadPoolExecutor(num_threads, "grammars")
         self._compiled: OrderedDict[str, Future[LLMatcher]] = OrderedDict()
-        self._limits = LLParserLimits(max_lexer_states=MAX_LEXER_STATES, verbose_errors=False)
+        self._limits = LLParserLimits(
+            max_lexer_states=MAX_LEXER_STATES, verbose_errors=False, precompute_large_lexemes=False
+        )
 
     def compiled(self, grammar: str) -> Future[LLMatcher]:
         """A matcher at the grammar's beginning, shared: copy it. One in error says what is wrong with the grammar."""
@@ -42,7 +47,22 @@ class Matchers:
         return known
 
     def _compile(self, grammar: str) -> LLMatcher:
-        return LLMatcher(self._vocabulary.tokenizer, grammar, log_level=0, limits=self._limits)
+        return LLMatcher(self._vocabulary.tokenizer, unforced(grammar), log_level=0, limits=self._limits)
+
+
+def unforced(grammar: str) -> str:
+    """The same language, and the model chooses the tokens of a text that is the only one possible.
+
+    The library would cut such a text by the tokenizer, which takes the name of a special token in it for the token.
+    """
+    try:
+        listed = json.loads(grammar)["grammars"] if grammar.lstrip().startswith("{") else []
+        first = listed[0].setdefault("name", "first") if listed else ""
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return grammar  # the library says what is wrong with it
+    if not listed:
+        return UNFORCED + grammar
+    return json.dumps({"grammars": [{"lark_grammar": f"{UNFORCED}start: @{first}"}, *listed]})
 
 
 def reason(matcher: LLMatcher) -> str:

@@ -1,8 +1,8 @@
 """The tokens of a model as bytes, as grammars see them: from tokenizer.json, the file that the router encodes by.
 
-The library knows tokenizers of bytes (byte-level, or with byte fallback), and writes text that a grammar leaves no
-choice about in the tokens that the tokenizer would take. Of Metaspace tokenizers it is told the texts of the tokens.
-Where the text of a token depends on the tokens around it (WordPiece), no grammar can be kept (`VocabularyError`).
+The library knows tokenizers of bytes (byte-level, or with byte fallback). Of Metaspace tokenizers it is told the texts
+of the tokens. Where the text of a token depends on the tokens around it (WordPiece), no grammar can be kept:
+`VocabularyError` says so.
 """
 
 from __future__ import annotations
