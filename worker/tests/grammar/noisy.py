@@ -44,17 +44,20 @@ class NoisyModel:
         return self.scores.index_select(0, hidden[:, 0] % TABLE)
 
 
+def parts_of(vocabulary: Vocabulary | None, model: NoisyModel, group: Group) -> EngineParts:
+    return EngineParts(
+        model=model,  # pyright: ignore[reportArgumentType]
+        group=group,
+        device=torch.device("cpu"),
+        watermark=Watermark(),
+        vocabulary=vocabulary if group.rank == 0 else None,
+    )
+
+
 def noisy_engine(
     vocabulary: Vocabulary | None, model: NoisyModel | None = None, *, max_rows: int = 8, group: Group | None = None
 ) -> Engine:
     model = model or NoisyModel()
-    parts = EngineParts(
-        model=model,  # pyright: ignore[reportArgumentType]
-        group=group or Group(),
-        device=torch.device("cpu"),
-        watermark=Watermark(),
-        vocabulary=vocabulary,
-    )
     shape = RowsShape(
         max_rows=max_rows,
         max_sequence_tokens=3000,
@@ -65,7 +68,7 @@ def noisy_engine(
         max_top_n_tokens=5,
         grammars=True,
     )
-    return Engine(parts, shape)
+    return Engine(parts_of(vocabulary, model, group or Group()), shape)
 
 
 def sampling(grammar: str = "", *, ends: Sequence[int] = (END,), **over: object) -> worker_pb2.Sampling:

@@ -55,7 +55,8 @@ def types() -> Iterator[Schema]:
 def constants() -> Iterator[Schema]:
     values: list[Any] = [
         None, True, False, 0, 7, -12, 2.5, -0.125, 1e3, "", "a", "two words", 'quo"ted', "back\\slash",
-        "tab\tnew\nline", "Zürich", "日本", "🙂", "</s>", "<s>", "{}", [], [1, "a", None], [[], [[]]], {}, {"a": 1}, {"b": {"c": [1, 2]}},
+        "tab\tnew\nline", "Zürich", "日本", "🙂", "</s>", "<s>", "{}",
+        [], [1, "a", None], [[], [[]]], {}, {"a": 1}, {"b": {"c": [1, 2]}},
     ]  # fmt: skip
     yield from ({"const": value} for value in values)
     yield {"enum": values}
@@ -112,7 +113,7 @@ def strings() -> Iterator[Schema]:
 
 def patterns() -> Iterator[Schema]:
     wholes = [
-        "[a-z]{1,8}", "[A-Z]{2}[0-9]{4}", "(foo|bar|baz)-[0-9]{1,3}", "\\d{3}-\\d{4}", "[^\"\\\\]{1,5}",
+        "[a-z]{1,8}", "[A-Z]{2}[0-9]{4}", "(foo|bar|baz)-[0-9]{1,3}", "\\d{3}-\\d{4}", "[^a-z]{1,5}",
         "\\w{3,6}", "a?b?c?d", "(ab){1,4}", "[0-9a-f]{8}", "(\\+[0-9]{1,3} )?[0-9]{5,9}", "[A-Za-z_][A-Za-z0-9_]{0,15}",
         "x{0,3}y{2}", "#[0-9a-fA-F]{6}", "v[0-9]{1,3}\\.[0-9]{1,3}\\.[0-9]{1,3}", "[\\u00e4\\u00f6\\u00fc]{2,4}",
         "(a|ab)(c|bcd)d{0,2}", "[ \\t]{1,3}", "/[a-z]{1,5}(/[a-z]{1,5}){0,3}", "\\\\{1,2}", "(yes|no)(, (yes|no)){0,2}",

@@ -1,0 +1,153 @@
+"""A grammar that fails fails its own sequence: the others get the ids that they would have had."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from millrace_worker import runner
+from millrace_worker.distributed import Group
+from millrace_worker.engine import Engine
+from millrace_worker.grammar import Vocabulary, matchers
+
+from worker.tests.engine.plans import Answers, PlanBook
+
+from .noisy import NoisyModel, Request, generate, noisy_engine, parts_of, sampling, seeded
+from .test_generation import LETTERS, OBJECT, one, regex
+
+OTHERS = {
+    0: Request(seeded(OBJECT), prompt=[5, 6]),
+    2: Request(seeded(seed=8), prompt=[9], most=40),
+    3: Request(sampling(regex(LETTERS)), prompt=[1]),
+}
+
+
+def _beside(vocabulary: Vocabulary, failing: Request, engine: Engine | None = None) -> str:
+    """Why the request fails; it is seen to that the others do not notice."""
+    undisturbed = generate(noisy_engine(vocabulary), OTHERS)
+    generated = generate(engine or noisy_engine(vocabulary), OTHERS | {1: failing})
+    assert {row: generated.ids[row] for row in OTHERS} == undisturbed.ids
+    assert {row: generated.logprobs[row] for row in OTHERS} == undisturbed.logprobs
+    assert set(generated.failed) == {1}
+    return generated.failed[1]
+
+
+@pytest.mark.parametrize("grammar", ["start: nosuch", "{", '{"grammars": [7]}', '{"grammars": []}', "start: /(/", "\0"])
+def test_a_grammar_that_is_none(vocabulary: Vocabulary, grammar: str) -> None:
+    assert _beside(vocabulary, Request(sampling(grammar))).startswith("the grammar cannot be used: ")
+
+
+def test_a_grammar_that_grows_too_complex(vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matchers, "MAX_LEXER_STATES", 120)
+    engine = noisy_engine(vocabulary)
+    monkeypatch.undo()
+    message = _beside(vocabulary, Request(sampling(regex("a{300,400}b|a{300,800}c")), most=900), engine)
+    assert "too many states" in message
+
+
+def test_a_grammar_that_the_tokens_cannot_say(vocabulary: Vocabulary) -> None:
+    """The scores end before the token of the only letter that is allowed."""
+    letter = vocabulary.tokenizer.tokenize_str("Z")[0]
+    model = NoisyModel(letter)
+    generated = generate(
+        noisy_engine(vocabulary, model), {0: Request(sampling(regex("Z"))), 1: Request(sampling(), most=9)}
+    )
+    assert generated.failed == {0: "no token of the model goes on in the grammar"}
+    assert len(generated.ids[1]) == 9
+
+
+def test_a_failed_row_stays_failed_and_the_next_sequence_in_it_does_not(vocabulary: Vocabulary) -> None:
+    engine, book, answers = noisy_engine(vocabulary), PlanBook(0, 0), Answers()
+    book.admit(0, [1, 2], sequence=7, sampling=sampling("start: nosuch"))
+    for _ in range(3):
+        book.work(0)
+        answers = Answers()
+        book.plan_and(engine, answers)
+        assert answers.token_ids == {}
+        assert set(answers.failed) == {7}
+    book.release(0)
+    book.admit(0, [1, 2], sequence=8, sampling=sampling(regex(LETTERS)))
+    book.work(0)
+    book.plan_and(engine, answers)
+    assert set(answers.failed) == {7}
+    assert len(answers.token_ids[0]) == 1
+
+
+def test_without_a_vocabulary_a_grammar_is_refused_and_not_ignored(vocabulary: Vocabulary) -> None:
+    del vocabulary
+    generated = one(None, Request(sampling(regex(LETTERS))))
+    assert generated.failed == {0: "this worker cannot hold its model to grammars"}
+    assert generated.ids[0] == []
+
+
+def test_what_was_not_prepared_for_is_refused(vocabulary: Vocabulary) -> None:
+    prepared = noisy_engine(vocabulary)
+    engine = Engine(parts_of(vocabulary, NoisyModel(), Group()), replace(prepared.shape, grammars=False))
+    generated = generate(engine, {0: Request(sampling(regex(LETTERS)))})
+    assert "grammars were not prepared for" in generated.failed[0]
+
+
+def test_a_step_that_fails_while_masks_are_made(vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The masks of the failed step must not be taken for those of the next one."""
+    engine, book = noisy_engine(vocabulary), PlanBook(0, 0)
+    book.admit(0, [1, 2], sampling=sampling(OBJECT))
+    book.work(0)
+    answers = Answers()
+    with monkeypatch.context() as patch:
+        patch.setattr(NoisyModel, "hidden", _raise)
+        book.plan_and(engine, answers)
+    assert set(answers.failed) == {100}
+    book.release(0)
+    book.plan_and(engine, answers)
+    assert generate(engine, OTHERS).ids == generate(noisy_engine(vocabulary), OTHERS).ids
+
+
+def _raise(*_: Any) -> None:
+    raise RuntimeError("a kernel")
+
+
+class Following(Group):
+    """As a rank beside rank 0 sees it: ids come from there."""
+
+    def broadcast(self, tensor: Any) -> Any:
+        return tensor.fill_(5)
+
+
+def test_other_ranks_have_no_matchers_and_stay_in_step(vocabulary: Vocabulary) -> None:
+    """A grammar that fails on rank 0 must not change what is computed there: a rank would wait for the other."""
+    engine = noisy_engine(vocabulary, group=Following(rank=1, size=2))
+    book = PlanBook(0, 0)
+    book.admit(0, [1, 2], sampling=sampling("start: nosuch"))
+    book.admit(1, [1, 2], sampling=sampling(OBJECT))
+    for _ in range(3):
+        book.work(0)
+        book.work(1)
+        result = engine.compute(book.plan())
+        assert not result.failed
+        assert result.token_ids == b""
+    assert engine._rows.token_ids[:2, 2:5].tolist() == [[5] * 3] * 2
+
+
+def test_a_failed_grammar_computes_on_where_rank_0_leads(
+    vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = list[int]()
+    forward = runner.Runner.forward
+    monkeypatch.setattr(
+        runner.Runner, "forward", lambda self, inputs: (rows.append(len(inputs.batch.rows)), forward(self, inputs))[1]
+    )
+    engine, book = noisy_engine(vocabulary), PlanBook(0, 0)
+    book.admit(0, [1, 2], sampling=sampling("start: nosuch"))
+    book.admit(1, [1, 2], sampling=sampling(OBJECT))
+    for _ in range(3):
+        book.work(0)
+        book.work(1)
+        engine.compute(book.plan())
+    assert rows == [2, 2, 2]
+
+
+def test_the_message_of_a_failure_holds_no_text(vocabulary: Vocabulary) -> None:
+    secret = vocabulary.tokenizer.tokenize_str("secret")
+    generated = one(vocabulary, Request(sampling(regex("[0-9]{4}")), output=secret))
+    assert "secret" not in generated.failed[0]
