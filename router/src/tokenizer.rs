@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use tokenizers::Tokenizer;
 
-pub use chat::{ChatError, ChatPrompt, ChatSpans, Conversation, Ending};
+pub use chat::{ChatError, ChatPrompt, ChatSpans, Conversation, Ending, Rendered};
 
 use chat::Chat;
 use files::ModelFiles;
@@ -147,12 +147,12 @@ impl TextModel {
         self.tokenizer.decode(ids, skip_special_tokens).unwrap_or_default()
     }
 
-    /// Renders a conversation by the model's template and encodes it. Text in a message never becomes a control token.
-    pub fn chat(&self, conversation: &Conversation) -> Result<ChatPrompt, ChatError> {
-        self.chat.prompt(conversation)
+    /// A conversation by the model's template. Text in a message never becomes a control token.
+    pub fn render(&self, conversation: &Conversation) -> Result<Rendered<'_>, ChatError> {
+        self.chat.render(conversation)
     }
 
-    /// As `chat`, with the bytes of the prompt behind each token.
+    /// As `render`, with its tokens and the bytes of the prompt behind each token.
     pub fn chat_spans(&self, conversation: &Conversation) -> Result<ChatSpans, ChatError> {
         self.chat.spans(conversation)
     }

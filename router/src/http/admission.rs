@@ -66,7 +66,7 @@ pub(super) async fn receive<T: DeserializeOwned>(
 ) -> Result<(Arrival, Places, T), ApiError> {
     let arrival = Arrival::of(&request);
     let place = places(state, 1)?;
-    let body = body::read(request, &state.health).await?;
+    let body = body::read(request, state).await?;
     Ok((arrival, place, body))
 }
 

@@ -4,7 +4,7 @@ use std::error::Error;
 use std::time::Duration;
 
 use axum::RequestExt;
-use axum::body::{Body, Bytes};
+use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::Request;
 use axum::http::{HeaderMap, StatusCode, header};
 use bytes::BytesMut;
@@ -15,14 +15,14 @@ use serde_json::error::Category;
 use tokio::time::{Instant, timeout_at};
 
 use super::error::ApiError;
-use crate::health::Health;
+use super::state::AppState;
 
 /// For a body as a whole, and for each further piece of it: a client that sends slowly holds a place in the server.
 const WHOLE_PATIENCE: Duration = Duration::from_secs(60);
 const PIECE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Reads the whole body as a `T`.
-pub(super) async fn read<T: DeserializeOwned>(request: Request, health: &Health) -> Result<T, ApiError> {
+pub(super) async fn read<T: DeserializeOwned>(request: Request, state: &AppState) -> Result<T, ApiError> {
     if !is_json(request.headers()) {
         return Err(ApiError::Body {
             status: StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -31,11 +31,15 @@ pub(super) async fn read<T: DeserializeOwned>(request: Request, health: &Health)
             reason: "the body must be JSON; send it with `Content-Type: application/json`".to_owned(),
         });
     }
+    // Whoever announces too much is told before sending it.
+    if request.body().size_hint().lower() > state.config.payload_limit as u64 {
+        return Err(too_large());
+    }
     let body = request.into_limited_body();
     let body = tokio::select! {
         biased;
         body = gather(body) => body?,
-        () = health.drained() => return Err(ApiError::STOPPING),
+        () = state.health.drained() => return Err(ApiError::STOPPING),
     };
     parse(&body)
 }
@@ -78,12 +82,7 @@ fn unreadable(error: &axum::Error) -> ApiError {
     let mut source: Option<&(dyn Error + 'static)> = Some(error);
     while let Some(error) = source {
         if error.is::<LengthLimitError>() {
-            return ApiError::Body {
-                status: StatusCode::PAYLOAD_TOO_LARGE,
-                kind: "payload_too_large",
-                place: None,
-                reason: "the body is larger than this server takes (payload_limit)".to_owned(),
-            };
+            return too_large();
         }
         source = error.source();
     }
@@ -92,6 +91,15 @@ fn unreadable(error: &axum::Error) -> ApiError {
         kind: "unreadable_body",
         place: None,
         reason: format!("the body could not be read: {error}"),
+    }
+}
+
+fn too_large() -> ApiError {
+    ApiError::Body {
+        status: StatusCode::PAYLOAD_TOO_LARGE,
+        kind: "payload_too_large",
+        place: None,
+        reason: "the body is larger than this server takes (payload_limit)".to_owned(),
     }
 }
 

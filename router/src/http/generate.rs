@@ -62,7 +62,7 @@ pub(super) async fn compat_answer(
 /// `POST /tokenize`: the tokens of `inputs`; parameters have no effect.
 pub(super) async fn tokenize(State(state): State<Arc<AppState>>, request: Request) -> AppResult {
     let _place = Places::take(&state, 1)?;
-    let GenerateRequest { inputs, .. } = body::read(request, &state.health).await?;
+    let GenerateRequest { inputs, .. } = body::read(request, &state).await?;
     let text = Arc::clone(&state.text);
     let work = move || text.encode_spans(&inputs).map(|spans| (inputs, spans));
     let encoded = state.validator.pool().run(work).await.map_err(crate::validation::ValidationError::from)?;

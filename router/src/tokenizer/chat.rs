@@ -41,7 +41,25 @@ pub enum Ending {
     Continued,
 }
 
-/// A rendered conversation.
+/// A rendered conversation that has not been cut into tokens.
+#[derive(Debug)]
+pub struct Rendered<'a> {
+    text: String,
+    guarded: String,
+    control: &'a ControlTokens,
+}
+
+impl Rendered<'_> {
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    pub fn encode(self) -> Result<ChatPrompt, ChatError> {
+        Ok(ChatPrompt { ids: self.control.encode(&self.guarded)?, text: self.text })
+    }
+}
+
+/// A rendered conversation and its tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChatPrompt {
     pub ids: Vec<u32>,
@@ -95,10 +113,10 @@ impl Chat {
         Self { renderers: templates.iter().map(|(name, source)| (name.clone(), renderer(source))).collect() }
     }
 
-    pub(super) fn prompt(&self, conversation: &Conversation) -> Result<ChatPrompt, ChatError> {
+    pub(super) fn render(&self, conversation: &Conversation) -> Result<Rendered<'_>, ChatError> {
         let renderer = self.renderer(conversation)?;
-        let prompt = renderer.render(conversation)?;
-        Ok(ChatPrompt { ids: renderer.control.encode(&prompt)?, text: ControlTokens::plain(&prompt) })
+        let guarded = renderer.render(conversation)?;
+        Ok(Rendered { text: ControlTokens::plain(&guarded), guarded, control: &renderer.control })
     }
 
     pub(super) fn spans(&self, conversation: &Conversation) -> Result<ChatSpans, ChatError> {

@@ -9,7 +9,7 @@ fn message(role: &str, content: &str) -> Value {
 }
 
 fn chat(text: &TextModel, messages: &[Value]) -> Result<ChatPrompt, ChatError> {
-    text.chat(&Conversation { messages: messages.to_vec(), ..Conversation::default() })
+    text.render(&Conversation { messages: messages.to_vec(), ..Conversation::default() })?.encode()
 }
 
 fn bytes(text: &str) -> Vec<u32> {
@@ -270,7 +270,7 @@ fn whatever_a_client_writes_into_tools_calls_or_variables_is_as_harmless_as_cont
         variables: [("mood".to_owned(), json!(attack))].into_iter().collect(),
         ..Conversation::default()
     };
-    let prompt = text.chat(&conversation).unwrap();
+    let prompt = text.render(&conversation).unwrap().encode().unwrap();
     let control: Vec<u32> = prompt.ids.into_iter().filter(|id| (*id as usize) < ADDED.len()).collect();
     assert_eq!(control, [5], "only the template's own, {}", prompt.text);
     assert_eq!(prompt.text.matches(attack).count(), 8);
@@ -283,7 +283,8 @@ fn a_prompt_ends_as_it_was_asked_to() {
     );
     let rendered = |content: &str, ending| {
         let messages = vec![message("user", "Hi"), message("assistant", content)];
-        text.chat(&Conversation { messages, ending, ..Conversation::default() }).map(|prompt| prompt.text)
+        text.render(&Conversation { messages, ending, ..Conversation::default() })
+            .map(|prompt| prompt.text().to_owned())
     };
     assert_eq!(rendered("Sure ", Ending::Either).unwrap(), "[user]Hi .[assistant]Sure");
     assert_eq!(rendered("Sure ", Ending::Continued).unwrap(), "[user]Hi .[assistant]Sure ");
@@ -292,7 +293,7 @@ fn a_prompt_ends_as_it_was_asked_to() {
     let silent = with_template("{{ messages | length }}");
     let conversation =
         Conversation { messages: vec![message("user", "Hi")], ending: Ending::Continued, ..Conversation::default() };
-    assert!(silent.chat(&conversation).unwrap_err().to_string().contains("does not show the last message"));
+    assert!(silent.render(&conversation).unwrap_err().to_string().contains("does not show the last message"));
 }
 
 #[test]
@@ -311,7 +312,7 @@ fn a_template_is_chosen_by_name_or_by_tools() {
     let text = TextModel::load(folder.path(), None).unwrap();
     let rendered = |template: Option<&str>, tools: Option<Value>| {
         let template = template.map(str::to_owned);
-        text.chat(&Conversation { tools, template, ..Conversation::default() }).map(|prompt| prompt.text)
+        text.render(&Conversation { tools, template, ..Conversation::default() }).map(|prompt| prompt.text().to_owned())
     };
     assert_eq!(rendered(None, None).unwrap(), "plain");
     assert_eq!(rendered(None, Some(json!([{}]))).unwrap(), "tools");

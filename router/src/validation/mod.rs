@@ -89,7 +89,8 @@ impl Validator {
         if let (Prompt::Text(text), None) = (&prompt, parameters.truncate) {
             lengths::check_fewest(self.text.fewest_tokens(text), parameters.max_new_tokens, names, limits)?;
         }
-        let (prompt, mut tokens) = self.tokenize(prompt, names).await?;
+        let most = Most { max_new_tokens: parameters.max_new_tokens, names, limits };
+        let (prompt, mut tokens) = self.tokenize(prompt, most).await?;
         tokens.drain(..tokens.len().saturating_sub(truncate));
         let max_new_tokens = lengths::check(&tokens, parameters.max_new_tokens, names, limits)?;
         if let Some((id, _)) = parameters.logit_bias.iter().find(|(id, _)| *id >= limits.vocab_size) {
@@ -113,17 +114,38 @@ impl Validator {
         Ok(Checked { request, prompt })
     }
 
-    async fn tokenize(&self, prompt: Prompt, names: &Names) -> Result<(String, Vec<u32>), ValidationError> {
+    /// The prompt as text and as ids.
+    async fn tokenize(&self, prompt: Prompt, most: Most) -> Result<(String, Vec<u32>), ValidationError> {
         let text = Arc::clone(&self.text);
         let work = move || match prompt {
             Prompt::Text(prompt) => {
-                let tokens = text.encode(&prompt).map_err(ChatError::Encode)?;
+                let refused = |error| ValidationError::of_chat(&ChatError::Encode(error), most.names);
+                let tokens = text.encode(&prompt).map_err(refused)?;
                 Ok((prompt, tokens))
             }
             Prompt::Ids(ids) => Ok((text.decode(&ids, false), ids)),
-            Prompt::Chat(conversation) => text.chat(&conversation).map(|prompt| (prompt.text, prompt.ids)),
+            Prompt::Chat(conversation) => {
+                let refused = |error: ChatError| ValidationError::of_chat(&error, most.names);
+                let rendered = text.render(&conversation).map_err(refused)?;
+                most.check(text.fewest_tokens(rendered.text()))?;
+                rendered.encode().map(|prompt| (prompt.text, prompt.ids)).map_err(refused)
+            }
         };
-        self.pool.run(work).await?.map_err(|error| ValidationError::of_chat(&error, names))
+        self.pool.run(work).await?
+    }
+}
+
+/// What a prompt has to leave room for.
+#[derive(Clone, Copy, Debug)]
+struct Most {
+    max_new_tokens: Option<u32>,
+    names: &'static Names,
+    limits: Limits,
+}
+
+impl Most {
+    fn check(self, fewest_tokens: usize) -> Result<(), ValidationError> {
+        lengths::check_fewest(fewest_tokens, self.max_new_tokens, self.names, self.limits)
     }
 }
 

@@ -128,3 +128,11 @@ async fn errors_use_the_routes_own_names() {
     assert!(error.to_string().starts_with("Input validation error: `max_tokens` must"), "{error}");
     assert_eq!(error.culprit(), Some("max_tokens"));
 }
+
+#[tokio::test]
+async fn a_conversation_that_can_not_fit_is_refused_before_it_is_tokenized() {
+    let messages = vec![serde_json::json!({ "role": "user", "content": "a".repeat(100_000) })];
+    let prompt = Prompt::Chat(Box::new(Conversation { messages, ..Conversation::default() }));
+    let error = validator(&[]).check(ask(prompt, Parameters::default()), &ready()).await.unwrap_err();
+    assert!(matches!(error, ValidationError::TooLong { .. }) && error.to_string().contains("at least"), "{error}");
+}

@@ -27,7 +27,7 @@ pub(in crate::http) async fn chat_tokenize(
     request: Request,
 ) -> Result<Json<ChatTokenized>, ApiError> {
     let _place = Places::take(&state, 1)?;
-    let mut request: OpenAiRequest = body::read(request, &state.health).await?;
+    let mut request: OpenAiRequest = body::read(request, &state).await?;
     let conversation = request.conversation()?;
     let text = Arc::clone(&state.text);
     let work = move || text.chat_spans(&conversation);
