@@ -21,6 +21,7 @@ from llguidance import LLExecutor, LLMatcher
 
 from millrace_worker.grammar.masks import Masks, bits
 from millrace_worker.grammar.matchers import GrammarError, Matchers, reason
+from millrace_worker.grammar.row import RowGrammar
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,38 +35,6 @@ ANYTHING = np.uint32(0xFFFFFFFF)
 
 # Masks are made by so many threads beside a device that computes; a CPU's cores are busy with the model.
 DEVICE_THREADS = 8
-
-
-@dataclass
-class RowGrammar:
-    """Of one row. `ends`: the mask of its end tokens, `end_ids` they; impossible at positions below `opens_at` if
-    anything else is possible. `unread`: tokens of the output that the matcher has not been told. `position`: where the
-    next token will stand. `ended`: nothing but an end token may follow."""
-
-    compiled: Future[LLMatcher]
-    ends: NDArray[np.uint32]
-    end_ids: frozenset[int]
-    opens_at: int
-    position: int
-    unread: list[int]
-    matcher: LLMatcher | None = None
-    ended: bool = False
-
-    def read(self) -> None:
-        """Tells the matcher what it has not been told. Raises GrammarError."""
-        if self.matcher is None:
-            self.matcher = self.compiled.result().deep_copy()
-            if self.matcher.is_error():
-                raise GrammarError(f"the grammar cannot be used: {reason(self.matcher)}")
-        for token in self.unread:
-            if self.ended:
-                break
-            if token in self.end_ids and self.matcher.is_accepting():
-                self.ended = True
-            elif not self.matcher.consume_token(token):
-                raise GrammarError("the text so far is not in the grammar")
-            self.ended = self.ended or self.matcher.is_stopped()
-        self.unread.clear()
 
 
 @dataclass
@@ -111,7 +80,7 @@ class GrammarRows:
             end_ids=frozenset(ids),
             opens_at=num_prompt_tokens + sampling.min_new_tokens,
             position=num_prompt_tokens + len(output),
-            unread=output,
+            output=output,
         )
 
     def clear(self, rows: NDArray[np.int64]) -> None:
@@ -153,8 +122,7 @@ class GrammarRows:
         self._step = None
         ids = token_ids_R.cpu().numpy()[step.places].tolist()
         for row, token in zip(step.rows, ids, strict=True):
-            self._rows[row].position += 1
-            self._rows[row].unread.append(token)
+            self._rows[row].append(token)
 
     def _settle(self) -> None:
         """A step that failed between `begin` and `apply`: its thread must let go of the matchers first."""
@@ -165,36 +133,52 @@ class GrammarRows:
     # What follows runs in the mask thread.
 
     def _make_masks(self, step: _Step) -> None:
-        open_rows: list[tuple[LLMatcher, int]] = []
-        words = self._masks.words
+        going_on: list[tuple[LLMatcher, int]] = []
         for slot, (row, position) in enumerate(zip(step.rows, step.positions, strict=True)):
             state = self._rows[row]
             try:
                 if state.position != position:
                     raise GrammarError(f"position {position} was to be sampled, but the grammar is at {state.position}")
-                state.read()
+                matcher = self._told(state)
+                if not state.ended:
+                    going_on.append((matcher, slot))
             except GrammarError as error:
                 step.errors[row] = str(error)
-            if row not in step.errors and not state.ended and state.matcher is not None:
-                open_rows.append((state.matcher, slot))
-        if open_rows:
-            self._executor.unsafe_compute_mask_ptr(open_rows, words.ctypes.data, words.strides[0], len(words))
-        for slot, row in enumerate(step.rows):
+        self._fill(going_on)
+        full = [(self._rows[step.rows[slot]], slot) for matcher, slot in going_on if matcher.is_error()]
+        for state, slot in full:
+            try:
+                self._fill([(state.reread(), slot)])
+            except GrammarError as error:
+                step.errors[step.rows[slot]] = str(error)
+        for slot, (row, position) in enumerate(zip(step.rows, step.positions, strict=True)):
             try:
                 if row not in step.errors:
-                    self._finish(self._rows[row], step.positions[slot], words[slot])
+                    self._finish(self._rows[row], position, self._masks.words[slot])
             except GrammarError as error:
                 step.errors[row] = str(error)
             if row in step.errors:
-                words[slot] = ANYTHING
+                self._masks.words[slot] = ANYTHING
+
+    def _told(self, state: RowGrammar) -> LLMatcher:
+        try:
+            return state.read()
+        except GrammarError:
+            return state.reread()
+
+    def _fill(self, matchers: list[tuple[LLMatcher, int]]) -> None:
+        if matchers:
+            words = self._masks.words
+            self._executor.unsafe_compute_mask_ptr(matchers, words.ctypes.data, words.strides[0], len(words))
 
     def _finish(self, state: RowGrammar, position: int, mask: NDArray[np.uint32]) -> None:
         """The matcher's mask becomes the row's, in place. Raises GrammarError."""
         if state.ended:
             mask[:] = state.ends
-        elif state.matcher is not None:
-            if state.matcher.is_error():
-                raise GrammarError(f"the grammar cannot go on: {reason(state.matcher)}")
+        else:
+            if state.matcher is None or state.matcher.is_error():
+                why = "it has no matcher" if state.matcher is None else reason(state.matcher)
+                raise GrammarError(f"the grammar cannot go on: {why}")
             may_end = bool(mask[self._end // 32] >> (self._end % 32) & 1)
             mask &= self._possible
             if may_end and (position >= state.opens_at or not mask.any()):

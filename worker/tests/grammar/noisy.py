@@ -34,6 +34,9 @@ class NoisyModel:
         self.vocab_size = vocab_size
         self.scores = spread * torch.randn(TABLE, vocab_size, generator=torch.Generator().manual_seed(5))
 
+    def forget_rows(self, *_: object) -> None:
+        """It keeps nothing."""
+
     def plan(self, batch: Batch) -> Batch:
         return batch
 

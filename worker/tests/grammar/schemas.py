@@ -30,7 +30,7 @@ def corpus() -> list[tuple[str, Schema]]:
     return [(f"{family.__name__}-{index}", schema) for family in families for index, schema in enumerate(family())]
 
 
-def closed(properties: dict[str, Schema], required: list[str] | None = None, **further: Any) -> Schema:
+def closed(properties: dict[str, Any], required: list[str] | None = None, **further: Any) -> Schema:
     """An object with these properties only; all of them required if nobody says which."""
     names = list(properties) if required is None else required
     return {

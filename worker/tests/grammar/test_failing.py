@@ -9,7 +9,7 @@ import pytest
 from millrace_worker import runner
 from millrace_worker.distributed import Group
 from millrace_worker.engine import Engine
-from millrace_worker.grammar import Vocabulary, matchers
+from millrace_worker.grammar import Vocabulary, matchers, row
 
 from worker.tests.engine.plans import Answers, PlanBook
 
@@ -44,6 +44,20 @@ def test_a_grammar_that_grows_too_complex(vocabulary: Vocabulary, monkeypatch: p
     monkeypatch.undo()
     message = _beside(vocabulary, Request(sampling(regex("a{300,400}b|a{300,800}c")), most=900), engine)
     assert "too many states" in message
+
+
+def test_a_matcher_that_is_full_is_made_anew(vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has met on its way fills it, over and over: the text is what it would have been."""
+    request = Request(seeded('start: %json {"type": "string", "minLength": 200, "maxLength": 300}'), most=500)
+    expected = one(vocabulary, request).ids
+    monkeypatch.setattr(matchers, "MAX_LEXER_STATES", 1200)
+    made = list[object]()
+    reread = row.RowGrammar.reread
+    monkeypatch.setattr(row.RowGrammar, "reread", lambda self: (made.append(self), reread(self))[1])
+    generated = one(vocabulary, request)
+    assert generated.failed == {}
+    assert generated.ids == expected
+    assert len(made) >= 2
 
 
 def test_a_grammar_that_the_tokens_cannot_say(vocabulary: Vocabulary) -> None:
@@ -110,8 +124,8 @@ def _raise(*_: Any) -> None:
 class Following(Group):
     """As a rank beside rank 0 sees it: ids come from there."""
 
-    def broadcast(self, tensor: Any) -> Any:
-        return tensor.fill_(5)
+    def broadcast(self, x: Any) -> Any:
+        return x.fill_(5)
 
 
 def test_other_ranks_have_no_matchers_and_stay_in_step(vocabulary: Vocabulary) -> None:

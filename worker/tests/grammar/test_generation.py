@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,8 +44,11 @@ def text(vocabulary: Vocabulary, ids: list[int]) -> str:
     return vocabulary.tokenizer.decode_str([token for token in ids if token != END])
 
 
-def one(vocabulary: Vocabulary | None, request: Request, **options: int) -> Generated:
-    return generate(noisy_engine(vocabulary), {0: request}, **options)
+def one(
+    vocabulary: Vocabulary | None,
+    request: Request,
+) -> Generated:
+    return generate(noisy_engine(vocabulary), {0: request})
 
 
 def test_without_its_grammar_the_model_says_something_else(vocabulary: Vocabulary) -> None:
@@ -104,7 +108,7 @@ def test_logprobs_and_top_tokens_are_of_what_is_allowed(vocabulary: Vocabulary) 
 
 def test_the_mask_wins_over_a_bias(vocabulary: Vocabulary) -> None:
     letter = vocabulary.tokenizer.tokenize_str("q")[0]
-    biased = {"bias_token_ids": np.uint32(letter).tobytes(), "bias_values": np.float32(100).tobytes()}
+    biased: dict[str, Any] = {"bias_token_ids": np.uint32(letter).tobytes(), "bias_values": np.float32(100).tobytes()}
     assert one(vocabulary, Request(sampling(**biased), most=1)).ids[0] == [letter]
     generated = one(vocabulary, Request(sampling(regex(LETTERS), **biased)))
     assert re.fullmatch(LETTERS, text(vocabulary, generated.ids[0]))
