@@ -201,6 +201,25 @@ class ServingFlags:
         90,
         Flag(Group.OPERATION, v.SECONDS, "How long running requests may take to end after SIGTERM.", short="g"),
     )
+    hung_step_seconds: int = row(
+        30,
+        Flag(
+            Group.OPERATION,
+            v.COUNT_32,
+            "A step that takes so long, and ten times what such steps took before, counts as hung: its rank and the "
+            "others are replaced.",
+            targets=_ROUTER,
+        ),
+    )
+    dump_folder: str | None = row(
+        None,
+        Flag(
+            Group.OPERATION,
+            v.PATH,
+            "Folder for reports of ranks that hung.",
+            default_text="the system's folder for temporary files",
+        ),
+    )
     env: bool = row(
         False,
         Flag(Group.OPERATION, v.SWITCH, "Log the runtime environment at start.", short="e", has_environment=False),

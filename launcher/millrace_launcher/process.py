@@ -18,7 +18,7 @@ from millrace_launcher.resolve import Command
 _CHUNK_BYTES = 1 << 16
 # A line without end is cut here, so that a child cannot fill the launcher's memory.
 _MAX_LINE_BYTES = 1 << 20
-_KEPT_STDERR_LINES = 40
+_KEPT_STDERR_LINES = 400
 _PUMP_SECONDS = 5.0
 
 
@@ -81,6 +81,10 @@ class Child:
     def terminate(self) -> None:
         """SIGTERM to the child itself."""
         self._signal(os.kill, signal.SIGTERM)
+
+    def ask_stacks(self) -> None:
+        """SIGUSR1: a worker writes the stacks of its threads to stderr."""
+        self._signal(os.kill, signal.SIGUSR1)
 
     def kill(self) -> None:
         """SIGKILL to the child and everything in its process group."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -67,10 +68,11 @@ class LaunchPlan:
     hostname: str
     port: int
     termination_timeout: float
+    dump_folder: Path
 
-    def worker(self, rank: int, master_port: int | None) -> Command:
+    def worker(self, rank: int, generation: int, master_port: int | None) -> Command:
         """The command of one rank; ranks of one group share the port, a single rank needs none."""
-        group = {"RANK": str(rank), "WORLD_SIZE": str(self.num_shard)}
+        group = {"RANK": str(rank), "WORLD_SIZE": str(self.num_shard), "MILLRACE_GENERATION": str(generation)}
         if master_port is not None:
             group |= {"MASTER_ADDR": self.master_addr, "MASTER_PORT": str(master_port)}
         return Command(self.worker_argv, {**self.worker_environment, **group})
@@ -121,6 +123,7 @@ def launch_plan(
         hostname=arguments.hostname,
         port=arguments.port,
         termination_timeout=float(arguments.graceful_termination_timeout),
+        dump_folder=Path(arguments.dump_folder or tempfile.gettempdir()),
     )
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import assert_never
 
+from millrace_launcher.dump import DumpFolder
 from millrace_launcher.errors import LauncherError, Variant
-from millrace_launcher.health import HealthPoller
+from millrace_launcher.health import Hang, Poller, find_hang, is_healthy
 from millrace_launcher.logs import Log, Record, worker_record
 from millrace_launcher.ports import ReservedPort, reserve_master_port
 from millrace_launcher.process import Child, Ending
@@ -18,8 +19,10 @@ from millrace_launcher.supervisor import (
     ROUTER,
     Action,
     AnnounceReady,
+    AskStacks,
     ChildId,
     Exit,
+    KeepDump,
     Kill,
     Say,
     StartRouter,
@@ -30,6 +33,9 @@ from millrace_launcher.supervisor import (
 from millrace_launcher.timeline import Timeline
 
 STILL_STARTING_SECONDS = 10.0
+_HEALTH_SECONDS = 0.05
+_HANG_SECONDS = 0.5
+_SHOWN_LAST_WORDS = 40
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,12 @@ class StopRequested:
     pass
 
 
-Event = Exited | HealthSeen | StopRequested
+@dataclass(frozen=True)
+class HangSeen:
+    hang: Hang
+
+
+Event = Exited | HealthSeen | HangSeen | StopRequested
 
 
 class Shell:
@@ -69,6 +80,8 @@ class Shell:
         self._endings: dict[ChildId, Child] = {}
         self._master_port: ReservedPort | None = None
         self._exit: Exit | None = None
+        self._hang: Hang | None = None
+        self._dumps = DumpFolder(plan.dump_folder)
 
     def stop(self) -> None:
         """Asks the launcher to stop; may be called from a signal handler."""
@@ -76,12 +89,15 @@ class Shell:
 
     def run(self) -> None:
         """Returns when everything has ended as asked; raises `LauncherError` when a child's failure ended it."""
-        poller = HealthPoller(self._plan.health_host, self._plan.port, self._report_health)
+        place = (self._plan.health_host, self._plan.port)
+        health = Poller(lambda: self._events.put(HealthSeen(is_healthy(*place))), _HEALTH_SECONDS)
+        hangs = Poller(lambda: self._report_hang(find_hang(*place)), _HANG_SECONDS)
+        hangs.watch(True)
         remind_at = time.monotonic() + self._reminder_seconds
         try:
             self._perform(self._supervisor.begin(time.monotonic()))
             while self._exit is None:
-                poller.watch(self._supervisor.wants_health)
+                health.watch(self._supervisor.wants_health)
                 event = self._next_event(remind_at)
                 now = time.monotonic()
                 self._perform(self._handle(event, now))
@@ -89,7 +105,8 @@ class Shell:
                     remind_at = now + self._reminder_seconds
                     self._remind(now)
         finally:
-            poller.end()
+            health.end()
+            hangs.end()
             self._end_children()
         self._raise_failure(self._exit)
 
@@ -110,6 +127,9 @@ class Shell:
                 return self._supervisor.child_exited(child, process.ending_in_words(ending), now)
             case HealthSeen(ok):
                 return self._supervisor.health(ok, now)
+            case HangSeen(hang):
+                self._hang = hang
+                return self._supervisor.rank_hangs(ChildId(hang.rank, hang.generation), hang.reason, now)
             case StopRequested():
                 return self._supervisor.stop_requested(now)
 
@@ -124,6 +144,10 @@ class Shell:
                     self._children[child].terminate()
                 case Kill(child):
                     self._children[child].kill()
+                case AskStacks(child):
+                    self._children[child].ask_stacks()
+                case KeepDump():
+                    self._keep_dump()
                 case AnnounceReady():
                     self._announce_ready()
                 case Say(level, message):
@@ -143,7 +167,7 @@ class Shell:
             self._master_port = reserve_master_port(self._plan.master_port)
         number = None if self._master_port is None else self._master_port.number
         for rank in range(self._plan.num_shard):
-            self._start(ChildId(rank, generation), self._plan.worker(rank, number))
+            self._start(ChildId(rank, generation), self._plan.worker(rank, generation, number))
 
     def _start(self, child: ChildId, command: Command) -> None:
         self._log.debug(f"Starting {child}: {' '.join(command.argv)}")
@@ -167,8 +191,21 @@ class Shell:
         self._progress.notice(child.rank, record.fields)
         self._log.write(record)
 
-    def _report_health(self, ok: bool) -> None:
-        self._events.put(HealthSeen(ok))
+    def _report_hang(self, hang: Hang | None) -> None:
+        if hang is not None:
+            self._events.put(HangSeen(hang))
+
+    def _keep_dump(self) -> None:
+        """By now every rank that still runs has written its stacks."""
+        if self._hang is None:
+            return
+        workers = {child.rank: process for child, process in self._children.items() if child.rank is not None}
+        words = {rank: tuple(process.last_stderr_lines) for rank, process in workers.items()}
+        try:
+            path = self._dumps.write(self._hang, words)
+            self._log.warn(f"Report of the hang, with the ranks' stacks: {path}")
+        except OSError as error:
+            self._log.warn(f"The report of the hang cannot be written: {error}")
 
     def _announce_ready(self) -> None:
         self._timeline.mark("ready")
@@ -199,5 +236,5 @@ class Shell:
         """The last lines that each rank of the last group wrote to stderr, together, at the end of the log."""
         for child, process in sorted(self._endings.items(), key=lambda item: str(item[0])):
             if child.rank is not None and process.last_stderr_lines:
-                words = "\n".join(process.last_stderr_lines)
+                words = "\n".join(list(process.last_stderr_lines)[-_SHOWN_LAST_WORDS:])
                 self._log.error(f"Rank {child.rank} wrote at its end:\n{words}")

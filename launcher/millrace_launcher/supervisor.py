@@ -7,6 +7,7 @@ around it (`shell.py`) does what they say. Rules:
 - A worker that ends while serving takes its whole group with it: the other ranks are killed, for their collectives can
   never complete, and a new group is started once all are gone. The router stays. `MAX_FAILURES_IN_A_ROW` failures
   without `HEALTHY_SECONDS` of health between them end everything (`ShardFailed`).
+- A rank that hangs is a rank that ends: its group is asked for its stacks first, which takes `STACKS_SECONDS`.
 - A router that ends by itself ends everything (`WebserverFailed`).
 - A request to stop drains the router, then stops the workers; while the router drains, a lost group is still
   restarted, because running requests need it. A second request kills what is left, unless it comes within
@@ -32,6 +33,7 @@ MOST_BACKOFF_SECONDS = 30.0
 # A router needs a moment to notice that its workers are gone: until then its health still speaks of the old ones.
 SETTLE_SECONDS = 1.0
 ECHO_SECONDS = 1.0
+STACKS_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,18 @@ class Kill:
 
 
 @dataclass(frozen=True)
+class AskStacks:
+    child: ChildId
+
+
+@dataclass(frozen=True)
+class KeepDump:
+    """What is known of a hang is to be written down."""
+
+    child: ChildId
+
+
+@dataclass(frozen=True)
 class AnnounceReady:
     """Health was good for the first time."""
 
@@ -87,7 +101,7 @@ class Exit:
     message: str = ""
 
 
-Action = StartRouter | StartWorkers | Terminate | Kill | AnnounceReady | Say | Exit
+Action = StartRouter | StartWorkers | Terminate | Kill | AskStacks | KeepDump | AnnounceReady | Say | Exit
 
 
 class Stage(Enum):
@@ -120,6 +134,7 @@ class Supervisor:
         self._deadline: float | None = None
         self._restart_at: float | None = None
         self._lost_at: float | None = None
+        self._hung: tuple[ChildId, str, float] | None = None
         self._stop_asked_at: float | None = None
         self._started_at = 0.0
         self._healthy_since: float | None = None
@@ -140,7 +155,8 @@ class Supervisor:
     def next_deadline(self) -> float | None:
         """When `tick` must be called at the latest."""
         restart_at = None if self._workers_alive() else self._restart_at
-        times = [time for time in (self._deadline, restart_at) if time is not None]
+        kill_at = None if self._hung is None else self._hung[2]
+        times = [time for time in (self._deadline, restart_at, kill_at) if time is not None]
         return min(times, default=None)
 
     def begin(self, now: float) -> list[Action]:
@@ -157,6 +173,17 @@ class Supervisor:
                 self._router_exited(how, now)
             elif child.generation == self.generation and self._restart_at is None and not self._gave_up:
                 self._worker_exited(child, how, now)
+        return self._advanced(now)
+
+    def rank_hangs(self, child: ChildId, why: str, now: float) -> list[Action]:
+        """The router has found a rank that hangs. `child` of generation 0: one of the present group."""
+        child = ChildId(child.rank, child.generation or self.generation)
+        serves = self.stage in (Stage.STARTING, Stage.SERVING, Stage.DRAINING)
+        is_lost = self._hung is not None or self._restart_at is not None or self._gave_up
+        if serves and not is_lost and child.generation == self.generation and child in self.alive:
+            self._hung = (child, f"it hung ({why})", now + STACKS_SECONDS)
+            for other in sorted(self._workers_alive(), key=str):
+                self._act(AskStacks(other))
         return self._advanced(now)
 
     def health(self, ok: bool, now: float) -> list[Action]:
@@ -194,6 +221,7 @@ class Supervisor:
         self._stop_everything(now)
 
     def _worker_exited(self, child: ChildId, how: str, now: float) -> None:
+        self._hung = None
         if self.stage is Stage.STARTING:
             self._exit = Exit(Variant.SHARD_CANNOT_START, f"{child} ended while starting: {how}")
             self._stop_everything(now)
@@ -244,6 +272,7 @@ class Supervisor:
         self._deadline = now + seconds
 
     def _stop_everything(self, now: float) -> None:
+        self._hung = None
         self.stage = Stage.STOPPING
         self._restart_at = None
         for child in sorted(self.alive, key=str):
@@ -251,6 +280,7 @@ class Supervisor:
         self._deadline = now + WORKER_TERMINATION_SECONDS
 
     def _kill_everything(self, now: float) -> None:
+        self._hung = None
         self.stage = Stage.STOPPING
         self._restart_at = None
         for child in sorted(self.alive, key=str):
@@ -269,6 +299,10 @@ class Supervisor:
         if self._restart_at is not None and now >= self._restart_at and not self._workers_alive():
             self._restart_at = None
             self._start_workers(now)
+        if self._hung is not None and now >= self._hung[2]:
+            child, how, _ = self._hung
+            self._act(KeepDump(child))
+            self._worker_exited(child, how, now)
         if self._deadline is not None and now >= self._deadline:
             self._deadline_passed(now)
         if self.stage is Stage.STOPPING and not self.alive:

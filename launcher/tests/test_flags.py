@@ -41,7 +41,15 @@ usage-stats USAGE_STATS on | payload-limit PAYLOAD_LIMIT 2000000
 enable-prefill-logprobs ENABLE_PREFILL_LOGPROBS false
 graceful-termination-timeout GRACEFUL_TERMINATION_TIMEOUT 90
 """
-OURS = {"served-model-name", "strict-model-names", "kv-cache-memory", "model-impl", "prefix-caching"}
+OURS = {
+    "served-model-name",
+    "strict-model-names",
+    "kv-cache-memory",
+    "model-impl",
+    "prefix-caching",
+    "hung-step-seconds",
+    "dump-folder",
+}
 
 
 def original_rows() -> dict[str, tuple[str, str | None]]:

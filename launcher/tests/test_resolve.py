@@ -262,7 +262,7 @@ def test_the_router_gets_every_flag_of_its_own() -> None:
         "--max-stop-sequences=4 --max-top-n-tokens=5 --max-client-batch-size=4 --payload-limit=2000000 "
         "--disable-grammar-support --max-concurrent-requests=128 --max-batch-prefill-tokens=4096 --max-batch-size=3 "
         "--waiting-served-ratio=1.2 --max-waiting-tokens=20 --prefix-caching=false --validation-workers=2 "
-        "--hostname=0.0.0.0 --port=8080 --cors-allow-origin=http://a --json-output"
+        "--hostname=0.0.0.0 --port=8080 --cors-allow-origin=http://a --json-output --hung-step-seconds=30"
     )
     assert sorted(plan.router.argv[1:]) == sorted(words.split())
 
@@ -271,7 +271,7 @@ def test_a_worker_gets_its_flags_and_its_place_in_the_group() -> None:
     plan = plan_of(
         "--num-shard 2 --dtype float32 --trust-remote-code --kv-cache-memory 1000 --watermark-delta=-1 --json-output"
     )
-    command = plan.worker(rank=1, master_port=4321)
+    command = plan.worker(rank=1, generation=3, master_port=4321)
     assert command.argv == (
         *PROGRAMS.worker,
         "--model-path=/m",
@@ -286,6 +286,7 @@ def test_a_worker_gets_its_flags_and_its_place_in_the_group() -> None:
         "--json-output",
     )
     assert command.environment == {
+        "MILLRACE_GENERATION": "3",
         "MILLRACE_LIFELINE": "stdin",
         "RANK": "1",
         "WORLD_SIZE": "2",
@@ -295,7 +296,12 @@ def test_a_worker_gets_its_flags_and_its_place_in_the_group() -> None:
 
 
 def test_a_single_rank_needs_no_meeting_point() -> None:
-    assert set(plan_of("").worker(0, None).environment) == {"MILLRACE_LIFELINE", "RANK", "WORLD_SIZE"}
+    assert set(plan_of("").worker(0, 1, None).environment) == {
+        "MILLRACE_GENERATION",
+        "MILLRACE_LIFELINE",
+        "RANK",
+        "WORLD_SIZE",
+    }
 
 
 def test_secrets_reach_only_the_router_and_only_by_its_environment() -> None:
@@ -304,7 +310,9 @@ def test_secrets_reach_only_the_router_and_only_by_its_environment() -> None:
         plan = plan_of(line, environment)
         assert plan.router.environment["API_KEY"] == "s3cret"
         rest = {name: value for name, value in plan.router.environment.items() if name != "API_KEY"}
-        everything = repr((plan.router, plan.router.argv, rest, plan.worker(0, 1).argv, plan.worker(0, 1).environment))
+        everything = repr(
+            (plan.router, plan.router.argv, rest, plan.worker(0, 1, 1).argv, plan.worker(0, 1, 1).environment)
+        )
         assert "s3cret" not in everything
 
 

@@ -15,11 +15,14 @@ from millrace_launcher.supervisor import (
     KILL_SECONDS,
     MAX_FAILURES_IN_A_ROW,
     ROUTER,
+    STACKS_SECONDS,
     WORKER_TERMINATION_SECONDS,
     Action,
     AnnounceReady,
+    AskStacks,
     ChildId,
     Exit,
+    KeepDump,
     Kill,
     Say,
     Stage,
@@ -54,6 +57,10 @@ def drawn_action(action: Action) -> str | None:
             text = f"term {drawn(child)}"
         case Kill(child):
             text = f"kill {drawn(child)}"
+        case AskStacks(child):
+            text = f"stacks {drawn(child)}"
+        case KeepDump(child):
+            text = f"dump {drawn(child)}"
         case AnnounceReady():
             text = "ready"
         case Exit(failure):
@@ -69,10 +76,10 @@ def play(supervisor: Supervisor, event: str, now: float) -> list[Action]:
             return supervisor.begin(now)
         case ["gone", child]:
             return supervisor.child_exited(child_of(child), "exit status 1", now)
-        case ["healthy"]:
-            return supervisor.health(True, now)
-        case ["unhealthy"]:
-            return supervisor.health(False, now)
+        case ["hangs", child]:
+            return supervisor.rank_hangs(child_of(child), "silent", now)
+        case ["healthy" | "unhealthy" as health]:
+            return supervisor.health(health == "healthy", now)
         case ["stop"]:
             return supervisor.stop_requested(now)
         case ["tick"]:
@@ -256,6 +263,42 @@ def test_a_router_that_does_not_drain_in_time_is_killed() -> None:
     """)
 
 
+def test_a_rank_that_hangs_is_asked_for_its_stacks_and_replaced_with_its_group() -> None:
+    check(f"""
+        0 begin         | start workers 1, start router
+        1 healthy       | ready
+        9 hangs 1.1     | stacks 1.0, stacks 1.1
+        9.2 hangs 1.1   |
+        {9 + STACKS_SECONDS} tick | dump 1.1, kill 1.0, kill 1.1
+        9.6 hangs 1.1   |
+        9.7 gone 1.1    |
+        9.8 gone 1.0    | start workers 2
+        9.9 hangs 1.1   |
+        10 hangs 0.0    | stacks 2.0, stacks 2.1
+        10.1 gone 2.1   | kill 2.0
+        10.2 gone 2.0   |
+        11.2 tick       | start workers 3
+        12 stop         | term router
+        12.5 hangs 3.0  | stacks 3.0, stacks 3.1
+        13 tick         | dump 3.0, kill 3.0, kill 3.1
+        13 gone 3.0     |
+        13 gone router  |
+        13 gone 3.1     | exit 0
+    """)
+
+
+def test_a_rank_that_hangs_while_it_starts_ends_everything() -> None:
+    check("""
+        0 begin         | start workers 1, start router
+        40 hangs 1.0    | stacks 1.0, stacks 1.1
+        40.5 tick       | dump 1.0, term 1.0, term 1.1, term router
+        41 gone 1.1     |
+        41 gone router  |
+        45.5 tick       | kill 1.0
+        46 gone 1.0     | exit ShardCannotStart
+    """)
+
+
 def test_a_second_stop_kills_at_once() -> None:
     check("""
         0 begin        | start workers 1, start router
@@ -406,6 +449,7 @@ EVENTS = st.one_of(
     st.tuples(st.just("health"), st.booleans()),
     st.tuples(st.just("lose"), st.integers(0, 4)),
     st.tuples(st.just("obey"), st.integers(0, 4)),
+    st.tuples(st.just("hang"), st.integers(0, 4)),
     st.tuples(st.just("stop"), st.none()),
 )
 
@@ -432,6 +476,9 @@ def test_any_life_keeps_the_invariants_and_can_be_ended(
                 pool = sorted(world.alive if kind == "lose" else world.doomed & world.alive, key=str)
                 if pool:
                     world.lose(pool[int(value or 0) % len(pool)])
+            case "hang":
+                child = ChildId(int(value or 0), world.supervisor.generation - int(value or 0) // 3)
+                world.take(world.supervisor.rank_hangs(child, "silent", world.now))
             case "stop":
                 stopped = True
                 world.take(world.supervisor.stop_requested(world.now))

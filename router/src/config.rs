@@ -86,6 +86,10 @@ pub struct Config {
     #[arg(long, env, default_value = "true", action = clap::ArgAction::Set, value_parser = BoolishValueParser::new())]
     pub prefix_caching: bool,
 
+    /// A step that takes so long, and ten times what such steps took before, counts as hung: its rank is reported.
+    #[arg(long, env, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
+    pub hung_step_seconds: u64,
+
     /// Tokenizer threads.
     #[arg(long, env, default_value_t = 2, value_parser = at_least_one)]
     pub validation_workers: usize,
@@ -211,7 +215,7 @@ impl fmt::Debug for Secret {
 }
 
 /// Paths that this server serves already, whoever else names them.
-const OWN_PATHS: [&str; 16] = [
+const OWN_PATHS: [&str; 19] = [
     "/",
     "/api-doc/openapi.json",
     "/chat_tokenize",
@@ -221,8 +225,11 @@ const OWN_PATHS: [&str; 16] = [
     "/health",
     "/info",
     "/invocations",
+    "/livez",
     "/metrics",
     "/ping",
+    "/readyz",
+    "/startupz",
     "/tokenize",
     "/v1/chat/completions",
     "/v1/completions",

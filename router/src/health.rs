@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use millrace_client::Vitals;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 use utoipa::ToSchema;
 
 /// Where the server stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Phase {
     /// Workers have not answered yet; nothing can be admitted.
     Starting,
@@ -51,11 +53,24 @@ pub struct ServedModel {
     pub missing: BTreeMap<String, String>,
 }
 
+/// A rank that was found to hang. Whoever started it has to end it: nobody else can.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Hung {
+    pub rank: usize,
+    /// Of its group, as the launcher counts; 0: nobody does.
+    pub generation: u32,
+    pub reason: String,
+    /// What was known then: steps in flight, ranks, the scheduler's figures. No text of any request.
+    pub report: String,
+}
+
 /// Cheap to clone; one writer per fact.
 #[derive(Clone, Debug)]
 pub struct Health {
     state: Arc<RwLock<(Phase, Option<Limits>)>>,
     model: Arc<RwLock<Option<ServedModel>>>,
+    hung: Arc<RwLock<Option<Hung>>>,
+    vitals: Arc<RwLock<Vitals>>,
     draining: CancellationToken,
 }
 
@@ -64,6 +79,8 @@ impl Default for Health {
         Self {
             state: Arc::new(RwLock::new((Phase::Starting, None))),
             model: Arc::default(),
+            hung: Arc::default(),
+            vitals: Arc::default(),
             draining: CancellationToken::new(),
         }
     }
@@ -89,8 +106,41 @@ impl Health {
         *self.model.write().unwrap_or_else(PoisonError::into_inner) = Some(model);
     }
 
+    /// Where the workers say that they stand.
+    pub fn watch(&self, vitals: Vitals) {
+        *self.vitals.write().unwrap_or_else(PoisonError::into_inner) = vitals;
+    }
+
+    /// A rank hangs.
+    pub fn hang(&self, hung: Hung) {
+        self.recover();
+        *self.hung.write().unwrap_or_else(PoisonError::into_inner) = Some(hung);
+    }
+
+    /// The rank that hangs, until another group has taken the place of its own.
+    pub fn hung(&self) -> Option<Hung> {
+        let hung = self.hung.read().unwrap_or_else(PoisonError::into_inner).clone()?;
+        let vitals = self.vitals.read().unwrap_or_else(PoisonError::into_inner).all();
+        let is_replaced = vitals.iter().any(|vital| vital.generation > hung.generation);
+        (!is_replaced).then_some(hung)
+    }
+
+    /// What keeps the workers from being ready, in words.
+    pub fn progress(&self) -> String {
+        let vitals = self.vitals.read().unwrap_or_else(PoisonError::into_inner).all();
+        let known = |vital: &&millrace_client::Vital| vital.total > 0;
+        let Some(slowest) = vitals.iter().filter(known).min_by_key(|vital| vital.done) else {
+            return "the workers are being started".to_owned();
+        };
+        if slowest.stage.is_empty() {
+            return "the workers are loaded, and are being prepared".to_owned();
+        }
+        format!("the workers are loading, stage {} of {}: {}", slowest.done + 1, slowest.total, slowest.stage)
+    }
+
     /// Workers are ready.
     pub fn serve(&self, limits: Limits) {
+        *self.hung.write().unwrap_or_else(PoisonError::into_inner) = None;
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         let phase = if state.0 == Phase::Draining { Phase::Draining } else { Phase::Serving };
         *state = (phase, Some(limits));

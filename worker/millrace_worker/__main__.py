@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import logging
 import os
 import signal
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from millrace_worker import logs
 from millrace_worker.config import WorkerConfig, read_config
+from millrace_worker.pulse import STAGES, Pulse
 from millrace_worker.server import WorkerServer, WorkerService
 from millrace_worker.vectors import avoid_slow_vectors
 
@@ -48,35 +50,44 @@ def main() -> NoReturn:
     avoid_slow_vectors(os.environ)
     config = read_config(sys.argv[1:], os.environ)
     logs.set_up_logs(config.log_level, json_output=config.json_output)
+    # Stacks go to stderr, which the launcher reads: after a crash by themselves, of a hung rank when it asks.
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1)
     ending = Ending()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ending.decide(0))
     if config.lifeline:
         threading.Thread(target=watch_lifeline, args=(config,), name="lifeline", daemon=True).start()
     loading: Future[Rank] = Future()
-    service = WorkerService(loading, config.threads, die_at_once)
+    pulse = Pulse(config.generation)
+    service = WorkerService(loading, config.threads, die_at_once, pulse)
     try:
         server = WorkerServer(service, config.socket_path)
     except (OSError, RuntimeError) as error:
         leave(1, f"cannot listen on {config.socket_path}: {error}")
     logs.info("listening", socket=str(config.socket_path), start_ms=round((time.perf_counter() - started) * 1000))
-    threading.Thread(target=load, args=(config, loading, server, ending), name="load", daemon=True).start()
+    arguments = (config, loading, server, ending, pulse)
+    threading.Thread(target=load, args=arguments, name="load", daemon=True).start()
     ending.wait()
     server.stop(GRACE_SECONDS if ending.status == 0 else 0)
     leave(ending.status, ending.message)
 
 
-def load(config: WorkerConfig, loading: Future[Rank], server: WorkerServer, ending: Ending) -> None:
+def load(config: WorkerConfig, loading: Future[Rank], server: WorkerServer, ending: Ending, pulse: Pulse) -> None:
     """Resolves `loading`, or ends the process with one line that says why not."""
     try:
         started = time.perf_counter()
+        pulse.stage = STAGES.index("importing libraries")
         from millrace_worker.models import preflight
 
         preflight.check(config)
         from millrace_worker.load import load_rank
 
         logs.info("imported", import_ms=round((time.perf_counter() - started) * 1000))
-        loading.set_result(load_rank(config))
+        pulse.stage = STAGES.index("loading the weights")
+        rank = load_rank(config)
+        pulse.stage = len(STAGES)
+        loading.set_result(rank)
         server.set_serving()
     except Exception as error:
         logs.error("loading failed", error=str(error), exc_info_type=type(error).__name__)

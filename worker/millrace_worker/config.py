@@ -41,6 +41,7 @@ class WorkerConfig:
     world_size: int = 1
     log_level: str = "info"
     lifeline: bool = False
+    generation: int = 0  # of the group, as its launcher counts
     threads: int = 1
     cpu_kernels: str = ""  # see `cpu_kernels.find`
 
@@ -68,6 +69,7 @@ def read_config(argv: Sequence[str], environment: Mapping[str, str]) -> WorkerCo
         world_size=world_size,
         log_level=_log_level(parser, environment),
         lifeline=_lifeline(parser, environment),
+        generation=_integer(parser, environment, "MILLRACE_GENERATION", default=0, minimum=0),
         threads=_threads(parser, environment, world_size),
         cpu_kernels=environment.get("MILLRACE_CPU_KERNELS", ""),
     )
@@ -79,7 +81,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m millrace_worker",
         description="One rank of the model. The launcher starts it; RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT, "
-        "LOG_LEVEL, OMP_NUM_THREADS, MILLRACE_CPU_KERNELS and MILLRACE_LIFELINE come from the environment.",
+        "LOG_LEVEL, OMP_NUM_THREADS, MILLRACE_CPU_KERNELS, MILLRACE_GENERATION and MILLRACE_LIFELINE come from the "
+        "environment.",
         allow_abbrev=False,
     )
     parser.add_argument("--model-path", type=Path, required=True, help="folder with config.json and safetensors")

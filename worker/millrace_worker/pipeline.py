@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from millrace_worker.proto import worker_pb2
+    from millrace_worker.pulse import Pulse
     from millrace_worker.rows import ParsedPlan
 
 
@@ -32,12 +33,13 @@ class StepEngine(Protocol):
 class StepPipeline:
     """`read`, `compute` and `results` run in a thread each, `compute` in the one that computes for the whole process.
 
-    `die` is told of a fault after which this process cannot go on.
+    `die` is told of a fault after which this process cannot go on; `pulse` shows what `compute` does.
     """
 
-    def __init__(self, engine: StepEngine, die: Callable[[str], None]) -> None:
+    def __init__(self, engine: StepEngine, die: Callable[[str], None], pulse: Pulse) -> None:
         self._engine = engine
         self._die = die
+        self._pulse = pulse
         self._ended = threading.Event()
         self._plans: queue.SimpleQueue[ParsedPlan | Exception | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[worker_pb2.StepResult | Exception | None] = queue.SimpleQueue()
@@ -73,12 +75,17 @@ class StepPipeline:
             self._results.put(None)
 
     def _step(self, parsed: ParsedPlan) -> worker_pb2.StepResult:
+        self._pulse.is_computing = True
         try:
-            return self._engine.compute_parsed(parsed)
+            result = self._engine.compute_parsed(parsed)
+            self._pulse.progress += 1
+            return result
         except BaseException as error:  # a panic in a kernel is no `Exception`, and must not end the stream in silence
             reason = f"this rank cannot go on: {error}"
             self._die(reason)
             raise RuntimeError(reason) from error
+        finally:
+            self._pulse.is_computing = False
 
     def results(self) -> Iterator[worker_pb2.StepResult]:
         """The results in the order of the plans; raises what ended the stream, if that was an error."""

@@ -19,6 +19,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from millrace_worker import logs
 from millrace_worker.pipeline import StepPipeline
 from millrace_worker.proto import worker_pb2, worker_pb2_grpc
+from millrace_worker.pulse import STAGES, Pulse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -64,17 +65,34 @@ class StreamSlot:
 
 
 class WorkerService(worker_pb2_grpc.WorkerServicer):
-    """The rpcs of `Worker`. `loading` resolves to the rank; `die` ends the process after a fault of the rank."""
+    """The rpcs of `Worker`. `loading` resolves to the rank; `die` ends the process after a fault of the rank;
+    `pulse` is what `Beat` answers."""
 
-    def __init__(self, loading: Future[Rank], threads: int, die: Callable[[str], None]) -> None:
+    def __init__(self, loading: Future[Rank], threads: int, die: Callable[[str], None], pulse: Pulse) -> None:
         self._loading = loading
         self._die = die
+        self._pulse = pulse
         self._slot = StreamSlot()
         self._stopping = threading.Event()
         self._pipeline: StepPipeline | None = None
         # One thread for the life of the process: a second one would bring its own pool of OpenMP threads, and the two
         # pools would share the cores.
         self._compute_thread = ThreadPoolExecutor(1, "compute", initializer=_use_threads, initargs=(threads,))
+
+    def Beat(  # noqa: N802 - the service's name
+        self,
+        request: worker_pb2.BeatRequest,  # noqa: ARG002
+        context: grpc.ServicerContext,  # noqa: ARG002
+    ) -> worker_pb2.Heartbeat:
+        pulse = self._pulse
+        return worker_pb2.Heartbeat(
+            progress=pulse.progress,
+            is_computing=pulse.is_computing,
+            generation=pulse.generation,
+            stage=pulse.stage_name,
+            done=pulse.stage,
+            total=len(STAGES),
+        )
 
     def Describe(  # noqa: N802 - the service's name
         self,
@@ -107,7 +125,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
                 engine = rank.engine
             except RuntimeError as error:
                 context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
-            pipeline = self._pipeline = StepPipeline(engine, self._die)
+            pipeline = self._pipeline = StepPipeline(engine, self._die, self._pulse)
             # Ends with the call, whose end ends the iterator.
             threading.Thread(target=pipeline.read, args=(request_iterator,), name="plans", daemon=True).start()
             computing = self._compute_thread.submit(pipeline.compute)

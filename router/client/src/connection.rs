@@ -87,6 +87,11 @@ impl Client {
         Ok(self.worker().prepare(request).await?.into_inner())
     }
 
+    /// Where this rank stands: its process answers while it loads and while it computes.
+    pub(crate) async fn beat(&self) -> Result<v1::Heartbeat, Status> {
+        Ok(self.worker().beat(v1::BeatRequest {}).await?.into_inner())
+    }
+
     /// Opens the step stream. A worker that lives sends the headers of its answer at once, before any plan.
     pub(crate) async fn run(&self) -> Result<RankStream, Status> {
         self.run_within(CONNECT_TIMEOUT).await

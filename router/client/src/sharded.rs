@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tonic::{Code, Status};
 
 use crate::connection::{Client, Unreachable, status_text};
+use crate::pulse::{Pulse, Vitals};
 use crate::steps::StepStream;
 use crate::v1::{ModelDescription, PrepareRequest, Prepared};
 
@@ -19,6 +20,9 @@ const REFUSAL_GRACE: Duration = Duration::from_secs(1);
 pub trait Workers: Send + 'static {
     /// Reaches every rank and asks it who it is; waits while weights load. Cancel-safe: dropping it connects nothing.
     fn connect(&mut self) -> impl Future<Output = Result<Connected, StartError>> + Send;
+
+    /// What is known of the ranks of the last group that was reached.
+    fn vitals(&self) -> &Vitals;
 }
 
 /// Why the workers are not ready to run.
@@ -60,6 +64,7 @@ impl StartError {
 #[derive(Clone, Debug)]
 pub struct ShardedClient {
     endpoints: Vec<String>,
+    vitals: Vitals,
 }
 
 impl ShardedClient {
@@ -71,7 +76,7 @@ impl ShardedClient {
 
     /// Endpoints in the order of the ranks: `unix:PATH` or `http://HOST:PORT`.
     pub fn new(endpoints: Vec<String>) -> Self {
-        Self { endpoints }
+        Self { endpoints, vitals: Vitals::default() }
     }
 }
 
@@ -80,7 +85,11 @@ impl Workers for ShardedClient {
         let clients = on_all_ranks(self.endpoints.clone(), |rank, endpoint| async move {
             Client::connect(&endpoint).await.map_err(|cause| StartError::Unreachable { rank, cause })
         });
-        Connected::meet(clients.await?).await
+        Connected::meet(clients.await?, &self.vitals).await
+    }
+
+    fn vitals(&self) -> &Vitals {
+        &self.vitals
     }
 }
 
@@ -90,10 +99,12 @@ pub struct Connected {
     clients: Vec<Client>,
     description: ModelDescription,
     instances: Vec<u64>,
+    pulse: Pulse,
 }
 
 impl Connected {
-    pub(crate) async fn meet(clients: Vec<Client>) -> Result<Self, StartError> {
+    pub(crate) async fn meet(clients: Vec<Client>, vitals: &Vitals) -> Result<Self, StartError> {
+        let pulse = Pulse::of(&clients, vitals.clone());
         let describe = |rank, client: Client| async move {
             client.describe().await.map_err(|status| StartError::from_status(rank, &status))
         };
@@ -101,7 +112,7 @@ impl Connected {
         check_agreement(&descriptions)?;
         let instances = descriptions.iter().map(|description| description.instance).collect();
         let description = in_common(descriptions);
-        Ok(Self { clients, description, instances })
+        Ok(Self { clients, description, instances, pulse })
     }
 
     /// What rank 0 said, with the capabilities that all ranks have and all that some rank misses.
@@ -137,7 +148,7 @@ impl Connected {
             client.run().await.map_err(|status| StartError::from_status(rank, &status))
         };
         let streams = on_all_ranks(self.clients.clone(), run).await?;
-        Ok(StepStream::new(streams, self.description.vocab_size))
+        Ok(StepStream::new(streams, self.description.vocab_size, self.pulse.clone()))
     }
 }
 

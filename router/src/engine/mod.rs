@@ -27,12 +27,12 @@ pub use limits::BadLimits;
 
 use meters::Meters;
 use requests::Requests;
-use start::{Session, start};
+use start::{Session, silence, start};
 use step::{Core, Ended};
 
 use crate::config::Config;
 use crate::detokenize::Detokenizer;
-use crate::health::{Health, Limits, ServedModel};
+use crate::health::{Health, Hung, Limits, ServedModel};
 use crate::telemetry::Metrics;
 
 /// A reader that has left events lying for so long is given up: its memory must not grow without end.
@@ -77,6 +77,7 @@ pub struct Engine<W> {
 impl<W: Workers> Engine<W> {
     /// Runs until every handle is dropped and every request has ended, or until the workers can never serve.
     pub async fn run(mut self) -> Result<(), EngineError> {
+        self.health.watch(self.workers.vitals().clone());
         let Some((session, backlog)) = self.first_start().await? else { return Ok(()) };
         let page_size = session.model.page_size;
         self.health.describe(served(&session.model));
@@ -98,7 +99,12 @@ impl<W: Workers> Engine<W> {
             );
             match core.serve(&mut steps).await {
                 Ended::Over => return Ok(()),
-                Ended::Lost(reason) => tracing::warn!(%reason, "workers are lost: waiting for new ones"),
+                Ended::Lost { reason, hung } => {
+                    tracing::warn!(%reason, "workers are lost: waiting for new ones");
+                    if let Some(hung) = hung {
+                        report(&self.health, hung);
+                    }
+                }
             }
             self.health.recover();
             core.workers_lost();
@@ -123,11 +129,13 @@ impl<W: Workers> Engine<W> {
     /// Waits for the workers. Commands that come meanwhile are kept for later; `None` if nobody is left to send any.
     async fn first_start(&mut self) -> Result<Option<(Session, Vec<Command>)>, EngineError> {
         let mut backlog = Vec::new();
+        let vitals = self.workers.vitals().clone();
         let starting = start(&mut self.workers, &self.config, 0);
         tokio::pin!(starting);
         loop {
             tokio::select! {
                 session = &mut starting => return Ok(Some((session?, backlog))),
+                hung = silence(&vitals, &self.health) => report(&self.health, hung),
                 command = self.commands.recv() => match command {
                     Some(command) => backlog.push(command),
                     None => return Ok(None),
@@ -138,11 +146,13 @@ impl<W: Workers> Engine<W> {
 
     /// Waits for new workers, still taking requests and cancellations; `None` if there is nothing left to do.
     async fn recover(&mut self, core: &mut Core) -> Result<Option<Session>, EngineError> {
+        let vitals = self.workers.vitals().clone();
         let starting = start(&mut self.workers, &self.config, start::RECOVERY_REFUSALS);
         tokio::pin!(starting);
         loop {
             tokio::select! {
                 session = &mut starting => return session.map(Some),
+                hung = silence(&vitals, &self.health) => report(&self.health, hung),
                 () = core.wait_for_commands() => if core.is_over() { return Ok(None) },
             }
         }
@@ -168,6 +178,13 @@ impl<W: Workers> Engine<W> {
         let commands = std::mem::replace(&mut self.commands, closed);
         Core::new(scheduler, requests, Meters::new(), commands, self.patience)
     }
+}
+
+/// A rank hangs: the log and whoever asks about health are told.
+fn report(health: &Health, hung: Hung) {
+    let Hung { rank, reason, report, .. } = &hung;
+    tracing::error!(rank, reason, report, "a rank hangs: it has to be ended by whoever started it");
+    health.hang(hung);
 }
 
 fn served(model: &ModelDescription) -> ServedModel {

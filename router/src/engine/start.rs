@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
-use millrace_client::{Backoff, ModelDescription, Prepared, StepStream, Workers, connect_with_retry};
+use millrace_client::{
+    Backoff, LOADING_SILENCE, ModelDescription, Prepared, StepStream, Vitals, Workers, connect_with_retry,
+};
 
 use super::EngineError;
 use super::limits::worst_case;
 use crate::config::Config;
+use crate::health::{Health, Hung};
 
 /// Between attempts to prepare. Connecting has its own, shorter pauses.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -43,11 +46,26 @@ pub(super) async fn start(
     }
 }
 
+/// Completes when a rank that gets ready has been silent for too long and nobody knows yet. Cancel-safe.
+pub(super) async fn silence(vitals: &Vitals, health: &Health) -> Hung {
+    loop {
+        tokio::time::sleep(PAUSE).await;
+        let Some(rank) = vitals.silent(LOADING_SILENCE) else { continue };
+        let all = vitals.all();
+        let generation = all.get(rank).map_or(0, |vital| vital.generation);
+        if health.hung().is_none_or(|known| known.generation < generation) {
+            let reason = format!("its process has not answered for {} s while it got ready", LOADING_SILENCE.as_secs());
+            return Hung { rank, generation, reason, report: format!("ranks: {all:?}\n") };
+        }
+    }
+}
+
 async fn attempt(workers: &mut impl Workers, config: &Config) -> Result<Session, EngineError> {
     let connected = connect_with_retry(workers, Backoff::default(), None).await?;
     let model = connected.description().clone();
     let worst_case = worst_case(config, &model)?;
     let prepared = connected.prepare(worst_case).await?;
-    let steps = connected.run().await?;
+    let mut steps = connected.run().await?;
+    steps.set_patience(Duration::from_secs(config.hung_step_seconds));
     Ok(Session { model, prepared, steps })
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use millrace_client::{StepStream, WorkersLost};
+use millrace_client::{LostReason, StepStream, WorkersLost};
 use millrace_scheduler::{Capacity, FinishReason as Reason, GenerationEvent, Scheduler, SequenceId, StepResult};
 use tokio::sync::mpsc;
 use tokio::time::{Interval, MissedTickBehavior, interval};
@@ -10,6 +10,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 use super::api::{Command, FinishReason};
 use super::meters::Meters;
 use super::requests::{Requests, Verdict};
+use crate::health::Hung;
 
 /// How often slow readers are looked for.
 const TICK: Duration = Duration::from_secs(1);
@@ -32,7 +33,8 @@ pub(super) struct Core {
 pub(super) enum Ended {
     /// Nobody is left to ask for anything.
     Over,
-    Lost(String),
+    /// With the rank that hangs, if that is why.
+    Lost { reason: String, hung: Option<Hung> },
 }
 
 impl Core {
@@ -53,7 +55,7 @@ impl Core {
         loop {
             self.receive();
             if let Err(lost) = self.send(steps) {
-                return Ended::Lost(lost.to_string());
+                return self.lost(lost);
             }
             if self.is_over() {
                 return Ended::Over;
@@ -61,10 +63,27 @@ impl Core {
             self.meters.show(&self.scheduler.stats());
             tokio::select! {
                 biased;
-                result = steps.next() => if let Err(reason) = self.take(result) { return Ended::Lost(reason) },
+                result = steps.next() => match result {
+                    Ok(result) => if let Err(reason) = self.take(result) { return Ended::Lost { reason, hung: None } },
+                    Err(lost) => return self.lost(lost),
+                },
                 () = self.wait_for_commands() => {}
             }
         }
+    }
+
+    fn lost(&self, lost: WorkersLost) -> Ended {
+        let reason = lost.to_string();
+        let hung = match lost.reason {
+            LostReason::Hung(hang) => Some(Hung {
+                rank: lost.rank,
+                generation: hang.generation,
+                reason: hang.why,
+                report: format!("{}scheduler: {:?}\n", hang.report, self.scheduler.stats()),
+            }),
+            _ => None,
+        };
+        Ended::Lost { reason, hung }
     }
 
     /// Every command that has come; never waits.
@@ -88,8 +107,7 @@ impl Core {
     }
 
     /// The answer to the oldest step in flight.
-    fn take(&mut self, result: Result<StepResult, WorkersLost>) -> Result<(), String> {
-        let result = result.map_err(|lost| lost.to_string())?;
+    fn take(&mut self, result: StepResult) -> Result<(), String> {
         let now = Instant::now();
         let answered = self.meters.answered(&result, now);
         let events = self.scheduler.apply(result).map_err(|wrong| wrong.to_string())?;

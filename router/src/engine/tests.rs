@@ -544,3 +544,42 @@ async fn draining_outlives_a_restart_of_the_workers() {
     assert_eq!(server.health.phase(), Phase::Draining);
     server.end().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_rank_that_hangs_is_reported_until_it_is_replaced_and_costs_no_token() {
+    let options = FakeOptions { delay: Duration::from_millis(1), ..options() };
+    let server = start_with(FakeGroup::new(&options, 2), "--hung-step-seconds 20", READER_PATIENCE);
+    let stopped = |server: &Server| server.workers.rank(1).stop(true);
+    let stuck = |server: &Server| server.workers.rank(1).inject(80, Fault::Hang);
+    for (round, hang) in [&stopped as &dyn Fn(&Server), &stuck].into_iter().enumerate() {
+        let request = request(prompt(7, 30), 60);
+        let expected = server.expected(&request, 0);
+        let mut generation = server.handle.generate(request);
+        let mut outcome = Outcome::default();
+        read_tokens(&mut generation, &mut outcome, 5).await;
+        assert_eq!((server.health.phase(), server.health.hung()), (Phase::Serving, None));
+        hang(&server);
+        // Such a process accepts connections and gets no further.
+        server.workers.rank(1).set_reachable(false);
+        while server.health.hung().is_none() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let hung = server.health.hung().unwrap();
+        assert_eq!((hung.rank, hung.generation), (1, round as u32 + 1), "{hung:?}");
+        assert!(hung.report.contains("running: 1") && !hung.report.contains(&text_of(&expected[..5])), "{hung:?}");
+        assert_eq!(server.health.phase(), Phase::Recovering);
+        // What a launcher does: the whole group is replaced.
+        for rank in [0, 1] {
+            server.workers.rank(rank).die();
+            server.workers.rank(rank).stop(false);
+        }
+        server.workers.rank(1).set_reachable(true);
+        if round == 1 {
+            server.workers.rank(1).release();
+        }
+        read_tokens(&mut generation, &mut outcome, 60).await;
+        assert_eq!(outcome.ids(0), expected);
+        assert_eq!((server.health.phase(), server.health.hung()), (Phase::Serving, None));
+    }
+    server.end().await;
+}

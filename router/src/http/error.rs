@@ -29,7 +29,7 @@ pub(super) enum ApiError {
     #[error("Model is overloaded: all {0} places are taken; try again later")]
     Overloaded(usize),
     #[error("{0}")]
-    Unavailable(&'static str),
+    Unavailable(Cow<'static, str>),
     #[error(transparent)]
     Failed(#[from] Failed),
     /// A body that is no request; `place` is where in it.
@@ -103,7 +103,7 @@ struct OpenAiErrorBody<'a> {
 }
 
 impl ApiError {
-    pub(super) const STOPPING: Self = Self::Unavailable("the server is stopping; ask another one");
+    pub(super) const STOPPING: Self = Self::Unavailable(Cow::Borrowed("the server is stopping; ask another one"));
 
     pub(super) fn field(field: impl Into<Cow<'static, str>>, problem: impl Into<String>) -> Self {
         Self::Field { field: field.into(), problem: problem.into() }

@@ -39,7 +39,10 @@ fn check_phase(state: &AppState, method: &Method) -> Result<(), ApiError> {
     }
     match state.health.phase() {
         Phase::Serving | Phase::Recovering => Ok(()),
-        Phase::Starting => Err(ApiError::Unavailable("the model is still being loaded; try again")),
+        Phase::Starting => {
+            let progress = state.health.progress();
+            Err(ApiError::Unavailable(format!("the model is still being loaded; try again ({progress})").into()))
+        }
         Phase::Draining => Err(ApiError::STOPPING),
     }
 }

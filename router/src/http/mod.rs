@@ -74,6 +74,9 @@ pub fn router(context: Context) -> Router {
         .merge(cloud::guarded(&context.config));
     let open = Table::new()
         .route("/health", get(ops::health), [describe::health("health")])
+        .route("/livez", get(ops::livez), [describe::standing("livez", "Whether the server needs no help to go on")])
+        .route("/readyz", get(ops::readyz), [describe::standing("readyz", "Whether new requests are served now")])
+        .route("/startupz", get(ops::startupz), [describe::standing("startupz", "Whether the first start is done")])
         .route("/ping", get(ops::health), [describe::health("ping")])
         .route("/info", get(ops::info), [describe::info()])
         .route("/metrics", get(ops::metrics), [describe::metrics()])

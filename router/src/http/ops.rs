@@ -4,18 +4,64 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::error;
 use super::state::AppState;
-use crate::health::{Phase, ServedModel};
+use crate::health::{Hung, Phase, ServedModel};
 
 /// 200 while requests are served, else 503.
 pub(super) async fn health(State(state): State<Arc<AppState>>) -> Response {
     if state.health.phase() == Phase::Serving { StatusCode::OK.into_response() } else { error::unhealthy() }
+}
+
+/// What a prober is told beside the status.
+#[derive(Serialize)]
+struct Standing {
+    ok: bool,
+    phase: Phase,
+    /// What is being waited for, if anything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waiting_for: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hung: Option<Hung>,
+}
+
+impl Standing {
+    fn of(state: &AppState, ok: impl FnOnce(Phase, Option<&Hung>) -> bool) -> Self {
+        let (phase, hung) = (state.health.phase(), state.health.hung());
+        let ok = ok(phase, hung.as_ref());
+        let waits = matches!(phase, Phase::Starting | Phase::Recovering);
+        Self { ok, phase, waiting_for: waits.then(|| state.health.progress()), hung }
+    }
+}
+
+impl IntoResponse for Standing {
+    fn into_response(self) -> Response {
+        if self.ok {
+            return Json(self).into_response();
+        }
+        let retry = [(header::RETRY_AFTER, HeaderValue::from_static("1"))];
+        (StatusCode::SERVICE_UNAVAILABLE, retry, Json(self)).into_response()
+    }
+}
+
+/// 503 while a rank hangs that only its end can help. A group that loads, or is loaded again, is alive.
+pub(super) async fn livez(State(state): State<Arc<AppState>>) -> Response {
+    Standing::of(&state, |_, hung| hung.is_none()).into_response()
+}
+
+/// 503 while new requests should go elsewhere.
+pub(super) async fn readyz(State(state): State<Arc<AppState>>) -> Response {
+    Standing::of(&state, |phase, _| phase == Phase::Serving).into_response()
+}
+
+/// 503 until requests have been served for the first time.
+pub(super) async fn startupz(State(state): State<Arc<AppState>>) -> Response {
+    Standing::of(&state, |phase, _| phase != Phase::Starting).into_response()
 }
 
 /// The original's keys and its name for the program: clients tell servers apart by them.

@@ -11,6 +11,7 @@ import grpc
 import pytest
 from millrace_worker.pipeline import StepPipeline
 from millrace_worker.proto import worker_pb2
+from millrace_worker.pulse import Pulse
 from millrace_worker.rows import ParsedPlan
 
 SECONDS = 20.0
@@ -68,7 +69,8 @@ class Client:
 class Running:
     def __init__(self, pool: ThreadPoolExecutor, engine: HeldEngine) -> None:
         self.engine, self.client, self.deaths = engine, Client(), []
-        self.pipeline = StepPipeline(engine, self.deaths.append)
+        self.pulse = Pulse()
+        self.pipeline = StepPipeline(engine, self.deaths.append, self.pulse)
         threading.Thread(target=self.pipeline.read, args=(self.client,), daemon=True).start()
         self.computing = pool.submit(self.pipeline.compute)
         self.results = self.pipeline.results()
@@ -100,6 +102,22 @@ def test_results_keep_the_order_of_the_plans_and_one_thread_computes(running: Ru
     assert [result.step for result in running.results] == list(range(1, 201))
     assert running.engine.threads == {"compute_0"}
     assert running.engine.resets == 1
+
+
+def test_the_pulse_tells_a_step_that_runs_from_steps_that_are_done(running: Running) -> None:
+    running.client.send(1)
+    assert running.engine.begun.get(timeout=SECONDS) == 1
+    assert (running.pulse.is_computing, running.pulse.progress) == (True, 0)
+    running.engine.gate.release()
+    assert running.next_step() == 1
+    running.client.send(2)
+    assert running.engine.begun.get(timeout=SECONDS) == 2
+    assert (running.pulse.is_computing, running.pulse.progress) == (True, 1)
+    running.engine.gate.release()
+    assert running.next_step() == 2
+    running.client.close()
+    running.computing.result(SECONDS)
+    assert (running.pulse.is_computing, running.pulse.progress) == (False, 2)
 
 
 def test_a_plan_is_parsed_while_another_step_runs_and_a_result_is_sent_while_the_next_runs(running: Running) -> None:

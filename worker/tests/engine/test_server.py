@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -218,6 +219,37 @@ def test_a_stale_socket_is_replaced_and_a_living_one_respected(
     assert second.exit_status() == 1
     assert "another worker listens" in second.errors.read_text()
     assert first.describe().rank == 0
+
+
+def test_a_stopped_process_has_no_pulse_and_a_running_one_tells_its_stacks(
+    workers: list[Worker], folder: Path, reference: Reference
+) -> None:
+    worker = Worker(folder, reference.path, {"MILLRACE_GENERATION": "7"})
+    workers.append(worker)
+    beat = worker.stub.Beat(worker_pb2.BeatRequest(), wait_for_ready=True, timeout=SECONDS)
+    assert (beat.generation, beat.total) == (7, 3)
+    assert (beat.done, beat.stage != "") <= (3, True)
+    worker.describe()
+    beat = worker.stub.Beat(worker_pb2.BeatRequest(), timeout=SECONDS)
+    assert (beat.progress, beat.is_computing, beat.stage, beat.done) == (0, False, "", 3)
+    worker.stub.Prepare(PREPARE, timeout=SECONDS)
+    stream, book = Stream(worker), PlanBook(worker.describe().page_size, 40)
+    assert _generate(stream, book, [1, 2, 3], 5) == reference.greedy([1, 2, 3], 5)
+    assert worker.stub.Beat(worker_pb2.BeatRequest(), timeout=SECONDS).progress == 5
+    worker.process.send_signal(signal.SIGUSR1)
+    deadline = time.monotonic() + SECONDS
+    while "in compute" not in (stacks := worker.errors.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert "pipeline.py" in stacks
+    worker.process.send_signal(signal.SIGSTOP)
+    status = Path(f"/proc/{worker.process.pid}/status")
+    while "T (stopped)" not in status.read_text() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    with pytest.raises(grpc.RpcError, match="Deadline Exceeded"):
+        worker.stub.Beat(worker_pb2.BeatRequest(), timeout=0.5)
+    worker.process.send_signal(signal.SIGCONT)
+    assert worker.stub.Beat(worker_pb2.BeatRequest(), timeout=SECONDS).progress == 5
+    stream.close()
 
 
 def _two_ranks(workers: list[Worker], folder: Path, reference: Reference) -> tuple[Worker, Worker]:

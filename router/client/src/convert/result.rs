@@ -29,6 +29,10 @@ impl Outline {
         }
     }
 
+    pub(crate) fn num_sequences(&self) -> usize {
+        self.work.len()
+    }
+
     fn concerns(&self, sequence: SequenceId) -> bool {
         self.admitted.contains(&sequence) || self.work.iter().any(|work| work.sequence == sequence)
     }

@@ -14,6 +14,7 @@ pub use server::ServedFake;
 pub use worker::{FakeOptions, FakeWorker, Fault, Malformation};
 
 use crate::connection::{Client, Unreachable};
+use crate::pulse::Vitals;
 use crate::sharded::{Connected, StartError, Workers};
 use service::{Death, FakeService};
 
@@ -22,6 +23,7 @@ use service::{Death, FakeService};
 #[derive(Clone, Debug)]
 pub struct FakeGroup {
     ranks: Vec<FakeWorker>,
+    vitals: Vitals,
 }
 
 impl FakeGroup {
@@ -32,7 +34,7 @@ impl FakeGroup {
 
     pub fn new(options: &FakeOptions, world_size: u32) -> Self {
         let rank = |rank| FakeWorker::of_group(options.clone(), rank, world_size);
-        Self { ranks: (0..world_size).map(rank).collect() }
+        Self { ranks: (0..world_size).map(rank).collect(), vitals: Vitals::default() }
     }
 
     /// Panics when there is no such rank.
@@ -53,6 +55,10 @@ impl Workers for FakeGroup {
             return Err(StartError::Unreachable { rank, cause });
         }
         let client = |worker: &FakeWorker| Client::over(FakeService::server(worker.clone(), Death::Status));
-        Connected::meet(self.ranks.iter().map(client).collect()).await
+        Connected::meet(self.ranks.iter().map(client).collect(), &self.vitals).await
+    }
+
+    fn vitals(&self) -> &Vitals {
+        &self.vitals
     }
 }

@@ -64,6 +64,20 @@ impl Worker for FakeService {
         }))
     }
 
+    async fn beat(&self, _: Request<v1::BeatRequest>) -> Result<Response<v1::Heartbeat>, Status> {
+        let worker = &self.worker;
+        worker.has_a_pulse().await;
+        let (stage, done) = if worker.is_loaded() { ("", 1) } else { ("loading the weights", 0) };
+        Ok(Response::new(v1::Heartbeat {
+            progress: worker.steps(),
+            is_computing: false,
+            generation: worker.generation(),
+            stage: stage.to_owned(),
+            done,
+            total: 1,
+        }))
+    }
+
     async fn prepare(&self, request: Request<PrepareRequest>) -> Result<Response<Prepared>, Status> {
         self.worker.loaded().await;
         if let Some(message) = self.worker.refusal() {
@@ -178,6 +192,7 @@ impl Run {
             Some(Fault::Hang) => self.worker.released().await,
             _ => {}
         }
+        self.worker.has_a_pulse().await;
         let mut result = self.compute(plan, fault).map_err(|violation| {
             let status = Status::internal(format!("step {}: {violation}", plan.step));
             self.worker.report([format!("rank {}: {}", self.worker.rank(), status.message())]);

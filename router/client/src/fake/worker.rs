@@ -94,6 +94,8 @@ struct Shared {
     violations: Mutex<Vec<String>>,
     reachable: AtomicBool,
     released: Notify,
+    /// Stopped: it answers nothing.
+    stopped: watch::Sender<bool>,
     /// How often it has died.
     deaths: watch::Sender<u64>,
     steps: AtomicU64,
@@ -120,6 +122,7 @@ impl FakeWorker {
             violations: Mutex::default(),
             reachable: AtomicBool::new(true),
             released: Notify::new(),
+            stopped: watch::Sender::new(false),
             deaths: watch::Sender::new(0),
             steps: AtomicU64::new(0),
             computed_tokens: AtomicU64::new(0),
@@ -162,6 +165,11 @@ impl FakeWorker {
         self.shared.deaths.send_modify(|deaths| *deaths += 1);
     }
 
+    /// Like SIGSTOP and SIGCONT: a stopped one begins no step and answers nothing, and its sockets stay open.
+    pub fn stop(&self, stopped: bool) {
+        self.shared.stopped.send_replace(stopped);
+    }
+
     /// Ends a hang, the present one or else the next.
     pub fn release(&self) {
         self.shared.released.notify_one();
@@ -196,6 +204,21 @@ impl FakeWorker {
 
     pub(super) fn world_size(&self) -> u32 {
         self.shared.world_size
+    }
+
+    /// As a launcher would count: one more after every death.
+    pub(super) fn generation(&self) -> u32 {
+        *self.shared.deaths.borrow() as u32 + 1
+    }
+
+    /// Waits while it is stopped.
+    pub(super) async fn has_a_pulse(&self) {
+        // The sender lives as long as this handle.
+        let _ = self.shared.stopped.subscribe().wait_for(|stopped| !stopped).await;
+    }
+
+    pub(super) fn is_loaded(&self) -> bool {
+        Instant::now() >= self.shared.started + self.options().load_time
     }
 
     /// Differs after every death.

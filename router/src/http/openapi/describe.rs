@@ -189,6 +189,11 @@ pub(in crate::http) fn health(id: &'static str) -> Operation {
     )
 }
 
+pub(in crate::http) fn standing(id: &'static str, what: &'static str) -> Operation {
+    let body = || [(JSON, json!({ "type": "object" }))];
+    Operation::get(Group::Operation, id, what).answers(200, "It is so", &body()).answers(503, "It is not", &body())
+}
+
 pub(in crate::http) fn metrics() -> Operation {
     Operation::get(Group::Operation, "metrics", "Counters and histograms for Prometheus").answers(
         200,

@@ -4,7 +4,7 @@ use axum::http::StatusCode;
 use serde_json::{Value, json};
 
 use super::harness::{LIMITS, Server};
-use crate::health::{Health, ServedModel};
+use crate::health::{Health, Hung, ServedModel};
 
 const POSTS: [&str; 9] = [
     "/",
@@ -25,6 +25,32 @@ async fn health_is_empty_while_the_server_serves() {
         let answer = server.get(path).await;
         assert_eq!((answer.status, answer.body.as_str()), (StatusCode::OK, ""), "{path}");
     }
+}
+
+#[tokio::test]
+async fn probers_are_told_where_the_server_stands() {
+    let server = Server::start();
+    let standing = async || {
+        let mut told = Vec::new();
+        for path in ["/livez", "/readyz", "/startupz", "/health"] {
+            told.push(server.get(path).await.status.as_u16());
+        }
+        told
+    };
+    assert_eq!(standing().await, [200, 200, 200, 200]);
+    assert_eq!(server.get("/livez").await.json(), json!({ "ok": true, "phase": "serving" }));
+    server.health.recover();
+    assert_eq!(standing().await, [200, 503, 200, 503], "workers that are replaced are no reason to end the server");
+    let hung = Hung { rank: 1, generation: 2, reason: "why".to_owned(), report: "what".to_owned() };
+    server.health.hang(hung);
+    assert_eq!(standing().await, [503, 503, 200, 503]);
+    let answer = server.get("/livez").await;
+    let expected = json!({ "rank": 1, "generation": 2, "reason": "why", "report": "what" });
+    assert_eq!((answer.header("retry-after"), &answer.json()["hung"]), (Some("1"), &expected));
+    server.health.serve(LIMITS);
+    assert_eq!(standing().await, [200, 200, 200, 200]);
+    server.health.drain();
+    assert_eq!(standing().await, [200, 503, 200, 503]);
 }
 
 #[tokio::test]

@@ -1,0 +1,130 @@
+//! The pulse of every rank: each is asked twice a second where it stands, whatever it computes.
+//!
+//! Silence is counted in ticks in which an answer was awaited, not in differences of clocks: a router that was itself
+//! stopped for a while must not take its own pause for that of its workers.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use crate::connection::Client;
+use crate::v1::Heartbeat;
+
+/// Between an answer and the next question.
+const BEAT: Duration = Duration::from_millis(500);
+/// How often waiting for an answer is counted.
+const TICK: Duration = Duration::from_millis(250);
+/// A rank that has not answered for so long does not run any more.
+pub const SILENCE: Duration = Duration::from_millis(3500);
+/// The same while a rank loads: importing libraries can keep Python's other threads waiting.
+pub const LOADING_SILENCE: Duration = Duration::from_secs(30);
+
+/// What is known of one rank's process.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Vital {
+    /// Of its group, as the launcher counts; 0: nobody does, or it has not answered yet.
+    pub generation: u32,
+    /// Steps that it has finished.
+    pub progress: u64,
+    pub is_computing: bool,
+    /// What it does before it can be prepared; then empty.
+    pub stage: String,
+    pub done: u64,
+    pub total: u64,
+    /// For how long an answer has been awaited.
+    pub silent: Duration,
+}
+
+impl Vital {
+    fn said(beat: Heartbeat) -> Self {
+        let Heartbeat { progress, is_computing, generation, stage, done, total } = beat;
+        Self { generation, progress, is_computing, stage, done, total, silent: Duration::ZERO }
+    }
+}
+
+/// The vitals of all ranks, by rank. Clones are handles on the same ones.
+#[derive(Clone, Debug, Default)]
+pub struct Vitals(Arc<Mutex<Vec<Vital>>>);
+
+impl Vitals {
+    pub fn all(&self) -> Vec<Vital> {
+        self.lock().clone()
+    }
+
+    /// The first rank that has been silent for `limit`.
+    pub fn silent(&self, limit: Duration) -> Option<usize> {
+        self.lock().iter().position(|vital| vital.silent >= limit)
+    }
+
+    /// The rank that has finished the fewest steps: the one that the others wait for.
+    pub(crate) fn slowest(&self) -> usize {
+        let vitals = self.lock();
+        (0..vitals.len()).min_by_key(|&rank| vitals[rank].progress).unwrap_or(0)
+    }
+
+    pub(crate) fn generation(&self, rank: usize) -> u32 {
+        self.lock().get(rank).map_or(0, |vital| vital.generation)
+    }
+
+    /// A rank has shown otherwise that it runs.
+    pub(crate) fn heard(&self, rank: usize) {
+        self.change(rank, |vital| vital.silent = Duration::ZERO);
+    }
+
+    fn change(&self, rank: usize, change: impl FnOnce(&mut Vital)) {
+        if let Some(vital) = self.lock().get_mut(rank) {
+            change(vital);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Vital>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Keeps the vitals of a group up to date until the last clone is dropped.
+#[derive(Clone, Debug)]
+pub(crate) struct Pulse {
+    pub(crate) vitals: Vitals,
+    /// Aborts its tasks when dropped.
+    _listeners: Arc<JoinSet<()>>,
+}
+
+impl Pulse {
+    /// Listens to these ranks, in their order. What was known of earlier ones is forgotten.
+    pub(crate) fn of(clients: &[Client], vitals: Vitals) -> Self {
+        *vitals.lock() = vec![Vital::default(); clients.len()];
+        let mut listeners = JoinSet::new();
+        for (rank, client) in clients.iter().enumerate() {
+            listeners.spawn(listen(client.clone(), rank, vitals.clone()));
+        }
+        Self { vitals, _listeners: Arc::new(listeners) }
+    }
+}
+
+async fn listen(client: Client, rank: usize, vitals: Vitals) {
+    loop {
+        let answer = client.beat();
+        tokio::pin!(answer);
+        let mut tick = Instant::now() + TICK;
+        loop {
+            tokio::select! {
+                biased;
+                beat = &mut answer => {
+                    vitals.change(rank, |vital| match beat {
+                        Ok(beat) => *vital = Vital::said(beat),
+                        Err(_) => vital.silent += BEAT,
+                    });
+                    break;
+                }
+                () = sleep_until(tick) => {
+                    vitals.change(rank, |vital| vital.silent += TICK);
+                    tick = Instant::now() + TICK;
+                }
+            }
+        }
+        sleep(BEAT).await;
+    }
+}
