@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 import streams
+
 from conftest import Launch, Server
 
 LIMITS = ("--dtype", "float32", "--max-total-tokens", "512", "--max-input-tokens", "300")
