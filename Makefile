@@ -17,7 +17,7 @@ STUBS := worker/millrace_worker/proto/worker_pb2.py
 RUST := $(shell find router proto -name '*.rs' -o -name '*.toml' -o -name '*.proto' | grep -v /target/) Cargo.toml Cargo.lock
 KERNELS := $(shell find worker/kernels -name '*.rs' -o -name '*.toml' -o -name '*.pyi') Cargo.toml Cargo.lock
 # One torch thread in tests: on few cores two threads per process run far slower than one.
-# Processes for tests: `conftest.py` says which tests stay together.
+# Processes for tests: the `conftest.py` at the top of each group of tests says which of them stay together.
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist loadgroup
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false MILLRACE_ROUTER=$(CURDIR)/target/debug/millrace-router

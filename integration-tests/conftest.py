@@ -21,6 +21,13 @@ import pytest
 START_SECONDS = 120.0
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Parallel processes (`pytest -n 2 --dist loadgroup`) take whole modules, whose tests share servers."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
+
+
 @dataclass
 class Server:
     """One running launcher."""

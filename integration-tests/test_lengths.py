@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import checkpoints
+import httpx
+import pytest
+import torch
 from conftest import Launch, Server
 from test_parity import prompt_of
 
@@ -55,3 +59,36 @@ def test_a_sequence_that_crosses_the_switch_goes_on_as_transformers_does(tmp_pat
         for future in crossing:
             future.result()
     assert server.metric("millrace_position_switches_total") > 0
+
+
+@pytest.mark.parametrize("kind", ["linear", "dynamic"])
+def test_flags_stretch_positions_as_the_configuration_would(kind: str, tmp_path: Path, launch: Launch) -> None:
+    """Four times the original context: `/info` says so, and what lies beyond it is what transformers computes."""
+    original, factor = 40, 4.0
+    folder = checkpoints.make(tmp_path / "model", "llama", max_position_embeddings=original)
+    server = launch(folder, "--dtype", "float32", "--rope-scaling", kind, "--rope-factor", str(factor))
+    info = httpx.get(f"{server.url}/info", timeout=10).json()
+    assert info["max_total_tokens"] == original * factor
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["rope_parameters"] = {"rope_type": kind, "rope_theta": 10000.0, "factor": factor}
+    path.write_text(json.dumps(config), encoding="utf-8")
+    for length in (20, 30, 70, 130):
+        text, ids = prompt_of(length)
+        # A model of its own for each: transformers keeps the frequencies of the longest sequence that it has seen.
+        expected = token_by_token(checkpoints.Reference(folder).model, ids, 24)
+        details: dict[str, Any] = server.generate(text, max_new_tokens=24, details=True)["details"]
+        assert [token["id"] for token in details["tokens"]] == expected
+
+
+@torch.no_grad()
+def token_by_token(model: Any, prompt: list[int], steps: int) -> list[int]:
+    """Greedy, from a cache: dynamic frequencies are those of the sequence that ends with a token."""
+    cache, logits, found = None, torch.empty(0), list[int]()
+    for token in prompt:
+        output = model(torch.tensor([[token]]), past_key_values=cache, use_cache=True)
+        cache, logits = output.past_key_values, output.logits
+    while len(found) < steps and checkpoints.SIZES["eos_token_id"] not in found:
+        found.append(int(logits[0, -1].argmax()))
+        logits = model(torch.tensor([found[-1:]]), past_key_values=cache, use_cache=True).logits
+    return found

@@ -24,6 +24,7 @@ DBRX = {
         "moe_normalize_expert_weights": 2.0,
     },
 }
+DBRX_ODD = DBRX | {"ffn_config": DBRX["ffn_config"] | {"ffn_hidden_size": 45}}
 GPT_OSS = GATED | EXPERTS | {"num_local_experts": 5, "head_dim": 32, "sliding_window": 9, "swiglu_limit": 0.7}
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 40}
 GPT_OSS |= {"rope_parameters": YARN | {"truncate": False, "beta_fast": 8.0, "beta_slow": 1.0}}
@@ -48,6 +49,7 @@ CASES = {
         unmissed=("layers.mlp.top_k",),
     ),
     "dbrx": Case("dbrx", DBRX),
+    "dbrx, 45 columns of each expert": Case("dbrx", DBRX_ODD, ranks=(1, 2, 4), backend=False),
     "qwen2-moe": Case("qwen2_moe", QWEN | SHARED, thorough=True, ranks=(1, 2, 4)),
     "qwen2-moe, normalized, alternating": Case(
         "qwen2_moe", QWEN | SHARED | {"norm_topk_prob": True, "decoder_sparse_step": 2}
