@@ -63,6 +63,9 @@ struct Document<'a> {
     /// Whether a schema with `properties` and without `type` may be taken to mean objects, as the original took it. Beside
     /// `oneOf` it would be wrong: what fits one option of a narrowed schema may fit two of the schema as written.
     narrows: bool,
+    /// Whether an object with `properties` and without `additionalProperties` has these only, as the original had it. Where
+    /// schemas are merged it would be wrong: the other one may name further properties.
+    closes: bool,
     /// The new names of what is referred to, by the reference as written, and what each weighs.
     names: HashMap<String, (String, Weight)>,
     definitions: Map<String, Value>,
@@ -77,7 +80,8 @@ impl<'a> Document<'a> {
     fn new(root: &'a Value) -> Self {
         Self {
             root,
-            narrows: !mentions_one_of(root),
+            narrows: !any_object(root, &|fields| fields.contains_key("oneOf")),
+            closes: !any_object(root, &merges),
             names: HashMap::new(),
             definitions: Map::new(),
             schemas: 0,
@@ -188,6 +192,11 @@ impl<'a> Document<'a> {
         if let Some(step) = rewritten.get("multipleOf") {
             self.steps.take(step, &format!("{place}/multipleOf"))?;
         }
+        let says_more = ["additionalProperties", "patternProperties", "minProperties"];
+        if self.closes && fields.contains_key("properties") && !says_more.iter().any(|name| fields.contains_key(*name))
+        {
+            rewritten.insert("additionalProperties".to_owned(), Value::Bool(false));
+        }
         let is_open = !["type", "enum", "const"].iter().any(|name| rewritten.contains_key(*name));
         if self.narrows && is_open && rewritten.contains_key("properties") {
             rewritten.insert("type".to_owned(), json!("object"));
@@ -289,12 +298,22 @@ fn allow(count: usize, most: usize, kind: &str, place: &str) -> Result<(), Gramm
     Ok(())
 }
 
-fn mentions_one_of(value: &Value) -> bool {
+/// Whether `holds` of any object in a document, be it a schema or not.
+fn any_object(value: &Value, holds: &dyn Fn(&Map<String, Value>) -> bool) -> bool {
     match value {
-        Value::Object(fields) => fields.iter().any(|(name, value)| name == "oneOf" || mentions_one_of(value)),
-        Value::Array(items) => items.iter().any(mentions_one_of),
+        Value::Object(fields) => holds(fields) || fields.values().any(|field| any_object(field, holds)),
+        Value::Array(items) => items.iter().any(|item| any_object(item, holds)),
         _ => false,
     }
+}
+
+/// Whether a schema is one of several that a value must hold to at once; `oneOf` asks what each of them leaves out.
+fn merges(fields: &Map<String, Value>) -> bool {
+    const OF_OBJECTS: [&str; 4] = ["properties", "required", "additionalProperties", "patternProperties"];
+    let is_applied = ["$ref", "anyOf", "allOf"].iter().filter(|name| fields.contains_key(**name)).count();
+    let is_list = fields.get("allOf").and_then(Value::as_array).is_some_and(|all| all.len() > 1);
+    let has_own = OF_OBJECTS.iter().any(|name| fields.contains_key(*name));
+    fields.contains_key("oneOf") || is_list || is_applied > 1 || (is_applied > 0 && has_own)
 }
 
 /// A name as it stands in a JSON pointer (RFC 6901).

@@ -132,6 +132,29 @@ fn properties_mean_an_object_unless_that_would_widen_a_choice() {
 }
 
 #[test]
+fn an_object_has_the_properties_it_lists_unless_schemas_are_merged() {
+    let both = "{\"a\":1,\"b\":2}";
+    let a = json!({ "type": "object", "properties": { "a": { "type": "integer" } }, "required": ["a"] });
+    let allows = |schema: Value| allows(&Grammar::Json(schema), both);
+    let with = |name: &str, value: Value| {
+        let mut schema = a.clone();
+        schema[name] = value;
+        schema
+    };
+    let b = json!({ "type": "object", "properties": { "b": {} }, "required": ["b"] });
+    assert!(!allows(a.clone()));
+    assert!(!allows(json!({ "anyOf": [a, b] })));
+    assert!(!allows(json!({ "$ref": "#/$defs/a", "$defs": { "a": a } })));
+    assert!(allows(with("additionalProperties", json!(true))));
+    assert!(allows(with("patternProperties", json!({ "b": {} }))));
+    assert!(allows(with("anyOf", json!([b]))));
+    assert!(allows(json!({ "allOf": [a, b] })));
+    // Of these two, what fits the closed form of one could fit the other as it is written.
+    let loose = json!({ "oneOf": [a, { "type": "object", "properties": { "c": {} } }] });
+    assert!(compile(&Grammar::Json(loose)).is_err());
+}
+
+#[test]
 fn numbers_hold_to_their_limits_exactly() {
     let allows = |schema: &Value, text: &str| allows(&Grammar::Json(schema.clone()), text);
     for (schema, good, bad) in [
