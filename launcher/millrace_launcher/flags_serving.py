@@ -9,6 +9,23 @@ from millrace_launcher.flag import Flag, Group, Status, Target, row
 
 _ROUTER = (Target.ROUTER,)
 
+TOOL_CALL_PARSERS = (
+    "hermes",
+    "qwen3_coder",
+    "glm",
+    "llama3_json",
+    "pythonic",
+    "mistral",
+    "deepseek",
+    "kimi",
+    "harmony",
+    "command_r",
+    "granite",
+    "nemotron",
+    "json",
+)
+REASONING_PARSERS = ("think", "deepseek_r1", "mistral", "command_a", "granite", "seed", "harmony")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServingFlags:
@@ -54,6 +71,24 @@ class ServingFlags:
             "Allow log-probabilities of prompt tokens.",
             status=Status.NO_EFFECT,
             note="they are always allowed; what they need in memory is bounded",
+            targets=_ROUTER,
+        ),
+    )
+    tool_call_parser: str = row(
+        "auto",
+        Flag(
+            Group.REQUESTS,
+            v.one_of("auto", "none", *TOOL_CALL_PARSERS),
+            "How the model writes calls of tools; auto: as its chat template does.",
+            targets=_ROUTER,
+        ),
+    )
+    reasoning_parser: str = row(
+        "auto",
+        Flag(
+            Group.REQUESTS,
+            v.one_of("auto", "none", *REASONING_PARSERS),
+            "How the model writes its thoughts; auto: as its chat template does.",
             targets=_ROUTER,
         ),
     )

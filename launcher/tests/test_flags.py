@@ -42,13 +42,15 @@ enable-prefill-logprobs ENABLE_PREFILL_LOGPROBS false
 graceful-termination-timeout GRACEFUL_TERMINATION_TIMEOUT 90
 """
 OURS = {
-    "served-model-name",
-    "strict-model-names",
+    "dump-folder",
+    "hung-step-seconds",
     "kv-cache-memory",
     "model-impl",
     "prefix-caching",
-    "hung-step-seconds",
-    "dump-folder",
+    "reasoning-parser",
+    "served-model-name",
+    "strict-model-names",
+    "tool-call-parser",
 }
 
 

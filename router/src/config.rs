@@ -9,6 +9,8 @@ use clap::Parser;
 use clap::builder::BoolishValueParser;
 use tokio::sync::Semaphore;
 
+use crate::tools::{ReasoningFamily, ToolFamily, Wish};
+
 /// What an operator decided. Read once at start, then shared read-only.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "millrace-router", version, about = "Millrace's HTTP server: validates, schedules and streams")]
@@ -44,6 +46,13 @@ pub struct Config {
     /// Ranks in the tensor-parallel group.
     #[arg(long, env, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub num_shard: u32,
+
+    /// How the model writes calls of tools: auto (by its chat template), none, or a family's name.
+    #[arg(long, env, default_value = "auto")]
+    pub tool_call_parser: Wish<ToolFamily>,
+    /// How the model writes its thoughts: auto (by its chat template), none, or a family's name.
+    #[arg(long, env, default_value = "auto")]
+    pub reasoning_parser: Wish<ReasoningFamily>,
 
     /// Requests inside the server before newcomers get 429.
     #[arg(long, env, default_value_t = 128)]

@@ -15,6 +15,8 @@ pub struct ValidRequest {
     /// One entry per sequence: the same parameters with different seeds.
     pub sampling: Vec<Arc<Sampling>>,
     pub stopping: Stopping,
+    /// Control tokens whose text is shown: what reads the output knows them.
+    pub shown: Arc<[u32]>,
     /// Answer the logprob of each prompt token.
     pub prompt_logprobs: bool,
     /// When the request reached the server, and when it had been checked.

@@ -152,6 +152,21 @@ impl TextModel {
         self.chat.render(conversation)
     }
 
+    /// The source of the chat template for a conversation with or without tools.
+    pub fn chat_template(&self, with_tools: bool) -> Option<&str> {
+        self.chat.source(with_tools.then(|| serde_json::json!([])))
+    }
+
+    /// Whether the chat template tells the model which tools there are.
+    pub fn shows_tools(&self) -> bool {
+        self.chat.shows_tools()
+    }
+
+    /// The id of a token by its text.
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.tokenizer.token_to_id(token)
+    }
+
     /// As `render`, with its tokens and the bytes of the prompt behind each token.
     pub fn chat_spans(&self, conversation: &Conversation) -> Result<ChatSpans, ChatError> {
         self.chat.spans(conversation)

@@ -32,19 +32,27 @@ pub struct SequenceText {
     recent_kept: usize,
     /// All visible text.
     generated: String,
-    /// Bytes of it that have been shown.
-    shown: usize,
+    /// Bytes of it that have been passed on.
+    passed: usize,
     stopped: bool,
     max_stop_length: usize,
+    /// Special tokens that are visible all the same.
+    shown: Arc<[u32]>,
 }
 
 impl SequenceText {
     /// For a sequence that continues `prompt`, so that a leading space is kept where the tokenizer would strip it from a
     /// text of its own.
     pub fn new(detokenizer: Arc<Detokenizer>, prompt: &[u32], stop: StopStrings) -> Self {
+        Self::showing(detokenizer, prompt, stop, &Arc::from([]))
+    }
+
+    /// As `new`, with some special tokens visible.
+    pub fn showing(detokenizer: Arc<Detokenizer>, prompt: &[u32], stop: StopStrings, shown: &Arc<[u32]>) -> Self {
+        let is_hidden = |id: u32| detokenizer.is_special(id) && !shown.contains(&id);
         let context = &prompt[prompt.len().saturating_sub(CONTEXT_TOKENS)..];
         // However many special tokens a prompt ends with, text before them is what visible text follows.
-        let visible = prompt.iter().rev().filter(|id| !detokenizer.is_special(**id)).take(CONTEXT_TOKENS);
+        let visible = prompt.iter().rev().filter(|id| !is_hidden(**id)).take(CONTEXT_TOKENS);
         let mut without_special: Vec<u32> = visible.copied().collect();
         without_special.reverse();
         let differs = without_special != context;
@@ -56,7 +64,8 @@ impl SequenceText {
             recent: VecDeque::new(),
             recent_kept: 0,
             generated: String::new(),
-            shown: 0,
+            passed: 0,
+            shown: Arc::clone(shown),
             stopped: false,
             detokenizer,
         }
@@ -65,11 +74,12 @@ impl SequenceText {
     /// The next token. Not to be called again after a stop string was found.
     pub fn push(&mut self, id: u32) -> Piece {
         let special = self.detokenizer.is_special(id);
-        if special && self.visible.is_none() {
+        let is_hidden = special && !self.shown.contains(&id);
+        if is_hidden && self.visible.is_none() {
             self.visible = Some(self.kept.clone());
         }
         let text = self.kept.push(id, &self.detokenizer.decoding);
-        let num_visible = self.push_visible(id, special, &text);
+        let num_visible = self.push_visible(id, is_hidden, &text);
         if self.search.is_empty() {
             let delta = self.show(self.generated.len());
             return Piece { text, delta, special, stopped: false };
@@ -96,16 +106,16 @@ impl SequenceText {
         }
         let rest = self.visible.as_mut().unwrap_or(&mut self.kept).finish(&self.detokenizer.decoding);
         self.generated.push_str(&rest);
-        let delta = self.generated[self.shown..].to_owned();
+        let delta = self.generated[self.passed..].to_owned();
         (self.generated, delta)
     }
 
     /// Appends the token's visible text; answers its bytes.
-    fn push_visible(&mut self, id: u32, special: bool, kept: &str) -> usize {
+    fn push_visible(&mut self, id: u32, is_hidden: bool, kept: &str) -> usize {
         let before = self.generated.len();
         match &mut self.visible {
             None => self.generated.push_str(kept),
-            Some(_) if special => {}
+            Some(_) if is_hidden => {}
             Some(stream) => self.generated.push_str(&stream.push(id, &self.detokenizer.decoding)),
         }
         self.generated.len() - before
@@ -141,9 +151,9 @@ impl SequenceText {
 
     /// Shows the visible text up to `end`.
     fn show(&mut self, end: usize) -> String {
-        let end = end.max(self.shown).min(self.generated.len());
-        let delta = self.generated.get(self.shown..end).unwrap_or_default().to_owned();
-        self.shown = end;
+        let end = end.max(self.passed).min(self.generated.len());
+        let delta = self.generated.get(self.passed..end).unwrap_or_default().to_owned();
+        self.passed = end;
         delta
     }
 }

@@ -267,6 +267,17 @@ fn a_stop_string_may_name_a_special_token() {
 }
 
 #[test]
+fn only_the_control_tokens_that_are_named_are_shown() {
+    let tokenizer = byte_level();
+    let detokenizer = Arc::new(Detokenizer::new(&tokenizer));
+    let ids = [ids_of(&tokenizer, "a"), vec![1], ids_of(&tokenizer, "b"), vec![0]].concat();
+    let mut text = SequenceText::showing(detokenizer, &[0], StopStrings::new(&["</x".into()]), &Arc::from([1]));
+    let deltas: String = ids.into_iter().map(|id| text.push(id).delta).collect();
+    let (generated, rest) = text.finish();
+    assert_eq!((deltas + &rest, generated), ("a<end of it>b".to_owned(), "a<end of it>b".to_owned()));
+}
+
+#[test]
 fn text_is_held_back_only_while_it_may_become_a_stop_string() {
     let tokenizer = byte_level();
     let detokenizer = Arc::new(Detokenizer::new(&tokenizer));

@@ -109,7 +109,8 @@ impl Requests {
         let stop = StopStrings::new(&request.stopping.stop);
         let group = GroupId::of(&mailbox);
         for (index, (id, sampling)) in ids.iter().zip(&request.sampling).enumerate() {
-            let text = SequenceText::new(Arc::clone(&self.detokenizer), &request.prompt, stop.clone());
+            let text =
+                SequenceText::showing(Arc::clone(&self.detokenizer), &request.prompt, stop.clone(), &request.shown);
             let seed = sampling.do_sample.then_some(sampling.seed);
             let entry = Entry { group, index, text, seed, num_generated: 0, started: None, first_token: None };
             self.entries.insert(*id, entry);

@@ -96,6 +96,7 @@ fn request(prompt: Vec<u32>, max_new_tokens: u32) -> ValidRequest {
         prompt,
         sampling: vec![Arc::new(Sampling::default())],
         stopping: Stopping { max_new_tokens, stop: Vec::new(), ignore_eos: false },
+        shown: Arc::from([]),
         prompt_logprobs: false,
         received: now,
         validated: now,

@@ -84,6 +84,9 @@ pub(super) struct Info {
     docker_label: Option<String>,
     /// Not of the original: who computes the model, what it has and lacks; null until the workers have said it.
     model: Option<ServedModel>,
+    /// Not of the original: how calls and thoughts are read out of the model's output.
+    tool_call_parser: &'static str,
+    reasoning_parser: &'static str,
 }
 
 pub(super) async fn info(State(state): State<Arc<AppState>>) -> Json<Info> {
@@ -105,6 +108,8 @@ pub(super) async fn info(State(state): State<Arc<AppState>>) -> Json<Info> {
         sha: None,
         docker_label: None,
         model: state.health.model(),
+        tool_call_parser: state.format.calls_name(),
+        reasoning_parser: state.format.reasoning_name(),
     })
 }
 

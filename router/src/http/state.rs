@@ -16,6 +16,7 @@ use crate::engine::api::EngineHandle;
 use crate::health::Health;
 use crate::telemetry::Metrics;
 use crate::tokenizer::TextModel;
+use crate::tools::Format;
 use crate::validation::Validator;
 
 /// Built once from the context.
@@ -28,6 +29,8 @@ pub(super) struct AppState {
     pub(super) detokenizer: Arc<Detokenizer>,
     pub(super) metrics: Metrics,
     pub(super) validator: Validator,
+    /// How the model writes calls and thoughts.
+    pub(super) format: Format,
     /// One permit per prompt inside the server.
     pub(super) places: Arc<Semaphore>,
     pub(super) counts: Arc<RequestMetrics>,
@@ -38,6 +41,8 @@ pub(super) struct AppState {
 impl AppState {
     pub(super) fn new(context: Context) -> Self {
         let Context { config, health, engine, text, detokenizer, metrics, places } = context;
+        let format = Format::of(&text, config.tool_call_parser, config.reasoning_parser);
+        tracing::info!(tool_calls = format.calls_name(), reasoning = format.reasoning_name(), "parsers of the output");
         let validator = Validator::new(&config, Arc::clone(&text));
         Self {
             places,
@@ -52,6 +57,7 @@ impl AppState {
             detokenizer,
             metrics,
             validator,
+            format,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use tokenizers::Tokenizer;
 
 use super::control_tokens::{ControlTokens, GOES_ON};
@@ -96,6 +96,7 @@ pub(super) struct Chat {
 struct Renderer {
     template: ChatTemplate,
     control: ControlTokens,
+    source: String,
 }
 
 impl Chat {
@@ -108,7 +109,7 @@ impl Chat {
         let renderer = |source: &str| {
             let control = ControlTokens::new(tokenizer, source)?;
             let template = ChatTemplate::compile(source, special_tokens).map_err(|error| error.to_string())?;
-            Ok(Renderer { template, control })
+            Ok(Renderer { template, control, source: source.to_owned() })
         };
         Self { renderers: templates.iter().map(|(name, source)| (name.clone(), renderer(source))).collect() }
     }
@@ -123,6 +124,25 @@ impl Chat {
         let renderer = self.renderer(conversation)?;
         let prompt = renderer.render(conversation)?;
         Ok(ChatSpans { spans: renderer.control.encode_spans(&prompt)?, text: ControlTokens::plain(&prompt) })
+    }
+
+    /// The template of a plain conversation, or of one with tools.
+    pub(super) fn source(&self, tools: Option<Value>) -> Option<&str> {
+        let renderer = self.renderer(&Conversation { tools, ..Conversation::default() });
+        renderer.ok().map(|renderer| renderer.source.as_str())
+    }
+
+    /// Whether the template tells the model which tools there are.
+    pub(super) fn shows_tools(&self) -> bool {
+        const NAME: &str = "probe_7c1f";
+        let parameters = json!({ "type": "object", "properties": {}, "required": [] });
+        let function = json!({ "name": NAME, "description": "Tries this out.", "parameters": parameters });
+        let conversation = Conversation {
+            messages: vec![json!({ "role": "user", "content": "a" })],
+            tools: Some(json!([{ "type": "function", "function": function }])),
+            ..Conversation::default()
+        };
+        self.render(&conversation).is_ok_and(|rendered| rendered.text.contains(NAME))
     }
 
     fn renderer(&self, conversation: &Conversation) -> Result<&Renderer, ChatError> {

@@ -35,6 +35,10 @@ pub(super) struct Sink {
     content: Trim,
     reasoning: Trim,
     outcome: Outcome,
+    /// Calls that may be told; further ones are left out.
+    most_calls: usize,
+    /// Inside a call that is left out.
+    is_muted: bool,
 }
 
 /// Blanks that stand until something follows them.
@@ -68,9 +72,9 @@ impl Trim {
 
 impl Sink {
     /// `holds`: blanks of the content that a call may follow wait.
-    pub(super) fn new(holds: bool) -> Self {
+    pub(super) fn new(holds: bool, most_calls: usize) -> Self {
         let reasoning = Trim { strips: true, holds: true, held: String::new() };
-        Self { content: Trim { holds, ..Trim::default() }, reasoning, ..Self::default() }
+        Self { content: Trim { holds, ..Trim::default() }, reasoning, most_calls, ..Self::default() }
     }
 
     pub(super) fn content(&mut self, text: &str) {
@@ -103,6 +107,10 @@ impl Sink {
     pub(super) fn begin(&mut self, name: String) {
         self.content.held.clear();
         self.content.strips = true;
+        self.is_muted = self.outcome.calls == self.most_calls;
+        if self.is_muted {
+            return;
+        }
         self.events.push(Event::Call { index: self.outcome.calls, name });
         self.outcome.calls += 1;
     }
@@ -116,7 +124,7 @@ impl Sink {
     pub(super) fn arguments(&mut self, text: &str) {
         let index = self.outcome.calls.saturating_sub(1);
         match self.events.last_mut() {
-            _ if text.is_empty() => {}
+            _ if text.is_empty() || self.is_muted => {}
             Some(Event::Arguments { index: last, fragment }) if *last == index => fragment.push_str(text),
             _ => self.events.push(Event::Arguments { index, fragment: text.to_owned() }),
         }
@@ -124,7 +132,7 @@ impl Sink {
 
     /// The arguments of the call that began last are whole.
     pub(super) fn end(&mut self) {
-        self.outcome.complete += 1;
+        self.outcome.complete += usize::from(!self.is_muted);
     }
 
     pub(super) fn outcome(&self) -> Outcome {

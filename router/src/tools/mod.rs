@@ -5,8 +5,10 @@
 //! begins when its name is known and its arguments are reached; what turns out to be none before that is content as a
 //! whole, and a call that breaks off after that stays as far as it came.
 
+mod bind;
 mod event;
 mod family;
+mod format;
 mod harmony;
 mod marked;
 mod named;
@@ -24,8 +26,10 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+pub use bind::Binding;
 pub use event::{Event, Outcome};
 pub use family::{Named, ReasoningFamily, ToolFamily, Wish};
+pub use format::Format;
 
 use event::Sink;
 use harmony::Harmony;
@@ -43,6 +47,10 @@ pub struct Tool {
     pub name: String,
     /// JSON schema of its arguments.
     pub parameters: Value,
+    /// What clients call the schema.
+    pub place: String,
+    /// Whether arguments must hold to the schema even if the model is free to call or not.
+    pub is_strict: bool,
 }
 
 impl Tools {
@@ -94,6 +102,8 @@ pub struct Reading {
     /// None where nothing may be called.
     pub calls: Option<(ToolFamily, Tools)>,
     pub reasoning: Option<ReasoningFamily>,
+    /// No more than one call is told.
+    pub is_single: bool,
 }
 
 impl Reading {
@@ -120,7 +130,12 @@ impl Reading {
             let is_inside = prompt.ends_with(thoughts.open) || family == ReasoningFamily::DeepSeekR1 && !is_closed;
             machine = Box::new(Thinking::new(thoughts, is_inside, machine));
         }
-        Reader { machine, sink: Sink::new(self.calls.is_some()) }
+        Reader { machine, sink: Sink::new(self.calls.is_some(), if self.is_single { 1 } else { usize::MAX }) }
+    }
+
+    /// Mistral's templates take ids of nine characters only.
+    pub fn has_short_ids(&self) -> bool {
+        self.calls.as_ref().is_some_and(|(family, _)| *family == ToolFamily::Mistral)
     }
 
     fn is_harmony(&self) -> bool {

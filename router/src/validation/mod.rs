@@ -107,6 +107,7 @@ impl Validator {
                 stop: parameters.stop.unwrap_or_default(),
                 ignore_eos: parameters.ignore_eos,
             },
+            shown: parameters.shown,
             prompt_logprobs: parameters.decoder_input_details == Some(true) || parameters.prompt_logprobs,
             received,
             validated: Instant::now(),

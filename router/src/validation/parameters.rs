@@ -100,6 +100,9 @@ pub struct Parameters {
     /// As `decoder_input_details`, also when streaming.
     #[serde(skip)]
     pub prompt_logprobs: bool,
+    /// Control tokens whose text is shown; others never are.
+    #[serde(skip)]
+    pub shown: Arc<[u32]>,
 }
 
 /// A route family's names for the fields that are called differently elsewhere.
@@ -121,6 +124,9 @@ impl Names {
     };
     pub const COMPLETIONS: Self =
         Self { prompt: "prompt", max_new_tokens: "max_tokens", grammar: "response_format", shorten: "shorten it" };
+    /// A chat that must call a tool.
+    pub const CALLS: Self =
+        Self { prompt: "messages", max_new_tokens: "max_tokens", grammar: "tools", shorten: "shorten them" };
     pub const CHAT: Self =
         Self { prompt: "messages", max_new_tokens: "max_tokens", grammar: "response_format", shorten: "shorten them" };
 }

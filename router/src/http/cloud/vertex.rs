@@ -14,10 +14,10 @@ use crate::http::admission::{admit_all, further_places, receive};
 use crate::http::body;
 use crate::http::collect::collect;
 use crate::http::error::ApiError;
-use crate::http::openai::OpenAiRequest;
+use crate::http::openai::{Chat, OpenAiRequest};
 use crate::http::state::{AppState, Arrival};
 use crate::http::wire::GenerateRequest;
-use crate::validation::{Ask, Names, Prompt};
+use crate::validation::{Ask, Names, Parameters, Prompt};
 
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(expecting = "an object with `instances`")]
@@ -43,7 +43,7 @@ pub(in crate::http) async fn vertex(
         return Err(ApiError::Special { kind: "Input validation error", field: "instances", problem });
     }
     place.merge(further_places(&state, instances.len(), "instances")?);
-    let asks = instances.into_iter().enumerate().map(|(index, instance)| ask(instance, index, &arrival));
+    let asks = instances.into_iter().enumerate().map(|(index, instance)| ask(&state, instance, index, &arrival));
     let asks = asks.collect::<Result<Vec<_>, _>>()?;
     let places = std::iter::from_fn(move || place.split(1));
     let admitted = admit_all(&state, asks.into_iter().zip(places)).await?;
@@ -53,12 +53,13 @@ pub(in crate::http) async fn vertex(
 }
 
 /// An instance is a body of `/generate` that samples unless it says otherwise, or one of chat.
-fn ask(instance: Value, index: usize, arrival: &Arrival) -> Result<Ask, ApiError> {
+fn ask(state: &AppState, instance: Value, index: usize, arrival: &Arrival) -> Result<Ask, ApiError> {
     let within = Some(format!("instances[{index}]"));
     let (prompt, parameters, names) = if instance.get("messages").is_some() {
         let mut request: OpenAiRequest = body::shape(instance, within)?;
-        let parameters = request.parameters()?;
-        (Prompt::Chat(Box::new(request.conversation()?)), parameters, &Names::CHAT)
+        // A prediction is the output as it is: a call stays in the model's own form.
+        let Chat { conversation, parameters, names, .. } = request.chat(&state.format)?;
+        (Prompt::Chat(Box::new(conversation)), Parameters { shown: Arc::default(), ..parameters }, names)
     } else {
         let request: GenerateRequest = body::shape(instance, within)?;
         let (inputs, mut parameters) = request.into_parts();

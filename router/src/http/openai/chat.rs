@@ -7,9 +7,11 @@ use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 
 use super::OpenAiError;
+use super::calling::Chat;
 use super::request::OpenAiRequest;
-use super::response::{AssistantMessage, ChatChoice, Completion, Envelope, SYSTEM_FINGERPRINT, finish_reason, usage};
+use super::response::{ChatChoice, Completion, Envelope, SYSTEM_FINGERPRINT, finish_reason, usage};
 use super::stream::Streamed;
+use super::voice::AssistantMessage;
 use super::wanted::{Form, Wanted};
 use crate::http::admission::{Places, admit, further_places, receive};
 use crate::http::collect::collect;
@@ -17,7 +19,7 @@ use crate::http::error::ApiError;
 use crate::http::headers;
 use crate::http::sse;
 use crate::http::state::{AppState, Arrival};
-use crate::validation::{Ask, Names, Prompt};
+use crate::validation::{Ask, Prompt};
 
 pub(in crate::http) async fn chat_completions(
     State(state): State<Arc<AppState>>,
@@ -37,15 +39,14 @@ pub(in crate::http) async fn chat_answer(
         return Err(ApiError::field("messages", "must not be empty; send at least one message").into());
     }
     let streamed = request.stream.unwrap_or_default();
-    let mut parameters = request.parameters()?;
-    let prompt = Prompt::Chat(Box::new(request.conversation()?));
-    let wanted = Wanted::of(&request, Form::Chat, &mut parameters, state)?;
+    let Chat { conversation, mut parameters, reading, names } = request.chat(&state.format)?;
+    let wanted = Wanted { reading, ..Wanted::of(&request, Form::Chat, &mut parameters, state)? };
     place.merge(further_places(state, wanted.num_choices, "n")?);
     let ask = Ask {
-        prompt,
+        prompt: Prompt::Chat(Box::new(conversation)),
         parameters,
         stream: streamed,
-        names: &Names::CHAT,
+        names,
         request_id: arrival.request_id,
         received: arrival.received,
     };
@@ -56,11 +57,14 @@ pub(in crate::http) async fn chat_answer(
         return Ok(sse::respond(Streamed { wanted, envelope }.chunks(vec![admitted]), headers));
     }
     let answer = collect(admitted, wanted.logprobs.is_some()).await?;
-    let choices = answer.ranked(wanted.num_choices).into_iter().enumerate().map(|(index, sequence)| ChatChoice {
-        index,
-        message: AssistantMessage { role: "assistant", content: &sequence.shown },
-        logprobs: wanted.logprobs.as_ref().map(|logprobs| logprobs.chat(&sequence.tokens)),
-        finish_reason: finish_reason(sequence.finished.reason),
+    let choices = answer.ranked(wanted.num_choices).into_iter().enumerate().map(|(index, sequence)| {
+        let reason = sequence.finished.reason;
+        let (message, finish_reason) = match wanted.voice(&answer.prompt) {
+            None => (AssistantMessage::plain(&sequence.shown), finish_reason(reason)),
+            Some(voice) => AssistantMessage::read(voice, &sequence.shown, reason),
+        };
+        let logprobs = wanted.logprobs.as_ref().map(|logprobs| logprobs.chat(&sequence.tokens));
+        ChatChoice { index, message, logprobs, finish_reason }
     });
     let completion = Completion {
         id: &envelope.id,

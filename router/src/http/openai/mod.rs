@@ -1,5 +1,6 @@
 //! `OpenAI`'s routes: text in, text out.
 
+mod calling;
 mod chat;
 mod completions;
 mod logprobs;
@@ -10,8 +11,10 @@ mod response;
 mod stream;
 mod texts;
 mod tokenize;
+mod voice;
 mod wanted;
 
+pub(super) use calling::Chat;
 pub(super) use chat::{chat_answer, chat_completions};
 pub(super) use completions::{completions, completions_answer};
 pub(super) use models::{ModelNames, list, one};
@@ -42,7 +45,7 @@ impl IntoResponse for OpenAiError {
 /// What these routes read and write.
 pub(super) fn add_schemas(schemas: &mut Schemas) {
     add::<request::OpenAiRequest>(schemas);
-    add::<response::ChatChoice<'_>>(schemas);
+    add::<response::ChatChoice>(schemas);
     add_as::<response::ChatCompletion<'_>>(schemas, "ChatCompletion");
     add::<response::TextChoice<'_>>(schemas);
     add_as::<response::TextCompletion<'_>>(schemas, "TextCompletion");

@@ -74,6 +74,20 @@ pub(in crate::http) struct OpenAiRequest {
     #[schema(default = 0)]
     pub(super) top_logprobs: Option<u32>,
 
+    // Chat only.
+    /// Functions that the model may call.
+    #[schema(value_type = Option<Vec<Value>>, max_items = 128)]
+    pub(super) tools: Option<Vec<Value>>,
+    /// Whether functions are called, and which.
+    #[schema(value_type = Option<Value>)]
+    pub(super) tool_choice: Option<Value>,
+    /// Whether one answer may make several calls.
+    #[schema(default = true)]
+    pub(super) parallel_tool_calls: Option<bool>,
+    /// Appended to the last message to tell the model how to call. If absent or empty, a built-in text, but only for models
+    /// whose template knows no tools.
+    pub(super) tool_prompt: Option<String>,
+
     // Not `OpenAI`'s; other servers take them under these names.
     /// Further variables of the chat template.
     #[schema(value_type = Option<Object>)]
@@ -109,12 +123,6 @@ pub(in crate::http) struct OpenAiRequest {
     // Features that do not exist yet: only the values that ask for nothing are taken.
     /// Not supported: leave it out.
     suffix: Option<String>,
-    /// Functions that the model may call.
-    #[schema(value_type = Option<Vec<Value>>)]
-    pub(super) tools: Option<Vec<Value>>,
-    /// Whether functions are called, and which.
-    #[schema(value_type = Option<Value>)]
-    tool_choice: Option<Value>,
     /// Not supported: the old form of `tools`.
     #[schema(value_type = Option<Vec<Object>>)]
     functions: Option<Vec<Value>>,
@@ -192,19 +200,12 @@ impl OpenAiRequest {
         Ok(response_format(format).map_err(refused)?)
     }
 
-    fn forbids_calls(&self) -> bool {
-        self.tool_choice.as_ref().is_some_and(|choice| choice == "none")
-    }
-
     fn refuse_later_features(&self) -> Result<(), ApiError> {
         if self.suffix.is_some() {
             let problem = "is not supported; leave it out".to_owned();
             return Err(ApiError::Special { kind: "suffix not supported", field: "suffix", problem });
         }
-        let asks: [(&'static str, bool); 9] = [
-            // Without a choice there is nothing to call: the template shows the tools all the same.
-            ("tools", self.tools.as_ref().is_some_and(|tools| !tools.is_empty()) && !self.forbids_calls()),
-            ("tool_choice", !is_one_of(self.tool_choice.as_ref(), &["none", "auto"])),
+        let asks: [(&'static str, bool); 7] = [
             ("functions", self.functions.as_ref().is_some_and(|functions| !functions.is_empty())),
             ("function_call", !is_one_of(self.function_call.as_ref(), &["none", "auto"])),
             ("modalities", self.modalities.as_ref().is_some_and(|asked| asked.iter().any(|one| one != "text"))),

@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::logprobs::{ChatLogprobs, TextLogprobs};
+use super::voice::AssistantMessage;
 use crate::engine::api::FinishReason;
 use crate::http::collect::Answer;
 
@@ -47,7 +48,7 @@ pub(super) struct Completion<'a, C> {
     pub(super) usage: Usage,
 }
 
-pub(super) type ChatCompletion<'a> = Completion<'a, ChatChoice<'a>>;
+pub(super) type ChatCompletion<'a> = Completion<'a, ChatChoice>;
 pub(super) type TextCompletion<'a> = Completion<'a, TextChoice<'a>>;
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -61,19 +62,13 @@ pub(super) struct TextChoice<'a> {
 }
 
 #[derive(Debug, Serialize, ToSchema)]
-pub(super) struct ChatChoice<'a> {
+pub(super) struct ChatChoice {
     pub(super) index: usize,
-    pub(super) message: AssistantMessage<'a>,
+    pub(super) message: AssistantMessage,
     pub(super) logprobs: Option<ChatLogprobs>,
     /// `stop` or `length`; with tools also `tool_calls`.
     #[schema(example = "stop")]
     pub(super) finish_reason: &'static str,
-}
-
-#[derive(Debug, Serialize, ToSchema)]
-pub(super) struct AssistantMessage<'a> {
-    pub(super) role: &'static str,
-    pub(super) content: &'a str,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]

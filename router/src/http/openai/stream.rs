@@ -8,6 +8,7 @@ use futures::stream::{self, SelectAll, Stream, StreamExt};
 use serde::Serialize;
 
 use super::response::{Envelope, SYSTEM_FINGERPRINT, Usage, finish_reason};
+use super::voice::{Delta, Voice};
 use super::wanted::{Form, Wanted};
 use crate::engine::api::{Failed, Finished, Prefilled, Token};
 use crate::http::admission::Admitted;
@@ -50,7 +51,8 @@ impl Streamed {
         let choices = (first..first + self.wanted.num_choices).map(|index| {
             let mut head = self.head();
             head.extend_from_slice(format!("[{{\"index\":{index},").as_bytes());
-            Choice { head, has_begun: false, unsaid: Vec::new(), offset: 0 }
+            let voice = self.wanted.voice(&admitted.prompt);
+            Choice { head, has_begun: false, voice, unsaid: Vec::new(), offset: 0 }
         });
         PromptEncoder {
             choices: choices.collect(),
@@ -112,6 +114,8 @@ struct Choice {
     /// A chunk up to what is new in it.
     head: Vec<u8>,
     has_begun: bool,
+    /// Reads the output, where it is not the answer as it is.
+    voice: Option<Voice>,
     /// Tokens whose logprobs no chunk has carried yet: their text may be held back.
     unsaid: Vec<Token>,
     /// Characters of the tokens so far.
@@ -125,8 +129,10 @@ impl PromptEncoder {
             return;
         }
         if self.wanted.form == Form::Chat {
-            let news = "\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null,\"finish_reason\":null";
-            self.write(index, news, out);
+            // An answer that calls has no content; which it will be is not known yet.
+            let content = if self.wanted.reading.calls.is_some() { "null" } else { "\"\"" };
+            let delta = format!("\"delta\":{{\"role\":\"assistant\",\"content\":{content}}}");
+            self.write(index, &format!("{delta},\"logprobs\":null,\"finish_reason\":null"), out);
         }
         if self.wanted.echo {
             let columns =
@@ -147,6 +153,29 @@ impl PromptEncoder {
         out.put_slice(&self.choices[index].head);
         out.put_slice(news.as_bytes());
         out.put_slice(self.tail.as_bytes());
+    }
+
+    /// What a piece of the output says.
+    fn write_output(&mut self, index: usize, text: &str, out: &mut BytesMut) {
+        match &mut self.choices[index].voice {
+            None => self.write_text(index, text, out),
+            Some(voice) => {
+                let deltas = voice.push(text);
+                self.write_deltas(index, deltas, out);
+            }
+        }
+    }
+
+    fn write_deltas(&mut self, index: usize, deltas: Vec<Delta>, out: &mut BytesMut) {
+        for delta in deltas {
+            out.put_slice(&self.choices[index].head);
+            out.put_slice(b"\"delta\":");
+            write_json(out, &delta);
+            out.put_slice(b",\"logprobs\":");
+            self.write_logprobs(index, out);
+            out.put_slice(b",\"finish_reason\":null");
+            out.put_slice(self.tail.as_bytes());
+        }
     }
 
     fn write_text(&mut self, index: usize, text: &str, out: &mut BytesMut) {
@@ -184,7 +213,13 @@ impl PromptEncoder {
         if self.wanted.is_prompt_only {
             generated_tokens = 0;
         } else {
-            self.write_text(index, &finished.delta, out);
+            self.write_output(index, &finished.delta, out);
+        }
+        let mut reason = finish_reason(finished.reason);
+        if let Some(voice) = &mut self.choices[index].voice {
+            let (rest, read) = voice.finish(finished.reason);
+            reason = read;
+            self.write_deltas(index, rest, out);
         }
         out.put_slice(&self.choices[index].head);
         out.put_slice(match self.wanted.form {
@@ -193,7 +228,6 @@ impl PromptEncoder {
         });
         out.put_slice(b",\"logprobs\":");
         self.write_logprobs(index, out);
-        let reason = finish_reason(finished.reason);
         out.put_slice(format!(",\"finish_reason\":\"{reason}\"{}", self.tail).as_bytes());
         let mut totals = self.totals.lock().unwrap_or_else(PoisonError::into_inner);
         totals.usage.add(Usage::new(0, generated_tokens));
@@ -215,7 +249,7 @@ impl Encode for PromptEncoder {
             if self.wanted.logprobs.is_some() {
                 self.choices[sequence].unsaid.push(token.clone());
             }
-            self.write_text(sequence, &token.delta, out);
+            self.write_output(sequence, &token.delta, out);
         }
         if let Some(finished) = end {
             self.finish(sequence, finished, out);

@@ -6,8 +6,10 @@ use serde_json::Value;
 
 use super::logprobs::Logprobs;
 use super::request::OpenAiRequest;
+use super::voice::Voice;
 use crate::http::error::ApiError;
 use crate::http::state::AppState;
+use crate::tools::Reading;
 use crate::validation::Parameters;
 
 /// How the two routes differ.
@@ -29,6 +31,8 @@ pub(super) struct Wanted {
     pub(super) is_prompt_only: bool,
     /// Whether a stream ends with a chunk of usage.
     pub(super) usage: bool,
+    /// How to read the output; plain unless a chat says otherwise.
+    pub(super) reading: Reading,
 }
 
 impl Wanted {
@@ -51,7 +55,22 @@ impl Wanted {
         parameters.prompt_logprobs = echo && num_top.is_some();
         let logprobs =
             num_top.map(|top| Logprobs { num_top: top as usize, detokenizer: Arc::clone(&state.detokenizer) });
-        Ok(Self { form, num_choices, logprobs, echo, is_prompt_only, usage: request.wants_usage() })
+        Ok(Self {
+            form,
+            num_choices,
+            logprobs,
+            echo,
+            is_prompt_only,
+            usage: request.wants_usage(),
+            reading: Reading::default(),
+        })
+    }
+}
+
+impl Wanted {
+    /// What reads the output of one choice; none where the output is the answer.
+    pub(super) fn voice(&self, prompt: &str) -> Option<Voice> {
+        (!self.reading.is_plain()).then(|| Voice::new(&self.reading, prompt))
     }
 }
 

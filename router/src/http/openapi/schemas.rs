@@ -26,7 +26,7 @@ pub(in crate::http) fn add_as<T: ToSchema>(schemas: &mut Schemas, name: &str) {
 }
 
 /// Fields that have a meaning on one of `OpenAI`'s two routes only.
-const OF_CHAT: [&str; 16] = [
+const OF_CHAT: [&str; 18] = [
     "messages",
     "top_logprobs",
     "chat_template_kwargs",
@@ -36,6 +36,8 @@ const OF_CHAT: [&str; 16] = [
     "continue_final_message",
     "tools",
     "tool_choice",
+    "parallel_tool_calls",
+    "tool_prompt",
     "functions",
     "function_call",
     "modalities",

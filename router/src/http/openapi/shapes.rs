@@ -141,7 +141,7 @@ fn tool() -> Value {
                 "type": "object",
                 "required": ["name"],
                 "properties": {
-                    "name": { "type": "string", "examples": ["get_weather"] },
+                    "name": { "type": "string", "pattern": "^[a-zA-Z0-9_.-]{1,64}$", "examples": ["get_weather"] },
                     "description": { "type": ["string", "null"] },
                     "parameters": { "type": ["object", "null"], "description": "A JSON schema of the arguments." },
                     "strict": { "type": ["boolean", "null"], "description": "Hold the arguments to the schema." },
@@ -189,6 +189,21 @@ pub(super) fn tool_choice() -> Value {
                     },
                 },
             },
+            {
+                "type": "object",
+                "required": ["type", "allowed_tools"],
+                "properties": {
+                    "type": { "const": "allowed_tools" },
+                    "allowed_tools": {
+                        "type": "object",
+                        "required": ["mode", "tools"],
+                        "properties": {
+                            "mode": { "enum": ["auto", "required"] },
+                            "tools": { "type": "array", "items": { "type": "object" } },
+                        },
+                    },
+                },
+            },
         ],
     })
 }
@@ -228,10 +243,28 @@ fn chat_delta() -> Value {
                 "role": { "const": "assistant" },
                 "content": { "type": ["string", "null"] },
                 "reasoning_content": { "type": "string" },
-                "tool_calls": { "type": "array", "items": { "type": "object" } },
+                "tool_calls": { "type": "array", "items": call_delta() },
             },
         },
         "logprobs": { "anyOf": [{ "type": "null" }, reference("ChatLogprobs")] },
+    })
+}
+
+fn call_delta() -> Value {
+    json!({
+        "description": "The first of a call has its id and its name; further ones have more of its arguments.",
+        "type": "object",
+        "required": ["index", "function"],
+        "properties": {
+            "index": { "type": "integer", "minimum": 0 },
+            "id": { "type": "string" },
+            "type": { "const": "function" },
+            "function": {
+                "type": "object",
+                "required": ["arguments"],
+                "properties": { "name": { "type": "string" }, "arguments": { "type": "string" } },
+            },
+        },
     })
 }
 

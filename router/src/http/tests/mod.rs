@@ -11,4 +11,6 @@ mod openapi;
 mod operators;
 mod refusals;
 mod streams;
+mod tool_choices;
+mod tools;
 mod transport;

@@ -137,6 +137,7 @@ async fn info_has_the_originals_keys() {
                 "architecture": "A", "implementation": "native", "dtype": "float32", "capabilities": ["seeds"],
                 "missing": {"prefix_caching": "no pages"},
             },
+            "tool_call_parser": "json", "reasoning_parser": "none",
         })
     );
 }

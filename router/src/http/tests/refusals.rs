@@ -275,8 +275,6 @@ async fn what_does_not_exist_yet_is_refused_by_name() {
         ("logit_bias", json!({ "x": 1 })),
         ("logit_bias", json!({ "4000000": 1 })),
         ("logit_bias", json!([1.0])),
-        ("tools", json!([{ "type": "function", "function": { "name": "f", "parameters": {} } }])),
-        ("tool_choice", json!("required")),
         ("functions", json!([{ "name": "f" }])),
         ("function_call", json!({ "name": "f" })),
         ("response_format", json!({ "type": "xml" })),

@@ -45,6 +45,8 @@ pub(super) fn tools() -> Tools {
     let tool = |name: &str, properties: Value| Tool {
         name: name.to_owned(),
         parameters: json!({ "type": "object", "properties": properties }),
+        place: String::new(),
+        is_strict: false,
     };
     Tools::new(vec![
         tool("get_weather", json!({ "city": { "type": "string" }, "days": { "type": "integer" }, "extra": {} })),
@@ -83,7 +85,8 @@ impl Said {
 }
 
 fn read<'a>(case: &Case, pieces: impl IntoIterator<Item = &'a str>) -> Said {
-    let reading = Reading { calls: case.family.map(|family| (family, tools())), reasoning: case.reasoning };
+    let reading =
+        Reading { calls: case.family.map(|family| (family, tools())), reasoning: case.reasoning, is_single: false };
     let mut reader = reading.reader(case.prompt);
     let mut said = Said::default();
     for piece in pieces {
@@ -120,6 +123,20 @@ fn outputs_say_what_they_say_wherever_they_are_cut() {
         assert_eq!(read(&case, characters), expected, "by character: {case:?}");
     }
     assert!(num_splits > 5_000, "{num_splits}");
+}
+
+#[test]
+fn where_one_call_is_allowed_the_first_is_told() {
+    for case in cases() {
+        let calls = case.family.map(|family| (family, tools()));
+        let reading = Reading { calls, reasoning: case.reasoning, is_single: true };
+        let mut said = Said::default();
+        let mut reader = reading.reader(case.prompt);
+        said.hear(reader.push(case.output));
+        said.hear(reader.finish(case.is_cut_off).0);
+        let all = expected(&case);
+        assert_eq!((&said.content, said.calls.as_slice()), (&all.content, &all.calls[..all.calls.len().min(1)]));
+    }
 }
 
 #[test]
