@@ -18,7 +18,7 @@ import checkpoints
 import httpx
 import pytest
 
-START_SECONDS = 120.0
+START_SECONDS = 300.0  # generous: how long it takes on a busy machine is not what is tested
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import httpx
 import streams
-
 from conftest import Launch, Server
 
 LIMITS = ("--dtype", "float32", "--max-total-tokens", "512", "--max-input-tokens", "300")

@@ -18,7 +18,6 @@ from typing import Any
 
 import httpx
 import pytest
-
 from conftest import Launch, Server
 
 LIMIT = 2_000_000  # the default of --payload-limit

@@ -21,6 +21,7 @@ from .plans import PlanBook
 
 VOCAB = 97
 POSITIONS = 160
+NEAR_TIE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,14 @@ class Reference:
                 ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=num_tokens, eos_token_id=None
             )
         return out[0, len(prompt) :].tolist()
+
+    def follows(self, prompt: list[int], ids: list[int]) -> bool:
+        """Whether greedy search says `ids` after `prompt`; of logits that differ by no more than rounding, any may be
+        the best."""
+        with torch.inference_mode():
+            scores = self.model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1]
+        chosen = scores.gather(1, torch.tensor(ids)[:, None])[:, 0]
+        return bool((chosen >= scores.amax(1) - NEAR_TIE).all())
 
     def logprobs(self, tokens: list[int]) -> torch.Tensor:
         """[len - 1]: log-softmax at each token but the first."""

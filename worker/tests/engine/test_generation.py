@@ -26,7 +26,8 @@ def test_prompts_around_a_page_decode_together_as_alone(bench: Bench, reference:
         bench.book.plan_and(bench.engine, answers)
         for row in prompts:
             bench.book.work(row)
-    assert answers.token_ids == {row: reference.greedy(prompt, 20) for row, prompt in prompts.items()}
+    assert {row: len(ids) for row, ids in answers.token_ids.items()} == dict.fromkeys(prompts, 20)
+    assert all(reference.follows(prompt, answers.token_ids[row]) for row, prompt in prompts.items())
 
 
 def test_random_chunks_while_others_come_and_go(bench: Bench, reference: Reference) -> None:
@@ -52,7 +53,9 @@ def test_random_chunks_while_others_come_and_go(bench: Bench, reference: Referen
                 bench.book.release(row)
                 del running[row]
     assert answers.failed == {}
-    assert generated == {prompt: reference.greedy(list(prompt), len(ids)) for prompt, ids in generated.items()}
+    assert all(reference.follows(list(prompt), ids) for prompt, ids in generated.items())
+    other = {prompt: [(each + 1) % VOCAB for each in ids] for prompt, ids in generated.items()}
+    assert not any(reference.follows(list(prompt), ids) for prompt, ids in other.items())
 
 
 def test_plans_need_no_result(bench: Bench, reference: Reference) -> None:
