@@ -32,7 +32,7 @@ impl Vocabulary {
         Self { tokens: Arc::new(ApproximateTokEnv::new(trie)) }
     }
 
-    pub(super) fn tokens(&self) -> &TokEnv {
+    pub(crate) fn tokens(&self) -> &TokEnv {
         &self.tokens
     }
 }

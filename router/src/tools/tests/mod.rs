@@ -1,5 +1,6 @@
 //! Every output of the corpus, cut into pieces at every place, says the same.
 
+mod binding;
 mod corpus;
 mod corpus_named;
 mod families;
