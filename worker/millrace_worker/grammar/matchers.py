@@ -1,4 +1,8 @@
-"""Grammars to matchers, beside the thread that computes: compiled once, then copied for every sequence that asks."""
+"""Grammars to matchers, beside the thread that computes: compiled once, then copied for every sequence that asks.
+
+What the copies of a matcher meet on their way they keep together, in one lexer, so that sequences with the same grammar
+find it warm. That lexer is bounded, and nothing empties it: a sequence that finds it full goes on with one of its own.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +17,11 @@ if TYPE_CHECKING:
     from millrace_worker.grammar.vocabulary import Vocabulary
 
 # Compiled grammars that are kept: a thousand requests with one schema compile it once.
-KEPT_GRAMMARS = 128
+KEPT_GRAMMARS = 64
 
 UNFORCED = '%llguidance {"no_forcing": true}\n'
 
-# States of the lexer that one row may make, about a kilobyte each: what bounds its memory.
+# States of one lexer, about 250 bytes each: what bounds its memory.
 MAX_LEXER_STATES = 50_000
 
 
@@ -26,7 +30,7 @@ class GrammarError(ValueError):
 
 
 class Matchers:
-    """`compiled` is called by one thread at a time; grammars are compiled in threads of their own."""
+    """One thread at a time calls; `compiled` compiles in threads of its own."""
 
     def __init__(self, vocabulary: Vocabulary, num_threads: int) -> None:
         self._vocabulary = vocabulary
@@ -37,7 +41,7 @@ class Matchers:
         )
 
     def compiled(self, grammar: str) -> Future[LLMatcher]:
-        """A matcher at the grammar's beginning, shared: copy it. One in error says what is wrong with the grammar."""
+        """A matcher at the grammar's beginning: copy it. One in error says what is wrong with the grammar."""
         known = self._compiled.get(grammar)
         if known is None:
             known = self._compiled[grammar] = self._threads.submit(self._compile, grammar)
@@ -45,6 +49,11 @@ class Matchers:
                 self._compiled.popitem(last=False)
         self._compiled.move_to_end(grammar)
         return known
+
+    def own(self, grammar: str) -> LLMatcher:
+        """One that shares nothing; whoever asks for the grammar next does not get what was shared so far. Compiles."""
+        self._compiled.pop(grammar, None)
+        return self._compile(grammar)
 
     def _compile(self, grammar: str) -> LLMatcher:
         return LLMatcher(self._vocabulary.tokenizer, unforced(grammar), log_level=0, limits=self._limits)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher
     from numpy.typing import NDArray
 
+    from millrace_worker.grammar.matchers import Matchers
+
 
 @dataclass
 class RowGrammar:
@@ -21,6 +23,7 @@ class RowGrammar:
     else is possible. `output`: its tokens so far, of which the matcher has been told `num_read`. `position`: where the
     next token will stand. `ended`: nothing but an end token may follow."""
 
+    grammar: str
     compiled: Future[LLMatcher]
     ends: NDArray[np.uint32]
     end_ids: frozenset[int]
@@ -38,7 +41,7 @@ class RowGrammar:
 
     def read(self) -> LLMatcher:
         """The matcher, told of all output. Raises GrammarError."""
-        matcher = self.matcher or self._start()
+        matcher = self.matcher or self._start(self.compiled.result().deep_copy())
         for token in self.output[self.num_read :]:
             if self.ended:
                 break
@@ -50,18 +53,18 @@ class RowGrammar:
         self.num_read = len(self.output)
         return matcher
 
-    def reread(self) -> LLMatcher:
-        """A fresh matcher that has read the same. What a matcher has met on its way is kept for speed only, and
-        bounded (`MAX_LEXER_STATES`): one that is full would go no further. Raises GrammarError."""
+    def reread(self, matchers: Matchers) -> LLMatcher:
+        """A matcher of its own that has read the same: one that others filled may have failed through no fault of this
+        row. Raises GrammarError."""
         self.num_read, self.ended = 0, False
-        self._start()
+        self._start(matchers.own(self.grammar))
         return self.read()
 
-    def _start(self) -> LLMatcher:
-        self.matcher = self.compiled.result().deep_copy()
-        if self.matcher.is_error():
-            raise GrammarError(f"the grammar cannot be used: {reason(self.matcher)}")
-        return self.matcher
+    def _start(self, matcher: LLMatcher) -> LLMatcher:
+        if matcher.is_error():
+            raise GrammarError(f"the grammar cannot be used: {reason(matcher)}")
+        self.matcher = matcher
+        return matcher
 
 
 def _unread(matcher: LLMatcher) -> str:

@@ -75,6 +75,7 @@ class GrammarRows:
         ids = [token for token in ids if token < min(self._vocab_size, self._end)] or self._hidden
         self._constrained[row] = True
         self._rows[row] = RowGrammar(
+            grammar=sampling.grammar,
             compiled=self._matchers.compiled(sampling.grammar),
             ends=bits(ids, self._masks.words.shape[1]),
             end_ids=frozenset(ids),
@@ -148,7 +149,7 @@ class GrammarRows:
         full = [(self._rows[step.rows[slot]], slot) for matcher, slot in going_on if matcher.is_error()]
         for state, slot in full:
             try:
-                self._fill([(state.reread(), slot)])
+                self._fill([(state.reread(self._matchers), slot)])
             except GrammarError as error:
                 step.errors[step.rows[slot]] = str(error)
         for slot, (row, position) in enumerate(zip(step.rows, step.positions, strict=True)):
@@ -164,7 +165,7 @@ class GrammarRows:
         try:
             return state.read()
         except GrammarError:
-            return state.reread()
+            return state.reread(self._matchers)
 
     def _fill(self, matchers: list[tuple[LLMatcher, int]]) -> None:
         if matchers:

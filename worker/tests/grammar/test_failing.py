@@ -5,15 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from millrace_worker import runner
 from millrace_worker.distributed import Group
 from millrace_worker.engine import Engine
-from millrace_worker.grammar import Vocabulary, matchers, row
+from millrace_worker.grammar import GrammarRows, Vocabulary, matchers, row
+from millrace_worker.sampling.workspace import Workspace
 
 from worker.tests.engine.plans import Answers, PlanBook
 
-from .noisy import NoisyModel, Request, generate, noisy_engine, parts_of, sampling, seeded
+from .noisy import END, VOCAB, NoisyModel, Request, generate, noisy_engine, parts_of, sampling, seeded
 from .test_generation import LETTERS, OBJECT, one, regex
 
 OTHERS = {
@@ -47,17 +50,46 @@ def test_a_grammar_that_grows_too_complex(vocabulary: Vocabulary, monkeypatch: p
 
 
 def test_a_matcher_that_is_full_is_made_anew(vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it has met on its way fills it, over and over: the text is what it would have been."""
-    request = Request(seeded('start: %json {"type": "string", "minLength": 200, "maxLength": 300}'), most=500)
-    expected = one(vocabulary, request).ids
-    monkeypatch.setattr(matchers, "MAX_LEXER_STATES", 1200)
+    """What it has met on its way fills it, over and over: what it forbids is what it would have forbidden."""
     made = list[object]()
     reread = row.RowGrammar.reread
-    monkeypatch.setattr(row.RowGrammar, "reread", lambda self: (made.append(self), reread(self))[1])
-    generated = one(vocabulary, request)
-    assert generated.failed == {}
-    assert generated.ids == expected
-    assert len(made) >= 2
+    monkeypatch.setattr(row.RowGrammar, "reread", lambda *given: (made.append(given), reread(*given))[1])
+    words = vocabulary.tokenizer.tokenize_str('"' + "hello there " * 100)
+    expected = _allowed(vocabulary, words)
+    assert not made
+    monkeypatch.setattr(matchers, "MAX_LEXER_STATES", 1800)
+    assert _allowed(vocabulary, words) == expected
+    assert len(made) >= 3
+
+
+def test_sequences_that_share_a_lexer_do_not_fill_it_for_one_another(
+    vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same grammar again and again, more than one lexer could hold."""
+    grammar = 'start: %json {"type": "string", "minLength": 20, "maxLength": 60}'
+    monkeypatch.setattr(matchers, "MAX_LEXER_STATES", 1500)
+    engine = noisy_engine(vocabulary)
+    for seed in range(0, 64, 8):
+        requests = {each: Request(seeded(grammar, seed=seed + each), prompt=[seed + each]) for each in range(8)}
+        generated = generate(engine, requests)
+        assert generated.failed == {}
+        assert all(ids[-1] == END for ids in generated.ids.values())
+
+
+def _allowed(vocabulary: Vocabulary, words: list[int]) -> list[int]:
+    """How many tokens may follow the first, the first two … words of a string."""
+    rows = GrammarRows(1, vocabulary, VOCAB, Workspace("cpu"))
+    rows.admit(0, sampling('start: %json {"type": "string", "minLength": 9, "maxLength": 1210}'), 1, [])
+    counts = list[int]()
+    for position, token in enumerate(words, 1):
+        scores = torch.zeros(1, VOCAB)
+        rows.begin(np.zeros(1, dtype=np.int64), np.array([position]))
+        rows.apply(scores)
+        assert rows.failures == {}
+        assert scores[0, token] == 0
+        rows.advance(torch.tensor([token]))
+        counts.append(int((scores == 0).sum()))
+    return counts
 
 
 def test_a_grammar_that_the_tokens_cannot_say(vocabulary: Vocabulary) -> None:
