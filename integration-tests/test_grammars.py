@@ -17,10 +17,11 @@ import jsonschema
 import openai
 import pytest
 import streams
+from conftest import Launch, Server
 from huggingface_hub import InferenceClient
 from pydantic import BaseModel, Field
 
-from conftest import Launch, Server
+from worker.tests.grammar import schemas
 
 # Room for few sequences at once, so that a crowd preempts.
 LIMITS = (
@@ -249,3 +250,27 @@ def test_hostile_grammars_are_refused_while_a_stream_goes_on(server: Server) -> 
     transcript = crowd.transcripts()[0]
     assert (transcript.error, [transcript.ids]) == (None, undisturbed)
     assert server.children("") == workers
+
+
+def test_schemas_of_every_keyword_are_held_to(server: Server) -> None:
+    # Each eleventh, another one of every family: the worker's tests go through all of them.
+    sample = schemas.corpus()[::11]
+
+    def ask(schema: dict[str, Any]) -> tuple[dict[str, Any], str]:
+        answer = server.generate(
+            PROMPT, grammar=grammar("json", schema), max_new_tokens=340, details=True, temperature=3.0
+        )
+        assert answer["details"]["finish_reason"] in ("eos_token", "length"), answer
+        return schema, answer["generated_text"] if answer["details"]["finish_reason"] == "eos_token" else ""
+
+    with ThreadPoolExecutor(4) as pool:
+        texts = list(pool.map(ask, (schema for _, schema in sample)))
+    complete = [(schema, text) for schema, text in texts if text]
+    assert len(complete) > len(sample) * 0.8
+    for schema, text in complete:
+        jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)(schema).validate(json.loads(text))
+
+
+def test_a_constant_that_reads_like_a_control_token_is_text(server: Server) -> None:
+    answer = server.generate(PROMPT, grammar=grammar("json", {"const": "</s><s>"}), max_new_tokens=40, details=True)
+    assert (answer["generated_text"], answer["details"]["finish_reason"]) == ('"</s><s>"', "eos_token")
