@@ -22,7 +22,7 @@ JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist loadgroup
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false MILLRACE_ROUTER=$(CURDIR)/target/debug/millrace-router
 
-.PHONY: help setup serve test test-rust test-python check fmt bench bench-worker bench-router bench-peers models soak proto lock lock-peers clean
+.PHONY: fuzz-api help setup serve test test-rust test-python check fmt bench bench-worker bench-router bench-peers models soak proto lock lock-peers clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -136,6 +136,11 @@ soak: $(VENV)/.python $(VENV)/.kernels ## long runs: a change of every tensor of
 	MILLRACE_SOAK_OPS=10000000 cargo test --release --locked -p millrace-scheduler -- --nocapture random
 	cargo build --locked --bins
 	$(TEST_ENV) MILLRACE_SOAK=1 $(BIN)/python -m pytest integration-tests -k soak -s
+
+SECONDS ?= 300
+fuzz-api: $(VENV)/.python $(VENV)/.kernels ## requests made up from the OpenAPI document, for SECONDS (default 300)
+	cargo build --locked --bins
+	$(TEST_ENV) $(BIN)/python integration-tests/fuzzing.py $(SECONDS)
 
 proto: $(BIN)/uv ## generate the Python stubs of proto/worker.proto
 	$(UV) run --quiet --no-project --isolated --with grpcio-tools==1.76.0 python proto/build_stubs.py

@@ -15,6 +15,7 @@ use serde_json::error::Category;
 use tokio::time::{Instant, timeout_at};
 
 use super::error::ApiError;
+use super::object::Object;
 use super::state::AppState;
 
 /// For a body as a whole, and for each further piece of it: a client that sends slowly holds a place in the server.
@@ -104,8 +105,8 @@ fn too_large() -> ApiError {
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
-    let error = match serde_json::from_slice(body) {
-        Ok(value) => return Ok(value),
+    let error = match serde_json::from_slice::<Object<T>>(body) {
+        Ok(object) => return Ok(object.0),
         Err(error) => error,
     };
     if error.classify() != Category::Data {
@@ -118,14 +119,15 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     }
     // Only now is it worth knowing where: a second pass keeps track of the path.
     let mut deserializer = serde_json::Deserializer::from_slice(body);
-    let located: Result<T, _> = serde_path_to_error::deserialize(&mut deserializer);
+    let located: Result<Object<T>, _> = serde_path_to_error::deserialize(&mut deserializer);
     let place = located.err().map(|error| error.path().to_string()).filter(|path| path != ".");
     Err(misshapen(place, &error))
 }
 
 /// A part of a body that has been read, as a `T`; `within` is where it stands in the whole, if it is not all of it.
 pub(super) fn shape<T: DeserializeOwned>(part: Value, within: Option<String>) -> Result<T, ApiError> {
-    serde_path_to_error::deserialize(part).map_err(|located: serde_path_to_error::Error<serde_json::Error>| {
+    let object: Result<Object<T>, _> = serde_path_to_error::deserialize(part);
+    object.map(|object| object.0).map_err(|located: serde_path_to_error::Error<serde_json::Error>| {
         let inside = Some(located.path().to_string()).filter(|path| path != ".");
         let places: Vec<String> = within.into_iter().chain(inside).collect();
         misshapen((!places.is_empty()).then(|| places.join(".")), located.inner())

@@ -13,6 +13,7 @@ mod error;
 mod gate;
 mod generate;
 mod headers;
+mod object;
 mod openai;
 mod openapi;
 mod ops;

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::object;
 use crate::engine::api::{FinishReason, Token, TopToken};
 use crate::tokenizer::TokenSpan;
 use crate::validation::Parameters;
@@ -15,7 +16,7 @@ pub(super) struct GenerateRequest {
     #[schema(min_length = 1, example = "My name is Olivier and I")]
     pub(super) inputs: String,
     /// How to generate. Without this key the answer is sampled.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "object::optional")]
     pub(super) parameters: Option<Parameters>,
 }
 
@@ -27,7 +28,7 @@ pub(super) struct CompatRequest {
     #[schema(min_length = 1, example = "My name is Olivier and I")]
     pub(super) inputs: String,
     /// How to generate. Without this key the answer is sampled.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "object::optional")]
     pub(super) parameters: Option<Parameters>,
     /// Answer as a stream of events, as `/generate_stream` does.
     #[serde(default)]

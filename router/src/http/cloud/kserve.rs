@@ -15,6 +15,7 @@ use crate::health::Phase;
 use crate::http::admission::{admit_all, further_places, receive};
 use crate::http::collect::collect;
 use crate::http::error::ApiError;
+use crate::http::object;
 use crate::http::state::{AppState, Arrival};
 use crate::validation::{Ask, Names, Parameters, Prompt};
 
@@ -25,6 +26,7 @@ pub(in crate::http) struct InferRequest {
     #[schema(example = "0")]
     id: String,
     /// As in `/generate`, for all inputs.
+    #[serde(default, deserialize_with = "object::optional")]
     parameters: Option<Parameters>,
     /// At least one.
     #[schema(min_items = 1)]

@@ -11,6 +11,7 @@ use super::message::Message;
 use super::texts::{OneOrMany, Prompts};
 use crate::grammar::{Grammar, response_format};
 use crate::http::error::ApiError;
+use crate::http::object;
 use crate::validation::{Parameters, ValidationError};
 
 /// Both routes' fields: `prompt` belongs to completions, `messages` to chat.
@@ -30,6 +31,7 @@ pub(in crate::http) struct OpenAiRequest {
     #[schema(default = false)]
     pub(super) stream: Option<bool>,
     /// What a stream carries.
+    #[serde(default, deserialize_with = "object::optional")]
     pub(super) stream_options: Option<StreamOptions>,
     /// Tokens to generate at most; as many as fit if absent.
     #[schema(minimum = 1, example = 32)]

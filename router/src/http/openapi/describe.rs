@@ -21,6 +21,12 @@ const COST: [(&str, &str); 10] = [
     ("x-generated-tokens", "Tokens that were generated."),
 ];
 
+/// An event whose data is JSON of this form.
+fn event(schema: &Value) -> Value {
+    let data = json!({ "type": "string", "contentMediaType": "application/json", "contentSchema": schema });
+    json!({ "type": "object", "required": ["data"], "properties": { "data": data } })
+}
+
 fn list_of(schema: &str) -> Value {
     json!({ "type": "array", "items": reference(schema) })
 }
@@ -32,7 +38,7 @@ pub(in crate::http) fn compat() -> Operation {
         .answers(
             200,
             "A list of one answer; or, if `stream` is true, its events",
-            &[(JSON, list_of("GenerateResponse")), (EVENTS, reference("StreamEvent"))],
+            &[(JSON, list_of("GenerateResponse")), (EVENTS, event(&reference("StreamEvent")))],
         )
         .with_headers(&COST)
         .fails_as_tgi()
@@ -52,20 +58,20 @@ pub(in crate::http) fn generate_stream() -> Operation {
             "Each event is a line `data: ` with JSON. A failure in the middle is an event of the form `StreamError`.",
         )
         .takes("GenerateRequest")
-        .answers(200, "An event for each token", &[(EVENTS, reference("StreamEvent"))])
+        .answers(200, "An event for each token", &[(EVENTS, event(&reference("StreamEvent")))])
         .fails_as_tgi()
 }
 
 pub(in crate::http) fn tokenize() -> Operation {
     Operation::post(Group::Tokens, "tokenize", "The tokens of a text")
-        .takes("GenerateRequest")
+        .takes("TokenizeRequest")
         .answers(200, "The tokens of `inputs`", &[(JSON, list_of("SimpleToken"))])
         .fails_as_tgi()
 }
 
 pub(in crate::http) fn chat_tokenize() -> Operation {
     Operation::post(Group::Tokens, "chat_tokenize", "The prompt and the tokens of a conversation")
-        .takes("ChatRequest")
+        .takes("ChatTokenizeRequest")
         .answers(200, "What the chat template makes of it", &[(JSON, reference("ChatTokenized"))])
         .fails_as_tgi()
 }
@@ -76,7 +82,7 @@ pub(in crate::http) fn chat_completions() -> Operation {
         .answers(
             200,
             "The answer; or, if `stream` is true, its chunks and `[DONE]`",
-            &[(JSON, reference("ChatCompletion")), (EVENTS, reference("ChatCompletionChunk"))],
+            &[(JSON, reference("ChatCompletion")), (EVENTS, event(&reference("ChatCompletionChunk")))],
         )
         .with_headers(&COST)
         .fails_as_openai()
@@ -88,7 +94,7 @@ pub(in crate::http) fn completions() -> Operation {
         .answers(
             200,
             "The answer; or, if `stream` is true, its chunks and `[DONE]`",
-            &[(JSON, reference("TextCompletion")), (EVENTS, reference("TextCompletionChunk"))],
+            &[(JSON, reference("TextCompletion")), (EVENTS, event(&reference("TextCompletionChunk")))],
         )
         .with_headers(&COST)
         .fails_as_openai()
@@ -117,7 +123,7 @@ pub(in crate::http) fn invocations() -> Operation {
             "The answer of that route",
             &[
                 (JSON, json!({ "anyOf": [list_of("GenerateResponse"), reference("ChatCompletion"), reference("TextCompletion")] })),
-                (EVENTS, json!({ "anyOf": [reference("StreamEvent"), reference("ChatCompletionChunk"), reference("TextCompletionChunk")] })),
+                (EVENTS, event(&json!({ "anyOf": [reference("StreamEvent"), reference("ChatCompletionChunk"), reference("TextCompletionChunk")] }))),
             ],
         )
         .with_headers(&COST)

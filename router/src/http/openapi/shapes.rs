@@ -7,6 +7,8 @@ use super::operation::reference;
 /// Schemas with names of their own.
 pub(super) fn all() -> Map<String, Value> {
     let shapes = [
+        ("TokenizeRequest", tokenize_request()),
+        ("ChatTokenizeRequest", chat_tokenize_request()),
         ("Grammar", grammar()),
         ("ResponseFormat", response_format()),
         ("Message", message()),
@@ -19,6 +21,24 @@ pub(super) fn all() -> Map<String, Value> {
     shapes.into_iter().map(|(name, shape)| (name.to_owned(), shape)).collect()
 }
 
+fn tokenize_request() -> Value {
+    json!({
+        "description": "What `/tokenize` takes: a body of `/generate`, of which only `inputs` counts.",
+        "type": "object",
+        "required": ["inputs"],
+        "properties": { "inputs": { "type": "string", "examples": ["My name is Olivier and I"] } },
+    })
+}
+
+fn chat_tokenize_request() -> Value {
+    json!({
+        "description": "What `/chat_tokenize` takes: a body of chat, of which only what the template shows counts.",
+        "type": "object",
+        "required": ["messages"],
+        "properties": { "messages": { "type": "array", "items": reference("Message") } },
+    })
+}
+
 fn grammar() -> Value {
     let form = |kinds: &[&str], required: &[&str], value: Value| {
         let properties = json!({ "type": { "enum": kinds }, "value": value });
@@ -29,7 +49,7 @@ fn grammar() -> Value {
     let named = json!({
         "type": "object",
         "required": ["schema"],
-        "properties": { "name": { "type": ["string", "null"] }, "schema": { "type": "object" } },
+        "properties": { "schema": { "type": "object" } },
     });
     let regex = json!({ "type": "string", "description": "The whole answer matches it.", "examples": ["[0-9]+"] });
     let rules = json!({ "type": "string", "description": "Rules in Lark's notation, beginning with `start`." });
@@ -72,10 +92,9 @@ fn response_format() -> Value {
                         "type": "object",
                         "required": ["schema"],
                         "properties": {
-                            "name": { "type": ["string", "null"] },
-                            "description": { "type": ["string", "null"] },
+                            "name": { "description": "For the reader." },
                             "schema": schema,
-                            "strict": { "type": ["boolean", "null"] },
+                            "strict": { "description": "Every schema is held to." },
                         },
                     },
                 },
@@ -157,8 +176,8 @@ fn tool_call() -> Value {
         "type": "object",
         "required": ["function"],
         "properties": {
-            "id": { "type": ["string", "null"] },
-            "type": { "type": ["string", "null"], "examples": ["function"] },
+            "id": { "description": "What the answer's `tool_call_id` says.", "examples": ["call_1"] },
+            "type": { "description": "`function`.", "examples": ["function"] },
             "function": {
                 "type": "object",
                 "required": ["name"],

@@ -121,6 +121,8 @@ async fn wrong_types_are_422_and_name_their_place() {
         (json!({ "inputs": 5 }), "inputs"),
         (json!({ "inputs": ["a"] }), "inputs"),
         (json!({ "inputs": "a", "parameters": "x" }), "parameters"),
+        (json!({ "inputs": "a", "parameters": [] }), "parameters"),
+        (json!({ "inputs": "a", "parameters": [null, 0.5] }), "parameters"),
         (json!({ "inputs": "a", "parameters": { "max_new_tokens": "5" } }), "parameters.max_new_tokens"),
         (json!({ "inputs": "a", "parameters": { "max_new_tokens": -1 } }), "parameters.max_new_tokens"),
         (json!({ "inputs": "a", "parameters": { "max_new_tokens": 1.5 } }), "parameters.max_new_tokens"),

@@ -39,7 +39,8 @@ async fn bodies_that_are_no_json_are_400_with_a_json_answer() {
 #[tokio::test]
 async fn json_that_is_no_request_is_422() {
     let server = Server::start();
-    let bodies = ["null", "5", "\"Hello\"", "true", "{}", "[]", r#"{"inputs":"a","inputs":"b"}"#];
+    let bodies =
+        ["null", "5", "\"Hello\"", "true", "{}", "[]", r#"["a"]"#, r#"["a", {}]"#, r#"{"inputs":"a","inputs":"b"}"#];
     for body in bodies {
         let answer = server.send(post("/generate", body)).await;
         assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY, "{body}");

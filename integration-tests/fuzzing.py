@@ -1,0 +1,53 @@
+"""Requests made up from `/api-doc/openapi.json`, right ones and wrong ones: `make fuzz-api SECONDS=300`.
+
+schemathesis looks at each answer: its status must be documented, its media type and its body must be what the document
+says, what breaks a schema must be refused, and nothing may be a failure of the server.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+CHECKS = (
+    "not_a_server_error",
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_headers_conformance",
+    "response_schema_conformance",
+    "negative_data_rejection",
+    "unsupported_method",
+)
+
+
+def fuzz(url: str, seconds: int, folder: Path, *, examples: int, phases: str) -> subprocess.CompletedProcess[str]:
+    """Fuzzes the server at `url` for at most so many seconds; `folder` takes what the fuzzer writes."""
+    command = [
+        str(Path(sys.executable).parent / "schemathesis"),
+        *("run", f"{url}/api-doc/openapi.json", "--phases", phases),
+        *("--checks", ",".join(CHECKS), "--max-time", str(seconds), "--max-examples", str(examples)),
+        *("--continue-on-failure", "--no-color", "--no-shrink", "--generation-database", "none"),
+        *("--request-timeout", "60", "--warnings", "off"),
+    ]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=seconds + 120, check=False)
+
+
+def main() -> int:
+    import checkpoints
+    from conftest import running
+
+    seconds = int(sys.argv[1]) if len(sys.argv) > 1 else 300
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = checkpoints.make(folder / "model", "llama")
+        flags = ("--max-total-tokens", "64", "--strict-model-names")
+        with running(model, folder / "launcher.log", *flags, KSERVE="true") as server:
+            ended = fuzz(server.url, seconds, folder, examples=1000, phases="examples,coverage,fuzzing")
+        sys.stdout.write(ended.stdout + ended.stderr)
+        return ended.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
