@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import fuzzing
-
 from conftest import Launch
 
 
