@@ -222,6 +222,7 @@ HOSTILE: dict[str, dict[str, Any]] = {
     "large step": grammar("json", {"type": "integer", "multipleOf": 999_983}),
     "combinations": grammar("json", {"allOf": OPTIONS}),
     "patterns of one text": grammar("json", {"allOf": [{"type": "string", "pattern": one} for one in PATTERNS]}),
+    "a list of itself": grammar("json", {"type": "array", "items": {"$ref": "#"}, "minItems": 1}),
     "rules that never end": grammar("lark", "start: start"),
     "rules with intersections": grammar("lark", "start: A\nA: " + " & ".join(f"/{one}/" for one in PATTERNS)),
     "deep rules": grammar("lark", "start: " + "(" * 50_000),

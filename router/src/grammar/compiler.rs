@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use llguidance::api::{ParserLimits, StopReason, TopLevelGrammar};
+use llguidance::api::{ParserLimits, TopLevelGrammar};
 use llguidance::toktrie::InferenceCapabilities;
 use llguidance::{Matcher, ParserFactory};
 
@@ -18,6 +18,8 @@ const CACHE_BYTES: usize = 8 << 20;
 const MAX_REASON: usize = 500;
 
 const TOO_MUCH: &str = "is more than the grammar compiler can take; simplify it";
+
+const NOTHING: &str = "allows no output at all: something in it contradicts itself, or never ends";
 
 /// Shared by all threads.
 pub struct Compiler {
@@ -56,19 +58,19 @@ impl Compiler {
     pub const STACK: usize = 64 << 20;
 
     fn try_out(&self, text: &str) -> Result<(), GrammarError> {
-        let refused = |error: &dyn fmt::Display| GrammarError::new(reason(&error.to_string()));
-        let grammar = TopLevelGrammar::from_lark_or_grammar_list(text).map_err(|error| refused(&error))?;
+        let grammar = TopLevelGrammar::from_lark_or_grammar_list(text)
+            .map_err(|error| GrammarError::new(reason(&error.to_string())))?;
         let parser = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.factory.create_parser(grammar)));
         let parser = parser.map_err(|_| GrammarError::new(TOO_MUCH))?;
         let mut matcher = Matcher::new(parser);
-        let first = matcher.compute_mask();
-        match matcher.stop_reason() {
-            StopReason::NotStopped if first.as_ref().is_ok_and(|mask| !mask.is_zero()) => Ok(()),
-            StopReason::LexerTooComplex | StopReason::ParserTooComplex => Err(GrammarError::new(TOO_MUCH)),
-            StopReason::InternalError => {
-                Err(first.map_or_else(|error| refused(&error), |_| GrammarError::new(TOO_MUCH)))
-            }
-            _ => Err(GrammarError::new("allows no output at all: something in it contradicts itself, or never ends")),
+        match matcher.compute_mask() {
+            Ok(first) if !first.is_zero() => Ok(()),
+            Ok(_) => Err(GrammarError::new(NOTHING)),
+            Err(error) => Err(match error.to_string().as_str() {
+                "NoExtension" | "NoExtensionBias" => GrammarError::new(NOTHING),
+                "LexerTooComplex" | "ParserTooComplex" => GrammarError::new(TOO_MUCH),
+                said => GrammarError::new(reason(said)),
+            }),
         }
     }
 

@@ -99,7 +99,7 @@ impl GrammarError {
     }
 
     fn at(place: impl Into<String>, problem: impl Into<Cow<'static, str>>) -> Self {
-        Self { field: None, place: place.into(), problem: problem.into() }
+        Self { field: None, place: shortened(place.into()), problem: problem.into() }
     }
 
     /// A grammar that the compiler could not finish with.
@@ -111,6 +111,16 @@ impl GrammarError {
     fn of(self, field: &str) -> Self {
         Self { field: Some(field.to_owned()), ..self }
     }
+}
+
+/// A place of a length that a message can hold: its beginning and its end.
+fn shortened(place: String) -> String {
+    const MOST: usize = 300;
+    if place.len() <= MOST {
+        return place;
+    }
+    let boundary = |at: usize| (0..=at).rev().find(|at| place.is_char_boundary(*at)).unwrap_or(0);
+    format!("{}…{}", &place[..boundary(MOST / 2)], &place[boundary(place.len() - MOST / 2)..])
 }
 
 impl fmt::Display for GrammarError {

@@ -5,6 +5,7 @@
 //! top, and what only describes is gone. The rewriting may narrow a schema, never widen it.
 
 mod constants;
+mod endings;
 mod keywords;
 mod strings;
 #[cfg(test)]
@@ -49,6 +50,9 @@ pub(super) fn prepare(schema: &Value) -> Result<Value, GrammarError> {
     };
     let mut document = Document::new(schema);
     let (mut rewritten, _) = document.object(fields, "", 0)?;
+    if document.is_recursive && !endings::can_end(&rewritten, &document.definitions) {
+        return Err(GrammarError::new("can never be complete: it requires itself within itself"));
+    }
     if !document.definitions.is_empty() {
         rewritten.insert("$defs".to_owned(), Value::Object(document.definitions));
     }
@@ -69,6 +73,8 @@ struct Document<'a> {
     /// The new names of what is referred to, by the reference as written, and what each weighs.
     names: HashMap<String, (String, Weight)>,
     definitions: Map<String, Value>,
+    /// Something refers to what it is a part of.
+    is_recursive: bool,
     schemas: usize,
     enum_values: usize,
     regexes: usize,
@@ -84,6 +90,7 @@ impl<'a> Document<'a> {
             closes: !any_object(root, &merges),
             names: HashMap::new(),
             definitions: Map::new(),
+            is_recursive: false,
             schemas: 0,
             enum_values: 0,
             regexes: 0,
@@ -255,9 +262,11 @@ impl<'a> Document<'a> {
             return Err(GrammarError::at(place, "must be a string, such as `#/$defs/name`"));
         };
         if reference == "#" {
+            self.is_recursive = true;
             return Ok(("#".to_owned(), Weight::NONE));
         }
         if let Some((name, weight)) = self.names.get(reference) {
+            self.is_recursive |= !self.definitions.contains_key(name);
             return Ok((format!("#/$defs/{name}"), *weight));
         }
         let pointer = reference.strip_prefix('#').filter(|pointer| pointer.starts_with('/')).ok_or_else(|| {

@@ -235,6 +235,7 @@ fn whatever_could_cost_without_bound_is_refused() {
 fn a_schema_that_never_ends_or_contradicts_itself_is_refused() {
     for schema in [
         json!({ "$ref": "#" }),
+        json!({ "anyOf": [{ "$ref": "#" }] }),
         json!({ "$ref": "#/$defs/a", "$defs": { "a": { "$ref": "#/$defs/b" }, "b": { "$ref": "#/$defs/a" } } }),
         json!({ "allOf": [{ "$ref": "#" }] }),
         json!({ "type": "string", "const": 7 }),
@@ -243,6 +244,32 @@ fn a_schema_that_never_ends_or_contradicts_itself_is_refused() {
     ] {
         assert!(compile(&Grammar::Json(schema.clone())).is_err(), "{schema}");
     }
+}
+
+#[test]
+fn what_requires_itself_is_refused_and_what_may_end_is_not() {
+    let node = |required: &[&str], next: Value| json!({ "type": "object", "properties": { "v": { "type": "null" }, "next": next }, "required": required });
+    let list = |least: usize| json!({ "type": "array", "items": { "$ref": "#" }, "minItems": least });
+    let own = || json!({ "$ref": "#" });
+    let mutual = |least: usize| {
+        let a = json!({ "type": "array", "prefixItems": [{ "$ref": "#/$defs/b" }], "minItems": 1 });
+        let b = json!({ "type": "array", "items": { "$ref": "#/$defs/a" }, "minItems": least });
+        json!({ "$ref": "#/$defs/a", "$defs": { "a": a, "b": b } })
+    };
+    for endless in [node(&["next"], own()), list(1), mutual(1), json!({ "anyOf": [list(1), list(2)] })] {
+        let error = compile(&Grammar::Json(endless.clone())).unwrap_err();
+        assert!(error.contains("can never be complete"), "{endless}: {error}");
+    }
+    let optional = json!({ "anyOf": [{ "type": "null" }, { "$ref": "#" }] });
+    for ending in [node(&["v"], own()), node(&["next"], optional), list(0), mutual(0)] {
+        assert!(compile(&Grammar::Json(ending.clone())).is_ok(), "{ending}");
+    }
+}
+
+#[test]
+fn a_place_that_is_long_is_shortened() {
+    let error = prepare(&json!({ "properties": { "ä".repeat(5_000): { "not": {} } } })).unwrap_err();
+    assert!(error.place.len() < 400 && error.place.starts_with("/properties/ä") && error.place.ends_with("ä/not"));
 }
 
 /// JSON that looks like schemas and is not.
