@@ -19,7 +19,7 @@ KERNELS := $(shell find worker/kernels -name '*.rs' -o -name '*.toml' -o -name '
 # One torch thread in tests: on few cores two threads per process run far slower than one.
 # Processes for tests: the `conftest.py` at the top of each group of tests says which of them stay together.
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
-PYTEST := $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist loadgroup
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --dist loadgroup
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false MILLRACE_ROUTER=$(CURDIR)/target/debug/millrace-router
 
 .PHONY: fuzz-api help setup serve test test-rust test-python check fmt bench bench-worker bench-router bench-peers models soak proto lock lock-peers clean
