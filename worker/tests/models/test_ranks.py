@@ -38,18 +38,22 @@ def test_ranks_give_the_logits_of_transformers(
     trial.check(ranks(size).logits(Job(reference.folder, trial.sequences, trial.prompts, kernels)), f"{size} ranks")
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("case", "dtype"), [("llama", "bfloat16"), ("llama", "float16"), ("t5, 1.1, 97 columns", "float16")]
+)
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_half_precision_on_two_ranks_stays_near(
     kernels: str,
+    case: str,
     dtype: str,
     saved: Callable[[str], Saved],
     sequences: list[list[int]],
     ranks: Callable[[int], RankGroup],
 ) -> None:
-    reference = saved("llama")
-    found = ranks(2).logits(Job(reference.folder, sequences, kernels=kernels, dtype=dtype))
-    expected = torch.cat([reference.logits(tokens) for tokens in sequences])
+    reference = saved(case)
+    prompts = reference.prompts(sequences)
+    found = ranks(2).logits(Job(reference.folder, sequences, prompts, kernels=kernels, dtype=dtype))
+    expected = torch.cat([reference.logits(tokens, prompts.get(i)) for i, tokens in enumerate(sequences)])
     assert (torch.cat(found) - expected).square().mean() < (0.15 * expected).square().mean()
 
 

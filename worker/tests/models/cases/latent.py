@@ -64,6 +64,7 @@ CASES: dict[str, Case] = {
     ),
     "t5": Case("t5", T5 | {"feed_forward_proj": "relu"}, **WHOLLY_OURS),
     "t5, 1.1": Case("t5", T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}, **WHOLLY_OURS),
+    "t5, 1.1, 97 columns": Case("t5", T5 | {"feed_forward_proj": "gated-silu", "d_ff": 97}, **WHOLLY_OURS),
     "mt5": Case("mt5", T5 | MT5, **WHOLLY_OURS),
     "deepseek-v2, lite, yarn": Case("deepseek_v2", LATENT | {"q_lora_rank": None, "rope_parameters": YARN}),
 }
