@@ -234,7 +234,32 @@ class ServingFlags:
     )
     graceful_termination_timeout: int = row(
         90,
-        Flag(Group.OPERATION, v.SECONDS, "How long running requests may take to end after SIGTERM.", short="g"),
+        Flag(
+            Group.OPERATION,
+            v.SECONDS,
+            "How long running requests may take to end after SIGTERM; those that need longer end with an error.",
+            short="g",
+            targets=_ROUTER,
+        ),
+    )
+    lame_duck_seconds: int = row(
+        0,
+        Flag(
+            Group.OPERATION,
+            v.SECONDS,
+            "How long newcomers are still served after SIGTERM, while /health and /readyz are 503 already: for load "
+            "balancers that notice late. It comes before the time of --graceful-termination-timeout.",
+            targets=_ROUTER,
+        ),
+    )
+    admin_routes: bool = row(
+        False,
+        Flag(
+            Group.OPERATION,
+            v.SWITCH,
+            "Offer POST /admin/drain, which stops the server as SIGTERM does. Needs --api-key.",
+            targets=_ROUTER,
+        ),
     )
     hung_step_seconds: int = row(
         30,

@@ -52,11 +52,10 @@ def run(program: str, argv: Sequence[str], environment: Mapping[str, str], progr
         return 0
     log = log_from_environment(sys.stdout, environment, json_output=arguments.json_output)
     try:
-        Launch(arguments, environment, log, timeline).serve(programs)
+        return Launch(arguments, environment, log, timeline).serve(programs)
     except LauncherError as error:
         sys.stderr.write(error.printed() + "\n")
         return error.exit_code
-    return 0
 
 
 class Launch:
@@ -70,8 +69,8 @@ class Launch:
         self._folder: PrivateFolder | None = None
         self._port: ReservedPort | None = None
 
-    def serve(self, programs: Programs | None) -> None:
-        """Raises `LauncherError` for whatever keeps the server from starting or ends it unasked."""
+    def serve(self, programs: Programs | None) -> int:
+        """The exit status. Raises `LauncherError` for whatever keeps the server from starting or ends it unasked."""
         interrupts = Interrupts(self._remove_folder)
         try:
             settled = self._settle()
@@ -89,7 +88,7 @@ class Launch:
             self._log.info(f"Starting {plan.num_shard} shard(s) of {name} ({model.folder}{commit}) and the router")
             shell = Shell(plan, self._log, self._timeline)
             interrupts.hand_over(shell.stop)
-            shell.run()
+            return shell.run()
         finally:
             self._remove_folder()
 

@@ -122,7 +122,7 @@ def launch_plan(
         health_host=_health_host(arguments.hostname),
         hostname=arguments.hostname,
         port=arguments.port,
-        termination_timeout=float(arguments.graceful_termination_timeout),
+        termination_timeout=float(arguments.graceful_termination_timeout + arguments.lame_duck_seconds),
         dump_folder=Path(arguments.dump_folder or tempfile.gettempdir()),
     )
 

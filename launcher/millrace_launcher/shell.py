@@ -87,8 +87,9 @@ class Shell:
         """Asks the launcher to stop; may be called from a signal handler."""
         self._events.put(StopRequested())
 
-    def run(self) -> None:
-        """Returns when everything has ended as asked; raises `LauncherError` when a child's failure ended it."""
+    def run(self) -> int:
+        """Returns the exit status when everything has ended as asked; raises `LauncherError` when a child's failure
+        ended it."""
         place = (self._plan.health_host, self._plan.port)
         health = Poller(lambda: self._events.put(HealthSeen(is_healthy(*place))), _HEALTH_SECONDS)
         hangs = Poller(lambda: self._report_hang(find_hang(*place)), _HANG_SECONDS)
@@ -109,6 +110,7 @@ class Shell:
             hangs.end()
             self._end_children()
         self._raise_failure(self._exit)
+        return self._exit.status
 
     def _next_event(self, remind_at: float) -> Event | None:
         deadline = self._supervisor.next_deadline
@@ -124,7 +126,7 @@ class Shell:
                 return self._supervisor.tick(now)
             case Exited(child, ending):
                 process = self._endings[child] = self._children.pop(child)
-                return self._supervisor.child_exited(child, process.ending_in_words(ending), now)
+                return self._supervisor.child_exited(child, process.ending_in_words(ending), now, ending.status)
             case HealthSeen(ok):
                 return self._supervisor.health(ok, now)
             case HangSeen(hang):

@@ -8,7 +8,9 @@ around it (`shell.py`) does what they say. Rules:
   never complete, and a new group is started once all are gone. The router stays. `MAX_FAILURES_IN_A_ROW` failures
   without `HEALTHY_SECONDS` of health between them end everything (`ShardFailed`).
 - A rank that hangs is a rank that ends: its group is asked for its stacks first, which takes `STACKS_SECONDS`.
-- A router that ends by itself ends everything (`WebserverFailed`).
+- A router that ends while starting ends everything (`WebserverFailed`). One that ends while serving is started again at
+  once, while the workers keep their weights; its failures count with those of the workers. One that ends with status 0
+  or `CUT` was asked to by somebody else (`/admin/drain`): that ends everything, in order.
 - A request to stop drains the router, then stops the workers; while the router drains, a lost group is still
   restarted, because running requests need it. A second request kills what is left, unless it comes within
   `ECHO_SECONDS`: `timeout`, `uv run` and terminals deliver one wish twice.
@@ -34,6 +36,11 @@ MOST_BACKOFF_SECONDS = 30.0
 SETTLE_SECONDS = 1.0
 ECHO_SECONDS = 1.0
 STACKS_SECONDS = 0.5
+# What a router gets beyond the time of its requests, to give each an end and its clients a moment to read it.
+ROUTER_END_SECONDS = 6.0
+# Exit statuses: requests were cut when the time to drain was up, or by a second request to stop.
+CUT = 3
+AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -95,10 +102,11 @@ class Say:
 
 @dataclass(frozen=True)
 class Exit:
-    """`failure` None: stopped as asked."""
+    """`failure` None: stopped as asked, with exit status `status`."""
 
     failure: Variant | None
     message: str = ""
+    status: int = 0
 
 
 Action = StartRouter | StartWorkers | Terminate | Kill | AskStacks | KeepDump | AnnounceReady | Say | Exit
@@ -135,6 +143,7 @@ class Supervisor:
         self._restart_at: float | None = None
         self._lost_at: float | None = None
         self._hung: tuple[ChildId, str, float] | None = None
+        self._router_at: float | None = None
         self._stop_asked_at: float | None = None
         self._started_at = 0.0
         self._healthy_since: float | None = None
@@ -156,7 +165,7 @@ class Supervisor:
         """When `tick` must be called at the latest."""
         restart_at = None if self._workers_alive() else self._restart_at
         kill_at = None if self._hung is None else self._hung[2]
-        times = [time for time in (self._deadline, restart_at, kill_at) if time is not None]
+        times = [time for time in (self._deadline, restart_at, kill_at, self._router_at) if time is not None]
         return min(times, default=None)
 
     def begin(self, now: float) -> list[Action]:
@@ -165,12 +174,12 @@ class Supervisor:
         self.alive.add(ROUTER)
         return self._taken()
 
-    def child_exited(self, child: ChildId, how: str, now: float) -> list[Action]:
-        """`how` says in words what the child ended with."""
+    def child_exited(self, child: ChildId, how: str, now: float, status: int = 1) -> list[Action]:
+        """`how` says in words what the child ended with; `status` is its exit status."""
         self.alive.discard(child)
         if self.stage in (Stage.STARTING, Stage.SERVING, Stage.DRAINING):
             if child == ROUTER:
-                self._router_exited(how, now)
+                self._router_exited(how, status, now)
             elif child.generation == self.generation and self._restart_at is None and not self._gave_up:
                 self._worker_exited(child, how, now)
         return self._advanced(now)
@@ -191,7 +200,7 @@ class Supervisor:
         if ok and self.stage is Stage.STARTING:
             self.stage = Stage.SERVING
             self._act(AnnounceReady())
-        elif self.stage is Stage.SERVING and self.failures > 0 and self._restart_at is None:
+        elif self.stage is Stage.SERVING and self.failures > 0 and self._restart_at is None and self._router_at is None:
             self._watch_recovery(ok, now)
         return self._advanced(now)
 
@@ -205,20 +214,32 @@ class Supervisor:
         elif self.stage is Stage.SERVING:
             self._say("INFO", f"Stopping: running requests may take {self._termination_timeout:g} s to end")
             self._drain(self._termination_timeout, now)
+            if ROUTER not in self.alive:
+                self._stop_everything(now)
         elif self.stage in (Stage.DRAINING, Stage.STOPPING) and now >= first + ECHO_SECONDS:
             self._say("WARN", "Asked again to stop: killing what is left")
+            self._end_with(AT_ONCE)
             self._kill_everything(now)
         return self._advanced(now)
 
     def tick(self, now: float) -> list[Action]:
         return self._advanced(now)
 
-    def _router_exited(self, how: str, now: float) -> None:
-        if self.stage is Stage.DRAINING:
+    def _router_exited(self, how: str, status: int, now: float) -> None:
+        if self.stage is Stage.DRAINING or (self.stage is Stage.SERVING and status in (0, CUT)):
+            if status == CUT:
+                self._end_with(CUT)
             self._stop_everything(now)
             return
-        self._exit = Exit(Variant.WEBSERVER_FAILED, f"the router ended: {how}")
-        self._stop_everything(now)
+        self.failures += 1
+        if self.stage is Stage.STARTING or self.failures >= MAX_FAILURES_IN_A_ROW:
+            self._exit = Exit(Variant.WEBSERVER_FAILED, f"the router ended: {how}")
+            self._stop_everything(now)
+            return
+        self._healthy_since = None
+        self._lost_at = now if self._lost_at is None else self._lost_at
+        self._router_at = now + backoff_seconds(self.failures)
+        self._say("ERROR", f"The router ended: {how}. Starting it again; its streams are lost, the workers stay")
 
     def _worker_exited(self, child: ChildId, how: str, now: float) -> None:
         self._hung = None
@@ -249,7 +270,9 @@ class Supervisor:
         self._restart_at = None
         self._exit = Exit(Variant.SHARD_FAILED, reason)
         seconds = min(self._termination_timeout, DRAIN_WITHOUT_WORKERS_SECONDS)
-        if self.stage is Stage.SERVING:
+        if self.stage is Stage.SERVING and ROUTER not in self.alive:
+            self._stop_everything(now)
+        elif self.stage is Stage.SERVING:
             self._drain(seconds, now)
         elif self._deadline is not None:
             self._deadline = min(self._deadline, now + seconds)
@@ -266,13 +289,18 @@ class Supervisor:
         if now - self._healthy_since >= HEALTHY_SECONDS:
             self.failures = 0
 
+    def _end_with(self, status: int) -> None:
+        """A failure keeps its own status."""
+        if self._exit.failure is None:
+            self._exit = Exit(None, status=status)
+
     def _drain(self, seconds: float, now: float) -> None:
         self.stage = Stage.DRAINING
         self._terminate(ROUTER)
-        self._deadline = now + seconds
+        self._deadline = now + seconds + ROUTER_END_SECONDS
 
     def _stop_everything(self, now: float) -> None:
-        self._hung = None
+        self._hung = self._router_at = None
         self.stage = Stage.STOPPING
         self._restart_at = None
         for child in sorted(self.alive, key=str):
@@ -280,7 +308,7 @@ class Supervisor:
         self._deadline = now + WORKER_TERMINATION_SECONDS
 
     def _kill_everything(self, now: float) -> None:
-        self._hung = None
+        self._hung = self._router_at = None
         self.stage = Stage.STOPPING
         self._restart_at = None
         for child in sorted(self.alive, key=str):
@@ -299,6 +327,11 @@ class Supervisor:
         if self._restart_at is not None and now >= self._restart_at and not self._workers_alive():
             self._restart_at = None
             self._start_workers(now)
+        if self._router_at is not None and now >= self._router_at:
+            self._router_at = None
+            self._started_at = now
+            self._act(StartRouter())
+            self.alive.add(ROUTER)
         if self._hung is not None and now >= self._hung[2]:
             child, how, _ = self._hung
             self._act(KeepDump(child))
@@ -317,6 +350,7 @@ class Supervisor:
             self._give_up("a rank is still alive after SIGKILL, so its group cannot be restarted", now)
         elif self.stage is Stage.DRAINING and ROUTER in unkilled:
             self._say("WARN", "The router did not end in time: killing it")
+            self._end_with(CUT)
             self._kill(ROUTER)
             self._deadline = now + KILL_SECONDS
         elif unkilled:

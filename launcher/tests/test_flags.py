@@ -42,9 +42,11 @@ enable-prefill-logprobs ENABLE_PREFILL_LOGPROBS false
 graceful-termination-timeout GRACEFUL_TERMINATION_TIMEOUT 90
 """
 OURS = {
+    "admin-routes",
     "dump-folder",
     "hung-step-seconds",
     "kv-cache-memory",
+    "lame-duck-seconds",
     "model-impl",
     "prefix-caching",
     "reasoning-parser",

@@ -262,7 +262,8 @@ def test_the_router_gets_every_flag_of_its_own() -> None:
         "--max-stop-sequences=4 --max-top-n-tokens=5 --max-client-batch-size=4 --payload-limit=2000000 "
         "--disable-grammar-support --max-concurrent-requests=128 --max-batch-prefill-tokens=4096 --max-batch-size=3 "
         "--waiting-served-ratio=1.2 --max-waiting-tokens=20 --prefix-caching=false --validation-workers=2 "
-        "--hostname=0.0.0.0 --port=8080 --cors-allow-origin=http://a --json-output --hung-step-seconds=30"
+        "--hostname=0.0.0.0 --port=8080 --cors-allow-origin=http://a --json-output --hung-step-seconds=30 "
+        "--lame-duck-seconds=0 --graceful-termination-timeout=90"
     )
     assert sorted(plan.router.argv[1:]) == sorted(words.split())
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from millrace_launcher.supervisor import ECHO_SECONDS
+from millrace_launcher.supervisor import AT_ONCE, CUT, ECHO_SECONDS
 
 from launcher.tests.fakes.stand_in_hub import Repository, StandInHub
 
@@ -256,9 +256,20 @@ def test_a_router_that_logs_an_error_and_ends_is_quoted(start: Start, form: str)
     ]
 
 
-def test_a_router_that_is_killed_while_serving_ends_everything(start: Start) -> None:
+def test_a_router_that_is_killed_while_serving_is_started_again_and_the_workers_stay(start: Start) -> None:
     launcher = start().ready()
     os.kill(launcher.router()["pid"], signal.SIGKILL)
+    until(lambda: "Serving again" in launcher.log, "another router")
+    assert (len(launcher.notes("router")), len(launcher.workers(0))) == (2, 1)
+    assert launcher.stop() == 0
+    assert launcher.leaves_nothing()
+
+
+def test_a_router_that_is_killed_again_and_again_ends_everything(start: Start) -> None:
+    launcher = start().ready()
+    for number in range(1, 6):
+        routers = until(lambda number=number: len(found := launcher.notes("router")) == number and found, "a router")
+        os.kill(routers[-1]["pid"], signal.SIGKILL)
     assert launcher.ended() == 1
     assert launcher.errors == ['Error: WebserverFailed("the router ended: killed by SIGKILL")']
     assert launcher.leaves_nothing()
@@ -266,7 +277,7 @@ def test_a_router_that_is_killed_while_serving_ends_everything(start: Start) -> 
 
 def test_a_router_that_will_not_drain_is_killed_at_the_timeout(start: Start) -> None:
     launcher = start("--graceful-termination-timeout", "1", FAKE_ROUTER="ignore-term").ready()
-    assert launcher.stop() == 0
+    assert launcher.stop() == CUT
     assert "The router did not end in time" in launcher.log
     assert launcher.leaves_nothing()
 
@@ -283,7 +294,7 @@ def test_a_second_signal_kills_at_once(start: Start) -> None:
     launcher.process.send_signal(signal.SIGTERM)
     until(lambda: "Stopping: running requests may take 600 s" in launcher.log, "draining")
     time.sleep(ECHO_SECONDS)
-    assert launcher.stop() == 0
+    assert launcher.stop() == AT_ONCE
     assert launcher.leaves_nothing()
 
 

@@ -10,11 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from millrace_launcher.errors import Variant
 from millrace_launcher.supervisor import (
+    CUT,
     DRAIN_WITHOUT_WORKERS_SECONDS,
     HEALTHY_SECONDS,
     KILL_SECONDS,
     MAX_FAILURES_IN_A_ROW,
     ROUTER,
+    ROUTER_END_SECONDS,
     STACKS_SECONDS,
     WORKER_TERMINATION_SECONDS,
     Action,
@@ -63,8 +65,8 @@ def drawn_action(action: Action) -> str | None:
             text = f"dump {drawn(child)}"
         case AnnounceReady():
             text = "ready"
-        case Exit(failure):
-            text = f"exit {failure.value if failure else 0}"
+        case Exit(failure, _, status):
+            text = f"exit {failure.value if failure else status}"
         case Say():
             text = None
     return text
@@ -74,8 +76,8 @@ def play(supervisor: Supervisor, event: str, now: float) -> list[Action]:
     match event.split():
         case ["begin"]:
             return supervisor.begin(now)
-        case ["gone", child]:
-            return supervisor.child_exited(child_of(child), "exit status 1", now)
+        case ["gone", child, *status]:
+            return supervisor.child_exited(child_of(child), "exit status 1", now, int("".join(status) or 1))
         case ["hangs", child]:
             return supervisor.rank_hangs(child_of(child), "silent", now)
         case ["healthy" | "unhealthy" as health]:
@@ -129,15 +131,50 @@ def test_a_router_that_ends_while_starting_ends_everything() -> None:
     """)
 
 
-def test_a_router_that_ends_while_serving_ends_everything() -> None:
+def test_a_router_that_ends_while_serving_is_started_again_and_the_workers_stay() -> None:
     check("""
         0 begin        | start workers 1, start router
         1 healthy      | ready
-        2 gone router  | term 1.0, term 1.1
-        2 gone 1.0     |
-        7 tick         | kill 1.1
-        8 gone 1.1     | exit WebserverFailed
+        2 gone router  | start router
+        9 gone router  |
+        10 tick        | start router
+        12 healthy     |
+        18 healthy     |
+        20 gone router | start router
+        21 gone router |
+        21 stop        | term 1.0, term 1.1
+        22 gone 1.0    |
+        22 gone 1.1    | exit 0
     """)
+
+
+def test_a_router_that_ends_again_and_again_ends_everything() -> None:
+    check("""
+        0 begin        | start workers 1, start router
+        1 healthy      | ready
+        2 gone router  | start router
+        3 gone 1.0     | kill 1.1
+        3 gone 1.1     |
+        4 tick         | start workers 2
+        5 gone router  |
+        7 tick         | start router
+        8 gone router  |
+        12 tick        | start router
+        13 gone router | term 2.0, term 2.1
+        14 gone 2.0    |
+        14 gone 2.1    | exit WebserverFailed
+    """)
+
+
+def test_a_router_that_was_asked_to_drain_by_somebody_else_ends_everything_in_order() -> None:
+    for status in (0, CUT):
+        check(f"""
+            0 begin                 | start workers 1, start router
+            1 healthy               | ready
+            2 gone router {status}  | term 1.0, term 1.1
+            2 gone 1.0 0            |
+            2 gone 1.1 0            | exit {status}
+        """)
 
 
 def test_a_lost_rank_takes_its_group_along_and_a_new_group_starts_when_all_are_gone() -> None:
@@ -254,12 +291,12 @@ def test_a_router_that_does_not_drain_in_time_is_killed() -> None:
         0 begin        | start workers 1, start router
         1 healthy      | ready
         2 stop         | term router
-        91.9 tick      |
-        92 tick        | kill router
-        93 gone router | term 1.0, term 1.1
-        94 gone 1.0    |
-        {93 + WORKER_TERMINATION_SECONDS} tick | kill 1.1
-        99 gone 1.1    | exit 0
+        {91.9 + ROUTER_END_SECONDS} tick |
+        {92 + ROUTER_END_SECONDS} tick   | kill router
+        99 gone router | term 1.0, term 1.1
+        99 gone 1.0    |
+        {99 + WORKER_TERMINATION_SECONDS} tick | kill 1.1
+        105 gone 1.1   | exit {CUT}
     """)
 
 
@@ -308,7 +345,7 @@ def test_a_second_stop_kills_at_once() -> None:
         4 stop         |
         4 gone 1.0     |
         4 gone router  |
-        4 gone 1.1     | exit 0
+        4 gone 1.1     | exit 4
     """)
 
 
@@ -373,7 +410,7 @@ def test_a_child_that_survives_every_kill_does_not_hold_the_launcher() -> None:
         4 gone router  |
         4 gone 1.0     |
         12.9 tick      |
-        13 tick        | exit 0
+        13 tick        | exit 4
     """)
     assert supervisor.alive == {ChildId(1, 1)}
 

@@ -8,6 +8,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::serve::ListenerExt;
@@ -19,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::detokenize::Detokenizer;
+use crate::drain::{Drain, Ending};
 use crate::engine::{Engine, EngineError, EngineHandle, EngineText, READER_PATIENCE};
 use crate::health::Health;
 use crate::http;
@@ -28,7 +30,7 @@ use crate::tokenizer::{LoadError, TextModel};
 /// How often recorded samples are folded into their buckets.
 const UPKEEP: Duration = Duration::from_secs(5);
 /// What clients get to take their last bytes when no request is left or the engine has failed.
-const LAST_WORDS: Duration = Duration::from_secs(5);
+const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// Why the server could not start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -55,13 +57,13 @@ pub async fn listen(config: &Config) -> Result<TcpListener, AppError> {
     TcpListener::bind(address).await.map_err(|source| AppError::Listen { address, source })
 }
 
-/// Serves until `shutdown` completes and every request that runs then has ended.
+/// Serves until `shutdown` completes, or a request asks for it, and every request that runs then has ended.
 pub async fn run(
     config: Config,
     listener: TcpListener,
     metrics: Metrics,
     shutdown: impl Future<Output = ()> + Send + 'static,
-) -> Result<(), AppError> {
+) -> Result<Ending, AppError> {
     let config = Arc::new(config);
     let text = Arc::new(load_text(&config).await?);
     let health = Health::default();
@@ -74,15 +76,17 @@ pub async fn run(
     };
     let (engine, engine_task) = spawn_engine(&config, engine_text, &health, &metrics, &stop);
     spawn_upkeep(metrics.clone(), stop.clone());
-    spawn_stop(shutdown, health.clone(), stop.clone());
-
     let num_places = config.max_places();
     let places = Arc::new(Semaphore::new(num_places as usize));
+    let cut = Arc::new(AtomicBool::new(false));
+    let drain = Drain::new(&config, health.clone(), engine.clone());
+    spawn_stop(shutdown, drain, Arc::clone(&places), Arc::clone(&cut), stop.clone());
     let context = http::Context { config, health, engine, text, detokenizer, metrics, places: Arc::clone(&places) };
     let listener = listener.tap_io(|connection| tune(connection, READER_PATIENCE));
     let server = axum::serve(listener, http::router(context)).with_graceful_shutdown(stop.clone().cancelled_owned());
     let server = tokio::spawn(server.into_future());
-    end(server, engine_task, emptied(&stop, &places, num_places)).await
+    end(server, engine_task, emptied(&stop, &places, num_places)).await?;
+    Ok(if cut.load(Ordering::Relaxed) { Ending::Cut } else { Ending::Drained })
 }
 
 /// Completes when the server has been told to stop and no request is inside any more.
@@ -188,12 +192,21 @@ fn spawn_upkeep(metrics: Metrics, stop: CancellationToken) {
     }));
 }
 
-/// Unhealthy at once, then no new connections.
-fn spawn_stop(shutdown: impl Future<Output = ()> + Send + 'static, health: Health, stop: CancellationToken) {
+/// Drains when told to, and takes no connection any more when that is done.
+fn spawn_stop(
+    shutdown: impl Future<Output = ()> + Send + 'static,
+    drain: Drain,
+    places: Arc<Semaphore>,
+    cut: Arc<AtomicBool>,
+    stop: CancellationToken,
+) {
     tokio::spawn(async move {
-        shutdown.await;
-        tracing::info!("stopping: running requests finish, new ones are refused");
-        health.drain();
+        let health = drain.health.clone();
+        tokio::select! {
+            () = shutdown => {}
+            () = health.asked_to_drain() => {}
+        }
+        drain.run(&places, &cut).await;
         stop.cancel();
     });
 }

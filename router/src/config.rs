@@ -99,6 +99,17 @@ pub struct Config {
     #[arg(long, env, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
     pub hung_step_seconds: u64,
 
+    /// After the signal to stop, newcomers are still served for so long, while health says already that they should not
+    /// come.
+    #[arg(long, env, default_value_t = 0)]
+    pub lame_duck_seconds: u64,
+    /// Then, what runs may take so long to end.
+    #[arg(long, env, default_value_t = 90)]
+    pub graceful_termination_timeout: u64,
+    /// Offer POST /admin/drain. Needs an API key.
+    #[arg(long, env, value_parser = BoolishValueParser::new())]
+    pub admin_routes: bool,
+
     /// Tokenizer threads.
     #[arg(long, env, default_value_t = 2, value_parser = at_least_one)]
     pub validation_workers: usize,
@@ -167,6 +178,10 @@ impl Config {
         let mut config = Self::try_parse_from(arguments)?;
         let set = |name: &str| environment(name).filter(|value| !value.is_empty());
         config.api_key = set("API_KEY").map(Secret);
+        if config.admin_routes && config.api_key.is_none() {
+            let problem = "--admin-routes needs an API key, in the variable API_KEY: anyone could stop this server\n";
+            return Err(clap::Error::raw(clap::error::ErrorKind::MissingRequiredArgument, problem));
+        }
         config.lifeline = set("MILLRACE_LIFELINE").is_some_and(|value| value == "stdin");
         config.log_colorize = set("LOG_COLORIZE").map(|value| value == "1" || value.eq_ignore_ascii_case("true"));
         if let Some(compute_type) = set("COMPUTE_TYPE") {
@@ -224,8 +239,9 @@ impl fmt::Debug for Secret {
 }
 
 /// Paths that this server serves already, whoever else names them.
-const OWN_PATHS: [&str; 19] = [
+const OWN_PATHS: [&str; 20] = [
     "/",
+    "/admin/drain",
     "/api-doc/openapi.json",
     "/chat_tokenize",
     "/docs",

@@ -17,6 +17,8 @@ pub enum Phase {
     Serving,
     /// Workers are gone and expected back: requests are admitted and wait, `/health` is 503.
     Recovering,
+    /// To be stopped: newcomers are served, but should not come.
+    Leaving,
     /// Stopping: what runs finishes, newcomers are refused.
     Draining,
 }
@@ -72,6 +74,7 @@ pub struct Health {
     hung: Arc<RwLock<Option<Hung>>>,
     vitals: Arc<RwLock<Vitals>>,
     draining: CancellationToken,
+    asked_to_drain: CancellationToken,
 }
 
 impl Default for Health {
@@ -82,6 +85,7 @@ impl Default for Health {
             hung: Arc::default(),
             vitals: Arc::default(),
             draining: CancellationToken::new(),
+            asked_to_drain: CancellationToken::new(),
         }
     }
 }
@@ -142,8 +146,8 @@ impl Health {
     pub fn serve(&self, limits: Limits) {
         *self.hung.write().unwrap_or_else(PoisonError::into_inner) = None;
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        let phase = if state.0 == Phase::Draining { Phase::Draining } else { Phase::Serving };
-        *state = (phase, Some(limits));
+        let stays = matches!(state.0, Phase::Leaving | Phase::Draining);
+        *state = (if stays { state.0 } else { Phase::Serving }, Some(limits));
     }
 
     /// Workers are gone.
@@ -152,6 +156,24 @@ impl Health {
         if state.0 == Phase::Serving {
             state.0 = Phase::Recovering;
         }
+    }
+
+    /// The server is about to stop; nothing leads back.
+    pub fn lame_duck(&self) {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        if state.0 != Phase::Draining {
+            state.0 = Phase::Leaving;
+        }
+    }
+
+    /// Somebody with the right to do so asks the server to stop.
+    pub fn ask_to_drain(&self) {
+        self.asked_to_drain.cancel();
+    }
+
+    /// Completes when somebody has asked the server to stop.
+    pub async fn asked_to_drain(&self) {
+        self.asked_to_drain.cancelled().await;
     }
 
     /// The server stops; nothing leads back.

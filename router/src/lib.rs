@@ -3,6 +3,7 @@
 pub mod app;
 pub mod config;
 pub mod detokenize;
+pub mod drain;
 pub mod engine;
 pub mod grammar;
 pub mod health;

@@ -5,11 +5,17 @@ use std::process::ExitCode;
 
 use millrace_router::app::{self, AppError};
 use millrace_router::config::Config;
+use millrace_router::drain::Ending;
 use millrace_router::telemetry::{Metrics, init_logs, log_start};
 use tokio::signal::unix::{SignalKind, signal};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Exit status when requests were cut because the time to drain was up.
+const CUT: u8 = 3;
+/// Exit status when a second signal asked for the end at once.
+const AT_ONCE: u8 = 4;
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -20,7 +26,8 @@ async fn main() -> ExitCode {
         std::thread::spawn(follow_lifeline);
     }
     match serve(config).await {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(Ending::Drained) => ExitCode::SUCCESS,
+        Ok(Ending::Cut) => ExitCode::from(CUT),
         Err(error) => {
             tracing::error!("{error}");
             ExitCode::FAILURE
@@ -28,23 +35,40 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn serve(config: Config) -> Result<(), AppError> {
+async fn serve(config: Config) -> Result<Ending, AppError> {
     let metrics = Metrics::install().expect("nothing else in this process installs a recorder");
     let shutdown = shutdown_signal()?;
     let listener = app::listen(&config).await?;
     app::run(config, listener, metrics, shutdown).await
 }
 
-/// Completes at the first SIGTERM or SIGINT.
+/// Completes at the first SIGTERM or SIGINT; the second ends the process.
 fn shutdown_signal() -> Result<impl Future<Output = ()> + Send + 'static, AppError> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    Ok(async move {
+    let (first, shutdown) = tokio::sync::oneshot::channel();
+    tokio::spawn(async move {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
+        // Nobody listens when the server has ended by itself.
+        let _ = first.send(());
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        leave_at_once();
+    });
+    Ok(async move {
+        let _first = shutdown.await;
     })
+}
+
+#[expect(clippy::exit, reason = "whoever asks twice does not want to wait for a graceful end")]
+fn leave_at_once() {
+    tracing::warn!("asked again to stop: leaving at once");
+    std::process::exit(AT_ONCE.into());
 }
 
 /// Reads standard input to its end: then whoever started this process is gone, and so are its clients.

@@ -20,7 +20,7 @@ const LETTERS: std::ops::Range<u32> = 71..97;
 struct Router {
     address: SocketAddr,
     stop: oneshot::Sender<()>,
-    task: JoinHandle<Result<(), AppError>>,
+    task: JoinHandle<Result<Ending, AppError>>,
     folder: TempDir,
 }
 
@@ -139,13 +139,47 @@ async fn running_streams_finish_when_the_server_is_told_to_stop() {
     }
     let Router { address, stop, task, folder: _folder } = router;
     stop.send(()).unwrap();
-    while TcpStream::connect(address).await.is_ok() {
+    while !get(address, "/readyz").await.starts_with("HTTP/1.1 503") {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
+    // Newcomers are told, not left before a closed door.
+    let refused = rest(send(address, "POST", "/generate", r#"{"inputs":"a"}"#).await).await;
+    assert!(refused.starts_with("HTTP/1.1 503") && refused.contains("retry-after: 1"), "{refused}");
     for (prompt, read, stream) in streams {
         check_stream(&(read + &rest(stream).await), served.worker(), prompt, 120);
     }
-    task.await.unwrap().unwrap();
+    assert_eq!(task.await.unwrap().unwrap(), Ending::Drained);
+}
+
+#[tokio::test]
+async fn requests_that_need_too_long_end_with_an_error_when_the_server_stops() {
+    let router = start("--graceful-termination-timeout 1").await;
+    let _served = router.serve_worker(FakeOptions { delay: Duration::from_millis(50), ..options() });
+    router.wait_until_healthy().await;
+    let mut stream = router.open_stream("abc", 4000).await;
+    let read = read_some(&mut stream).await;
+    router.stop.send(()).unwrap();
+    let answer = read + &rest(stream).await;
+    let last = events(&answer).pop().unwrap();
+    assert_eq!(last["error_type"], "incomplete_generation_stream", "{answer}");
+    assert_eq!(router.task.await.unwrap().unwrap(), Ending::Cut);
+}
+
+#[tokio::test]
+async fn a_lame_duck_serves_newcomers_and_says_that_they_should_not_come() {
+    let router = start("--lame-duck-seconds 1").await;
+    let served = router.serve_worker(options());
+    router.wait_until_healthy().await;
+    let Router { address, stop, task, folder: _folder } = router;
+    stop.send(()).unwrap();
+    while !get(address, "/readyz").await.starts_with("HTTP/1.1 503") {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(get(address, "/health").await.starts_with("HTTP/1.1 503"));
+    let body = r#"{"inputs":"abc","parameters":{"max_new_tokens":5,"details":true}}"#;
+    let answer = rest(send(address, "POST", "/generate_stream", body).await).await;
+    check_stream(&answer, served.worker(), "abc", 5);
+    assert_eq!(task.await.unwrap().unwrap(), Ending::Drained);
 }
 
 #[tokio::test]

@@ -17,6 +17,8 @@ pub enum Command {
         request: ValidRequest,
         mailbox: Arc<Mailbox>,
     },
+    /// The server has no time left: every request ends as incomplete.
+    EndAll,
     /// The client is gone: every sequence of that mailbox is cancelled.
     Cancel {
         mailbox: Arc<Mailbox>,
@@ -203,6 +205,12 @@ impl EngineHandle {
     pub fn new() -> (Self, mpsc::UnboundedReceiver<Command>) {
         let (commands, receiver) = mpsc::unbounded_channel();
         (Self { commands }, receiver)
+    }
+
+    /// Ends every request that is inside now.
+    pub fn end_all(&self) {
+        // A closed channel means that the engine is gone, and every request with it.
+        let _ = self.commands.send(Command::EndAll);
     }
 
     pub fn generate(&self, request: ValidRequest) -> Generation {

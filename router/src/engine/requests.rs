@@ -136,6 +136,14 @@ impl Requests {
         self.forget(GroupId::of(mailbox)).map(|group| group.sequences).unwrap_or_default()
     }
 
+    /// Ends every request as incomplete; answers the sequences that the scheduler must drop.
+    pub(super) fn end_all(&mut self) -> Vec<SequenceId> {
+        let all: Vec<GroupId> = self.groups.keys().copied().collect();
+        let dropped = all.into_iter().flat_map(|group| self.fail_group(group, Failed::Incomplete)).collect();
+        self.outbox.send();
+        dropped
+    }
+
     /// Gives up requests whose reader has not come for `limit`; answers the sequences that the scheduler must drop.
     pub(super) fn cancel_unread(&mut self, now: Instant, limit: Duration) -> Vec<SequenceId> {
         let unread = |group: &Group| group.mailbox.unread_for(now) > limit;

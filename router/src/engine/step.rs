@@ -134,6 +134,10 @@ impl Core {
                 let dropped = self.requests.cancel(&mailbox);
                 self.drop_sequences(dropped);
             }
+            Some(Command::EndAll) => {
+                let dropped = self.requests.end_all();
+                self.drop_sequences(dropped);
+            }
             None => self.closed = true,
         }
     }

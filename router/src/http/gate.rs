@@ -21,6 +21,14 @@ pub(super) async fn guard(State(state): State<Arc<AppState>>, request: Request, 
     }
 }
 
+/// Around routes that only need the key.
+pub(super) async fn key(State(state): State<Arc<AppState>>, request: Request, next: Next) -> Response {
+    match check_key(&state, request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err(error) => error.into_response(Dialect::of(request.uri().path())),
+    }
+}
+
 /// The scheme in any case, as HTTP has it; the key exactly, in a time that says nothing about it.
 fn check_key(state: &AppState, headers: &HeaderMap) -> Result<(), ApiError> {
     let Some(key) = &state.config.api_key else { return Ok(()) };
@@ -39,10 +47,12 @@ fn check_phase(state: &AppState, method: &Method) -> Result<(), ApiError> {
     }
     match state.health.phase() {
         Phase::Serving | Phase::Recovering => Ok(()),
+        // Nothing can be computed before the first limits are known.
+        Phase::Leaving if state.health.limits().is_some() => Ok(()),
         Phase::Starting => {
             let progress = state.health.progress();
             Err(ApiError::Unavailable(format!("the model is still being loaded; try again ({progress})").into()))
         }
-        Phase::Draining => Err(ApiError::STOPPING),
+        Phase::Leaving | Phase::Draining => Err(ApiError::STOPPING),
     }
 }

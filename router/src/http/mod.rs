@@ -87,12 +87,18 @@ pub fn router(context: Context) -> Router {
     let config = Arc::clone(&context.config);
     let state = Arc::new(AppState::new(context));
     let guard = from_fn_with_state(Arc::clone(&state), gate::guard);
+    let keyed = from_fn_with_state(Arc::clone(&state), gate::key);
+    let mut admin = Table::new();
+    if config.admin_routes {
+        admin = admin.route("/admin/drain", post(ops::drain).route_layer(keyed), [describe::drain()]);
+    }
     // One path, two rules: only the POST needs the key.
     let root = post(generate::compat).route_layer(guard.clone()).get(ops::health);
     let routes = guarded
         .map(|routes| routes.route_layer(guard))
         .route("/", root, [describe::compat(), describe::health("root_health")])
         .merge(open)
+        .merge(admin)
         .into_router(&config)
         .fallback(unknown_route)
         .method_not_allowed_fallback(wrong_method)

@@ -64,6 +64,13 @@ pub(super) async fn startupz(State(state): State<Arc<AppState>>) -> Response {
     Standing::of(&state, |phase, _| phase != Phase::Starting).into_response()
 }
 
+/// Begins what SIGTERM begins.
+pub(super) async fn drain(State(state): State<Arc<AppState>>) -> Response {
+    tracing::warn!("asked to stop by a request to /admin/drain");
+    state.health.ask_to_drain();
+    (StatusCode::ACCEPTED, Json(serde_json::json!({ "draining": true }))).into_response()
+}
+
 /// The original's keys and its name for the program: clients tell servers apart by them.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Info {

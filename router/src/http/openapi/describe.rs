@@ -200,6 +200,14 @@ pub(in crate::http) fn standing(id: &'static str, what: &'static str) -> Operati
     Operation::get(Group::Operation, id, what).answers(200, "It is so", &body()).answers(503, "It is not", &body())
 }
 
+pub(in crate::http) fn drain() -> Operation {
+    Operation::post(Group::Operation, "drain", "Stop the server, as SIGTERM does").answers(
+        202,
+        "It stops when running requests have ended",
+        &[(JSON, json!({ "type": "object" }))],
+    )
+}
+
 pub(in crate::http) fn metrics() -> Operation {
     Operation::get(Group::Operation, "metrics", "Counters and histograms for Prometheus").answers(
         200,

@@ -161,6 +161,7 @@ async fn play(
                 requests.lock().unwrap().push(request);
                 tokio::spawn(deliver(batches, mailbox));
             }
+            Command::EndAll => {}
             Command::Cancel { .. } => *cancelled.lock().unwrap() += 1,
         }
     }

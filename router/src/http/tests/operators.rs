@@ -1,6 +1,7 @@
 //! Routes for operators, and what the server answers before, between and after its workers.
 
-use axum::http::StatusCode;
+use axum::body::Body;
+use axum::http::{Request, StatusCode};
 use serde_json::{Value, json};
 
 use super::harness::{LIMITS, Server};
@@ -51,6 +52,23 @@ async fn probers_are_told_where_the_server_stands() {
     assert_eq!(standing().await, [200, 200, 200, 200]);
     server.health.drain();
     assert_eq!(standing().await, [200, 503, 200, 503]);
+}
+
+#[tokio::test]
+async fn draining_by_request_is_off_by_default_and_needs_the_key() {
+    let post = async |server: &Server, key: &str| {
+        let request = Request::post("/admin/drain").header("authorization", key);
+        server.send(request.body(Body::empty()).unwrap()).await.status
+    };
+    assert_eq!(post(&Server::start(), "").await, StatusCode::NOT_FOUND);
+    let keyless = crate::config::Config::read(["millrace-router", "--model-id", "m", "--admin-routes"], |_| None);
+    assert!(keyless.unwrap_err().to_string().contains("API_KEY"));
+    let server = Server::with(&["--admin-routes"], &[("API_KEY", "right")], super::harness::speak);
+    assert_eq!(post(&server, "Bearer wrong").await, StatusCode::UNAUTHORIZED);
+    let asked = async |patience| tokio::time::timeout(patience, server.health.asked_to_drain()).await.is_ok();
+    assert!(!asked(std::time::Duration::from_millis(1)).await);
+    assert_eq!(post(&server, "Bearer right").await, StatusCode::ACCEPTED);
+    assert!(asked(std::time::Duration::from_secs(10)).await);
 }
 
 #[tokio::test]
