@@ -37,10 +37,8 @@ impl Format {
     pub fn forced(&self, tools: &Tools, several: bool) -> Binding {
         let (family, pattern) = self.bound_pattern();
         let shape = Shape::Sequence(self.calls(family, pattern, tools, several));
-        Binding {
-            shape,
-            reading: Reading { calls: Some((family, tools.clone())), is_single: !several, reasoning: None },
-        }
+        let calls = Some((family, tools.clone()));
+        Binding { shape, reading: Reading { calls, reasoning: None, is_single: !several, must_call: true } }
     }
 
     /// The model is free to call or not, but calls hold to their schema; those of tools that are not strict to none.
@@ -62,7 +60,10 @@ impl Format {
             None => Shape::OneOf(vec![Shape::Sequence(calls), Shape::Regex("([^\\s{\\[`<](.|\\n)*)?".to_owned())]),
         };
         let reasoning = self.reasoning.filter(|_| !matches!(shape, Shape::OneOf(_)));
-        Binding { shape, reading: Reading { calls: Some((family, tools.clone())), is_single: !several, reasoning } }
+        Binding {
+            shape,
+            reading: Reading { calls: Some((family, tools.clone())), is_single: !several, reasoning, must_call: false },
+        }
     }
 
     /// The family in whose form bound calls are written.

@@ -30,6 +30,8 @@ pub(super) struct Marked {
     tools: Tools,
     /// Everything that is looked for in the content.
     markers: Vec<&'static str>,
+    /// Nothing but calls can come.
+    must_call: bool,
     mode: Mode,
     input: String,
 }
@@ -82,10 +84,10 @@ impl Region {
 }
 
 impl Marked {
-    pub(super) fn new(marks: Marks, tools: Tools) -> Self {
+    pub(super) fn new(marks: Marks, tools: Tools, must_call: bool) -> Self {
         let markers = [marks.opens, marks.around].concat();
         let mode = if marks.is_bare { Mode::Beginning } else { Mode::Content };
-        Self { marks, tools, markers, mode, input: String::new() }
+        Self { marks, tools, markers, must_call, mode, input: String::new() }
     }
 
     /// One step on the input; false if more has to come first.
@@ -231,13 +233,14 @@ impl Machine for Marked {
 
     fn finish(&mut self, is_cut_off: bool, sink: &mut Sink) {
         match &mut self.mode {
+            Mode::Beginning | Mode::Content if is_cut_off && self.must_call => sink.leave_out(),
             Mode::Beginning | Mode::Content => sink.content(&self.input),
             Mode::Opened(marker) if !is_cut_off => {
                 sink.content(marker);
                 sink.content(&self.input);
             }
             Mode::Call(region, marker) if !region.is_open() => {
-                let is_marked = !self.marks.is_bare || !marker.is_empty();
+                let is_marked = !self.marks.is_bare || !marker.is_empty() || self.must_call;
                 let is_likely = is_marked || matches!(region, Region::Json(calls) if calls.is_likely());
                 if is_cut_off && is_likely {
                     sink.leave_out();

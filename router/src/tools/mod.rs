@@ -104,6 +104,8 @@ pub struct Reading {
     pub reasoning: Option<ReasoningFamily>,
     /// No more than one call is told.
     pub is_single: bool,
+    /// The output is nothing but calls: what is cut off cannot have become anything else.
+    pub must_call: bool,
 }
 
 impl Reading {
@@ -120,7 +122,7 @@ impl Reading {
             Some((ToolFamily::Qwen3Coder, tools)) => Box::new(Xml::new(xml::QWEN, tools.clone())),
             Some((ToolFamily::Glm, tools)) => Box::new(Xml::new(xml::GLM, tools.clone())),
             Some((family, tools)) => match family.marks() {
-                Some(marks) => Box::new(Marked::new(marks, tools.clone())),
+                Some(marks) => Box::new(Marked::new(marks, tools.clone(), self.must_call)),
                 None => Box::new(Plain),
             },
         };

@@ -234,12 +234,13 @@ fn bind(choice: &Choice, offered: &[Tool], several: bool, format: &Format, param
         }
         (Choice::Free, None) if !offered.iter().any(|tool| tool.is_strict) => {
             let calls = format.calls.map(|family| (family, tools));
-            return Reading { calls, reasoning: format.reasoning, is_single: !several };
+            return Reading { calls, reasoning: format.reasoning, is_single: !several, must_call: false };
         }
         (Choice::Free, None) => format.free(&tools, several),
         (Choice::Free, Some(grammar)) => {
             let Binding { shape, reading } = format.forced(&tools, several);
-            Binding { shape: Shape::OneOf(vec![shape, shape_of(grammar)]), reading }
+            let shape = Shape::OneOf(vec![shape, shape_of(grammar)]);
+            Binding { shape, reading: Reading { must_call: false, ..reading } }
         }
         (Choice::Must(names), _) => {
             let chosen = offered.iter().filter(|tool| names.contains(&tool.name)).cloned();

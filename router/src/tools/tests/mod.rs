@@ -87,7 +87,7 @@ impl Said {
 
 fn read<'a>(case: &Case, pieces: impl IntoIterator<Item = &'a str>) -> Said {
     let reading =
-        Reading { calls: case.family.map(|family| (family, tools())), reasoning: case.reasoning, is_single: false };
+        Reading { calls: case.family.map(|family| (family, tools())), reasoning: case.reasoning, ..Reading::default() };
     let mut reader = reading.reader(case.prompt);
     let mut said = Said::default();
     for piece in pieces {
@@ -130,7 +130,7 @@ fn outputs_say_what_they_say_wherever_they_are_cut() {
 fn where_one_call_is_allowed_the_first_is_told() {
     for case in cases() {
         let calls = case.family.map(|family| (family, tools()));
-        let reading = Reading { calls, reasoning: case.reasoning, is_single: true };
+        let reading = Reading { calls, reasoning: case.reasoning, is_single: true, must_call: false };
         let mut said = Said::default();
         let mut reader = reading.reader(case.prompt);
         said.hear(reader.push(case.output));
