@@ -123,9 +123,10 @@ bench-worker: setup ## the worker's own work per step, and the seconds until the
 	$(BIN)/python -m benchmarks.worker_host_work
 	$(BIN)/python -m benchmarks.startup
 
-bench-router: setup ## the router alone, with a worker that answers at once
+bench-router: setup ## the router alone, with a worker that answers at once; compile times of grammars
 	cargo build --release --locked -p millrace-client --bin millrace-fake-worker
 	$(BIN)/python -m benchmarks.router_alone $(ARGS)
+	$(BIN)/python -m worker.tests.grammar.schemas | cargo run --quiet --release --locked -p millrace-router --example compile_grammars -- --times
 
 models: $(VENV)/.python $(VENV)/.kernels ## parity of every architecture, native and through transformers, on 1 and 2 ranks, into docs/models.md
 	$(TEST_ENV) $(BIN)/python -m worker.tests.models.table $(ARGS)

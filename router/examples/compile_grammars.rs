@@ -1,5 +1,5 @@
-//! Compiles grammars as requests have them compiled: one JSON value per line of standard input, a schema or a grammar as
-//! `/generate` takes it. Answers one line for each: `{"text": …}`, which is what workers get, or `{"error": …}`, and
+//! Compiles grammars as requests have them compiled: one JSON value per line of standard input, a schema, a schema with its
+//! name (`{"name": …, "schema": …}`) or a grammar as `/generate` takes it. Answers one line for each: `{"text": …}`, which is what workers get, or `{"error": …}`, and
 //! `milliseconds`. With `--times`, the median and the 95th percentile of all that compile instead.
 
 use std::io::{self, BufRead, Write};
@@ -20,7 +20,11 @@ fn compile_all(only_times: bool) -> io::Result<()> {
     let (mut times, mut refused, mut out) = (Vec::new(), 0, io::stdout().lock());
     for line in io::stdin().lock().lines() {
         let value: Value = serde_json::from_str(&line?)?;
-        let grammar = serde_json::from_value(value.clone()).unwrap_or(Grammar::Json(value));
+        let schema = if value.get("name").is_some() { value.get("schema") } else { None };
+        let grammar = match schema {
+            Some(schema) => Grammar::Json(schema.clone()),
+            None => serde_json::from_value(value.clone()).unwrap_or(Grammar::Json(value)),
+        };
         let begin = Instant::now();
         let outcome = compiler.compile(&grammar);
         let milliseconds = begin.elapsed().as_secs_f64() * 1e3;

@@ -21,6 +21,7 @@ const CAPABILITY: &str = "grammar";
 pub(super) struct Grammars {
     compiler: Arc<Compiler>,
     pool: TokenizerPool,
+    patience: Duration,
     is_disabled: bool,
     /// The model has a token that ends a text.
     can_end: bool,
@@ -31,6 +32,7 @@ impl Grammars {
         Self {
             compiler: Arc::new(Compiler::new(&text.grammar_vocabulary())),
             pool: TokenizerPool::new("grammar", THREADS, Some(Compiler::STACK)),
+            patience: PATIENCE,
             is_disabled,
             can_end: !text.eos_token_ids().is_empty(),
         }
@@ -52,7 +54,7 @@ impl Grammars {
             compiler.compile(&grammar)
         };
         let refused = |error| ValidationError::Grammar { field: names.grammar, error };
-        match tokio::time::timeout(PATIENCE, self.pool.run(work)).await {
+        match tokio::time::timeout(self.patience, self.pool.run(work)).await {
             Ok(Ok(outcome)) => outcome.map(Some).map_err(refused),
             Ok(Err(_)) => Err(refused(GrammarError::beyond("is more than the grammar compiler can take; simplify it"))),
             Err(_) if has_begun.load(Ordering::Relaxed) => {
@@ -91,5 +93,60 @@ impl Grammars {
             );
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::grammar::Grammar;
+    use crate::tokenizer::fixture;
+
+    async fn check(grammars: &Grammars, grammar: Grammar) -> Result<Option<Arc<str>>, ValidationError> {
+        let mut parameters = Parameters { grammar: Some(grammar), ..Parameters::default() };
+        grammars.check(&mut parameters, &Names::GENERATE, &Health::default()).await
+    }
+
+    /// Takes tens of milliseconds.
+    fn slow() -> Grammar {
+        let words: Vec<String> = (0..2_000).map(|number| format!("/a*{number}b+/")).collect();
+        Grammar::Lark(format!("start: {}", words.join(" | ")))
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_longer_than_allowed_and_the_threads_go_on() {
+        let mut grammars = Grammars::new(&fixture::text_model(), false);
+        grammars.patience = Duration::from_millis(5);
+        // On a busy machine the thread may not even have begun.
+        let is_late = |error: &ValidationError| match error {
+            ValidationError::Grammar { error, .. } => error.problem.contains("too long"),
+            other => *other == ValidationError::Busy,
+        };
+        let refused = check(&grammars, slow()).await.unwrap_err();
+        assert!(is_late(&refused), "{refused}");
+        grammars.patience = Duration::from_secs(60);
+        assert!(check(&grammars, slow()).await.unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_others_is_told_that_it_is_not_the_grammar() {
+        let mut grammars = Grammars::new(&fixture::text_model(), false);
+        let (release, gate) = std::sync::mpsc::channel::<()>();
+        let gate = Arc::new(std::sync::Mutex::new(gate));
+        let blocked: Vec<_> = (0..THREADS)
+            .map(|_| {
+                let gate = Arc::clone(&gate);
+                Box::pin(grammars.pool.run(move || gate.lock().unwrap().recv()))
+            })
+            .collect();
+        let mut blocked = futures::future::join_all(blocked);
+        assert!(futures::poll!(&mut blocked).is_pending());
+        grammars.patience = Duration::from_millis(50);
+        let refused = check(&grammars, Grammar::Regex("a".to_owned())).await.unwrap_err();
+        assert_eq!(refused, ValidationError::Busy);
+        drop(release);
+        blocked.await;
+        grammars.patience = Duration::from_secs(60);
+        assert!(check(&grammars, Grammar::Regex("a".to_owned())).await.unwrap().is_some());
     }
 }
