@@ -22,7 +22,7 @@ JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --dist loadgroup
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false MILLRACE_ROUTER=$(CURDIR)/target/debug/millrace-router
 
-.PHONY: fuzz-api help setup serve test test-rust test-python check fmt bench bench-worker bench-router bench-peers models soak proto lock lock-peers clean
+.PHONY: fuzz-api help setup serve test test-rust test-python check check-rust check-python fmt bench bench-worker bench-router bench-peers models soak proto lock lock-peers clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -66,10 +66,14 @@ test-python: $(VENV)/.python $(VENV)/.kernels
 	$(TEST_ENV) $(PYTEST) worker/tests launcher/tests benchmarks/tests
 	$(TEST_ENV) $(PYTEST) integration-tests
 
-check: $(VENV)/.python ## format, lints, types, import boundaries, sizes
+check: check-rust check-python ## format, lints, types, import boundaries, sizes
+
+check-rust:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	@test "$$(cargo tree --locked -p millrace-scheduler -e normal,build --prefix none | wc -l)" = 1 || { echo "router/scheduler must have no dependency"; exit 1; }
+
+check-python: $(VENV)/.python
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright --level error

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from millrace_worker.models.architectures import ARCHITECTURES, describe, family_of
+from millrace_worker.models.architectures import ARCHITECTURES, describe, describe_encoder_decoder, family_of
 from millrace_worker.models.architectures.vocabulary import Architecture
 from millrace_worker.models.build.attention import alibi_slopes
 from millrace_worker.models.hf_config import ConfigError, ModelConfig
@@ -91,6 +91,18 @@ def test_a_value_of_another_kind_is_told_by_its_name(architecture: str) -> None:
         for value in (None, 0, -1, 2.5, [], {}):
             with suppress(ConfigError):
                 describe(ModelConfig(sizes | named | {name: value}))
+
+
+def test_values_of_another_kind_in_an_encoder_and_a_decoder() -> None:
+    sizes = {"vocab_size": 99, "d_model": 64, "d_kv": 16, "d_ff": 96, "num_heads": 4, "num_layers": 2}
+    whole = sizes | {"architectures": ["T5ForConditionalGeneration"], "decoder_start_token_id": 0}
+    describe_encoder_decoder(ModelConfig(whole))
+    for name in {*sizes, "layer_norm_epsilon", "n_positions", "num_decoder_layers"}:
+        with pytest.raises(ConfigError):
+            describe_encoder_decoder(ModelConfig(whole | {name: "7"}))
+        for value in (None, 0, -1, 2.5, [], {}):
+            with suppress(ConfigError):
+                describe_encoder_decoder(ModelConfig(whole | {name: value}))
 
 
 # As the files of published checkpoints say it, most of them from before transformers 5.

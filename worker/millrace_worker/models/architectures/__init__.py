@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 
 from millrace_worker.models.architectures import (
     baichuan,
@@ -132,14 +133,8 @@ def describe(config: ModelConfig, stretch: Stretch | None = None) -> tuple[Decod
         raise UnsupportedError(f"the architecture {config.architecture} is not supported; supported are {supported}")
     _check_quantization(config, architecture.quantized)
     whole = config.with_defaults(architecture.defaults)
-    try:
+    with _blaming_the_file(config):
         spec, names = architecture.describe(whole)
-    except ConfigError:
-        raise
-    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
-        raise ConfigError(
-            f"config.json: a field that {config.architecture} reads has a value of another kind than it needs: {error}"
-        ) from error
     return (spec if stretch is None else stretched(whole, spec, stretch)), names
 
 
@@ -147,7 +142,21 @@ def describe_encoder_decoder(config: ModelConfig) -> tuple[EncoderDecoder, Encod
     """As `describe`, for an architecture of `ENCODER_DECODERS`."""
     if config.get("quantization_config"):
         raise UnsupportedError("config.json: an encoder and a decoder with quantized weights are not implemented")
-    return ENCODER_DECODERS[config.architecture](config)
+    with _blaming_the_file(config):
+        return ENCODER_DECODERS[config.architecture](config)
+
+
+@contextmanager
+def _blaming_the_file(config: ModelConfig) -> Iterator[None]:
+    """A value that arithmetic stumbles over is the file's fault too."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+        raise ConfigError(
+            f"config.json: a field that {config.architecture} reads has a value of another kind than it needs: {error}"
+        ) from error
 
 
 def _check_quantization(config: ModelConfig, readable: Collection[str]) -> None:

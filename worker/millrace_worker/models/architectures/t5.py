@@ -88,7 +88,7 @@ def _describe(c: ModelConfig) -> tuple[EncoderDecoder, EncoderDecoderNames]:
         mlp=_mlp(c),
         norm=norm,
         num_encoder_layers=c.size("num_layers"),
-        num_decoder_layers=c.num_decoder_layers or c.size("num_layers"),
+        num_decoder_layers=c.size("num_decoder_layers" if c.num_decoder_layers else "num_layers"),
         start_token=start,
     )
     return spec, _names(gated=spec.mlp.gated)
