@@ -12,6 +12,7 @@ import torch
 
 from millrace_worker import logs
 from millrace_worker.engine import Engine, EngineParts
+from millrace_worker.grammar import host_bytes
 from millrace_worker.memory import peak_beyond, room_for_pool
 from millrace_worker.model import FEATURES, Reach, paged
 from millrace_worker.proto import worker_pb2
@@ -102,7 +103,7 @@ class Rank:
         self._check(request)
         self._engine = self._prepared = None
         self._release_memory()
-        workspace_bytes = self._run_worst_case(request)
+        workspace_bytes = self._run_worst_case(request) + self._grammar_bytes(request)
         self._release_memory()
         room = room_for_pool(self._config, self._parts.device, workspace_bytes)
         size = self._store.size(request, room)
@@ -119,6 +120,11 @@ class Rank:
         self._prepared = (request, prepared)
         self._log_budget(prepared, size, time.perf_counter() - started)
         return prepared
+
+    def _grammar_bytes(self, request: worker_pb2.PrepareRequest) -> int:
+        """Matchers are the host's: on a GPU nothing of them lies on the device."""
+        held = request.grammars and self._parts.vocabulary is not None and self._parts.device.type == "cpu"
+        return host_bytes(request.max_rows) if held else 0
 
     def _take_device(self) -> None:
         """Events, streams and what names no device belong to the calling thread's current device, which is the first

@@ -9,6 +9,8 @@ import numpy as np
 from millrace_worker.proto import worker_pb2
 from millrace_worker.rows import RowsShape
 
+ANY_TEXT = r"start: /(.|\n)*/"
+
 
 def prefill_plan(shape: RowsShape, num_tokens: int) -> worker_pb2.StepPlan:
     """One step of `num_tokens` prompt tokens in as few sequences as hold them, every feature of sampling on."""
@@ -62,6 +64,7 @@ def all_features(shape: RowsShape) -> worker_pb2.Sampling:
         count_penalty=0.1,
         watermark=True,
         top_n_tokens=shape.max_top_n_tokens,
+        grammar=ANY_TEXT if shape.grammars else "",
     )
 
 

@@ -25,6 +25,16 @@ UNFORCED = '%llguidance {"no_forcing": true}\n'
 MAX_LEXER_STATES = 50_000
 
 
+# What grammars take on the host beside the rows' masks, as a rule: a lexer that schemas of some length have warmed, for
+# each row and each grammar that is kept. One that is full takes twelve times as much.
+LEXER_BYTES = 1 << 20
+
+
+def host_bytes(max_rows: int) -> int:
+    """What `Prepare` reserves for grammars."""
+    return (max_rows + KEPT_GRAMMARS) * LEXER_BYTES
+
+
 class GrammarError(ValueError):
     """A sequence that cannot go on in its grammar. The message holds nothing of its text."""
 

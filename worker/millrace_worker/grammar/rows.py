@@ -61,7 +61,8 @@ class GrammarRows:
         self._step: tuple[_Step, Future[None]] | None = None
         self._end, num_words = vocabulary.end, vocabulary.num_words
         self._vocab_size = vocab_size
-        self._possible = bits(range(min(vocab_size, vocabulary.end)), num_words)
+        sayable = set(range(min(vocab_size, vocabulary.end))).difference(vocabulary.odd)
+        self._possible = bits(sayable, num_words)
         self._hidden = [token for token in vocabulary.hidden if token < vocab_size]
         self._matchers = Matchers(vocabulary, num_threads)
         self._executor = LLExecutor(num_threads)

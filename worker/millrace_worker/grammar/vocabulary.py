@@ -29,11 +29,13 @@ class VocabularyError(ValueError):
 @dataclass(frozen=True)
 class Vocabulary:
     """`end`: the id that stands for the end of a text, beyond the tokenizer's own. `hidden`: special tokens, which a
-    client does not see. `num_words`: 32-bit words of a mask."""
+    client does not see. `odd`: tokens that are written as something else than the library believes; no grammar takes
+    them. `num_words`: 32-bit words of a mask."""
 
     tokenizer: LLTokenizer
     end: int
     hidden: tuple[int, ...]
+    odd: tuple[int, ...]
 
     @property
     def num_words(self) -> int:
@@ -58,10 +60,24 @@ def read_vocabulary(folder: Path) -> Vocabulary:
         raise VocabularyError("its tokenizer takes no further token")
     text = tokenizer.to_str()
     try:
-        return Vocabulary(LLTokenizer(text, eos_token=[end]), end, hidden)
+        known = LLTokenizer(text, eos_token=[end])
     except ValueError as error:
         pieces = _Pieces.of(tokenizer, json.loads(text), end, str(error))
-        return Vocabulary(LLTokenizer(TokenizerWrapper(pieces), eos_token=[end]), end, hidden)
+        known = LLTokenizer(TokenizerWrapper(pieces), eos_token=[end])
+    return Vocabulary(known, end, hidden, _odd(tokenizer, known))
+
+
+def _odd(tokenizer: Tokenizer, known: LLTokenizer) -> tuple[int, ...]:
+    """Of the tokens that were added to the vocabulary: some normalizers write a space before them."""
+    added = tokenizer.get_added_tokens_decoder()
+    before = next(
+        (i for i in range(tokenizer.get_vocab_size()) if i not in added and tokenizer.decode([i]).isalnum()), 0
+    )
+    return tuple(
+        i
+        for i, token in added.items()
+        if not token.special and tokenizer.decode([before, i]) != tokenizer.decode([before]) + known.decode_str([i])
+    )
 
 
 class _Pieces:
