@@ -77,8 +77,10 @@ impl OpenAiRequest {
     }
 
     /// Whether its tools, if any, are shown to the model.
-    pub(super) fn may_call(&self) -> bool {
-        self.tool_choice.as_ref().is_none_or(|choice| choice != "none")
+    pub(super) fn may_call(&self) -> Result<bool, ApiError> {
+        let offered = offered(self.tools.as_deref())?;
+        let (choice, _) = chosen(self.tool_choice.clone(), offered, self.tools.is_some())?;
+        Ok(choice != Choice::Never)
     }
 }
 
@@ -164,10 +166,7 @@ fn checked(tool: &Value, at: &str) -> Result<Tool, ApiError> {
 /// What the model may do, and the tools that it may call.
 fn chosen(choice: Option<Value>, offered: Vec<Tool>, has_tools: bool) -> Result<(Choice, Vec<Tool>), ApiError> {
     let free = |offered: Vec<Tool>| (if offered.is_empty() { Choice::Never } else { Choice::Free }, offered);
-    let all = |offered: Vec<Tool>| {
-        let names: Vec<String> = offered.iter().map(|tool| tool.name.clone()).collect();
-        (if names.is_empty() { Choice::Never } else { Choice::Must(names) }, offered)
-    };
+    let all = |offered: Vec<Tool>| (Choice::Must(offered.iter().map(|tool| tool.name.clone()).collect()), offered);
     let choice = match choice {
         None | Some(Value::Null) => return Ok(free(offered)),
         Some(choice) => choice,
@@ -178,6 +177,9 @@ fn chosen(choice: Option<Value>, offered: Vec<Tool>, has_tools: bool) -> Result<
     let name = match &choice {
         Value::String(word) if word == "auto" => return Ok(free(offered)),
         Value::String(word) if word == "none" => return Ok((Choice::Never, offered)),
+        Value::String(word) if word == "required" && offered.is_empty() => {
+            return Err(ApiError::field("tool_choice", "is `required`, but `tools` has none that could be called"));
+        }
         Value::String(word) if word == "required" => return Ok(all(offered)),
         // The original's form.
         Value::String(name) => name.clone(),

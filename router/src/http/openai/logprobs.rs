@@ -70,19 +70,40 @@ impl Logprobs {
             let text = self.token_text(token.id);
             let top = self.top(token).map(|top| (self.token_text(top.id), finite(top.logprob).into()));
             let top: Map<String, Value> = top.chain([(text.clone(), finite(token.logprob).into())]).collect();
-            columns.push(text, Some(finite(token.logprob)), Some(top), offset);
+            let bytes = self.detokenizer.token_bytes(token.id);
+            // Control tokens are listed, and not shown.
+            let said = if self.detokenizer.is_special(token.id) { &[] } else { bytes.as_slice() };
+            columns.begin(said, offset);
+            columns.push(text, Some(finite(token.logprob)), Some(top));
         }
         columns
     }
 
-    /// Columns of a prompt's tokens.
-    pub(super) fn prompt(&self, ids: &[u32], logprobs: &[Option<f32>], offset: &mut usize) -> TextLogprobs {
+    /// Columns of the tokens of a prompt, which reads `text`.
+    pub(super) fn prompt(&self, text: &str, ids: &[u32], logprobs: &[Option<f32>], offset: &mut usize) -> TextLogprobs {
         let mut columns = self.columns();
+        let mut unread = text.as_bytes();
         for (index, id) in ids.iter().enumerate() {
             let logprob = logprobs.get(index).copied().flatten().map(finite);
-            columns.push(self.token_text(*id), logprob, None, offset);
+            let (said, rest) = unread.split_at(self.width(*id, unread));
+            unread = rest;
+            columns.begin(said, offset);
+            columns.push(self.token_text(*id), logprob, None);
         }
         columns
+    }
+
+    /// Bytes of `unread` that the next token of a prompt stands for: none of them if the tokenizer added it, or the blank
+    /// that it has.
+    fn width(&self, id: u32, unread: &[u8]) -> usize {
+        let bytes = self.detokenizer.token_bytes(id);
+        let bare = bytes.strip_prefix(b" ").unwrap_or(&bytes);
+        match () {
+            () if unread.starts_with(&bytes) => bytes.len(),
+            () if self.detokenizer.is_special(id) => 0,
+            () if unread.starts_with(bare) => bare.len(),
+            () => bytes.len().min(unread.len()),
+        }
     }
 
     fn columns(&self) -> TextLogprobs {
@@ -105,9 +126,15 @@ impl Logprobs {
 }
 
 impl TextLogprobs {
-    fn push(&mut self, text: String, logprob: Option<f32>, top: Option<Map<String, Value>>, offset: &mut usize) {
-        self.text_offset.push(*offset);
-        *offset += text.chars().count();
+    /// The next token stands for these bytes of the text. One that starts inside a character starts where that does.
+    fn begin(&mut self, said: &[u8], offset: &mut usize) {
+        let is_inside = |byte: &u8| byte & 0b1100_0000 == 0b1000_0000;
+        let is_late = said.first().is_some_and(is_inside);
+        self.text_offset.push(offset.saturating_sub(usize::from(is_late)));
+        *offset += said.iter().filter(|byte| !is_inside(byte)).count();
+    }
+
+    fn push(&mut self, text: String, logprob: Option<f32>, top: Option<Map<String, Value>>) {
         self.tokens.push(text);
         self.token_logprobs.push(logprob);
         if let Some(rows) = &mut self.top_logprobs {

@@ -135,10 +135,9 @@ impl PromptEncoder {
             self.write(index, &format!("{delta},\"logprobs\":null,\"finish_reason\":null"), out);
         }
         if self.wanted.echo {
-            let columns =
-                self.wanted.logprobs.as_ref().map(|logprobs| {
-                    logprobs.prompt(&self.prompt_ids, prompt_logprobs, &mut self.choices[index].offset)
-                });
+            let columns = self.wanted.logprobs.as_ref().map(|logprobs| {
+                logprobs.prompt(&self.prompt, &self.prompt_ids, prompt_logprobs, &mut self.choices[index].offset)
+            });
             out.put_slice(&self.choices[index].head);
             out.put_slice(b"\"text\":");
             write_json(out, &self.prompt);

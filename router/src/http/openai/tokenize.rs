@@ -28,7 +28,7 @@ pub(in crate::http) async fn chat_tokenize(
 ) -> Result<Json<ChatTokenized>, ApiError> {
     let _place = Places::take(&state, 1)?;
     let mut request: OpenAiRequest = body::read(request, &state).await?;
-    let may_call = request.may_call();
+    let may_call = request.may_call()?;
     let conversation = request.shown_conversation(&state.format, may_call)?;
     let text = Arc::clone(&state.text);
     let work = move || text.chat_spans(&conversation);

@@ -129,21 +129,24 @@ async fn what_is_wrong_with_tools_is_told_by_its_place() {
         (json!({ "tool_choice": 5 }), "tool_choice"),
         (json!({ "tool_choice": { "type": "function", "function": { "name": "nothing" } } }), "tool_choice"),
         (json!({ "tool_choice": "required", "tools": null }), "tool_choice"),
+        (json!({ "tool_choice": "required", "tools": [] }), "tool_choice"),
+        (json!({ "tools": ["x"] }), "tools[0].function"),
+        (json!({ "tools": [["x"]] }), "tools[0].function"),
         (json!({ "tools": vec![named("f"); 129] }), "tools"),
     ];
     for (fields, place) in cases {
         let answer = server.post(CHAT, body(&fields)).await;
         assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{fields}: {}", answer.body);
         assert_eq!(answer.json()["error"]["param"], place, "{}", answer.body);
+        if fields.get("tools").is_some_and(|tools| tools[0].get("function").is_none()) {
+            let answer = server.post("/chat_tokenize", body(&fields)).await;
+            assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY, "{fields}: {}", answer.body);
+        }
     }
     // A schema that binds nothing is not looked into.
     let mut loose = strict;
     loose["strict"] = json!(false);
     assert_eq!(server.post(CHAT, body(&tool(loose))).await.status, StatusCode::OK);
-    assert_eq!(
-        server.post(CHAT, body(&json!({ "tools": [], "tool_choice": "required" }))).await.status,
-        StatusCode::OK
-    );
     let disabled = roomy(&["--disable-grammar-support"], speak);
     let answer = disabled.post(CHAT, body(&json!({ "tool_choice": "required" }))).await;
     assert_eq!((answer.status, &answer.json()["error"]["param"]), (StatusCode::BAD_REQUEST, &json!("tools")));
