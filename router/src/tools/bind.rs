@@ -5,7 +5,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Format, Reading, Tool, ToolFamily, Tools};
+use super::{Format, Reading, ReasoningFamily, Tool, ToolFamily, Tools};
 use crate::grammar::{Shape, Tag, Trigger};
 
 /// A grammar over a whole output, and how to read what it allows.
@@ -60,10 +60,25 @@ impl Format {
             None => Shape::OneOf(vec![Shape::Sequence(calls), Shape::Regex("([^\\s{\\[`<](.|\\n)*)?".to_owned())]),
         };
         let reasoning = self.reasoning.filter(|_| !matches!(shape, Shape::OneOf(_)));
+        let shape = reasoning.map_or(shape.clone(), |family| self.after_thoughts(family, shape));
         Binding {
             shape,
             reading: Reading { calls: Some((family, tools.clone())), is_single: !several, reasoning, must_call: false },
         }
+    }
+
+    /// Free text has no control tokens: where they stand around thoughts, these have a place of their own before the answer.
+    fn after_thoughts(&self, family: ReasoningFamily, answer: Shape) -> Shape {
+        let ends = family.thoughts().and_then(|thoughts| {
+            let close = *self.tokens.get(thoughts.close)?;
+            Some((self.tokens.get(thoughts.open).copied(), close))
+        });
+        let Some((open, close)) = ends else { return answer };
+        let at_most_once = |shape| Shape::Repeat { shape: Box::new(shape), least: 0, most: Some(1) };
+        // The prompt may have opened them.
+        let opened = open.map(|open| at_most_once(Shape::Token(open)));
+        let thoughts = [Shape::Regex("(.|\n)*".to_owned()), Shape::Token(close)];
+        Shape::Sequence(vec![at_most_once(Shape::Sequence(opened.into_iter().chain(thoughts).collect())), answer])
     }
 
     /// The family in whose form bound calls are written.

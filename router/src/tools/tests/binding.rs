@@ -177,6 +177,23 @@ fn a_free_model_may_speak_and_its_calls_hold_to_strict_schemas() {
 }
 
 #[test]
+fn thoughts_between_control_tokens_come_before_a_free_answer() {
+    let family = ReasoningFamily::CommandA;
+    let mut format = Format { reasoning: Some(family), ..format(ToolFamily::CommandR, true, true) };
+    format.tokens.extend(family.markers().into_iter().zip(100..));
+    let binding = format.free(&tools(), true);
+    let call = format!(
+        "<|START_ACTION|>[{{\"tool_call_id\": \"0\", \"tool_name\": \"get_weather\", \"parameters\": {PARIS}}}]<|END_ACTION|>"
+    );
+    for thought in ["", "<|START_THINKING|>Hm.<|END_THINKING|>", "Opened by the prompt.<|END_THINKING|>"] {
+        assert!(allows(&format, &binding, &format!("{thought}{call}")), "{thought}");
+        assert!(allows(&format, &binding, &format!("{thought}Words.")), "{thought}");
+    }
+    let said = read(&binding, &format!("<|START_THINKING|>Hm.<|END_THINKING|>{call}"));
+    assert_eq!((said.thought.as_str(), said.outcome.complete), ("Hm.", 1));
+}
+
+#[test]
 fn thoughts_of_messages_come_before_a_call() {
     let format = Format { reasoning: Some(ReasoningFamily::Harmony), ..format(ToolFamily::Harmony, false, true) };
     let binding = format.free(&tools(), true);
