@@ -4,6 +4,7 @@ use serde_json::{Map, Value};
 
 use super::constants::{self, Limit, MAX_ITEMS, MAX_LENGTH};
 use super::strings;
+use super::weight::Weight;
 use crate::grammar::GrammarError;
 
 /// What to do with a keyword.
@@ -117,8 +118,16 @@ pub(super) fn check_identity(name: &str, value: &Value, place: &str) -> Result<(
 
 const TYPES: [&str; 7] = ["null", "boolean", "number", "integer", "string", "array", "object"];
 
+/// What a schema's own keywords weigh.
+pub(super) fn weight(fields: &Map<String, Value>, place: &str) -> Result<Weight, GrammarError> {
+    let regexes = ["pattern", "format"].iter().filter(|name| fields.contains_key(**name)).count();
+    let properties = fields.get("properties").and_then(Value::as_object).map_or(0, Map::len);
+    let required = fields.get("required").and_then(Value::as_array).map_or(0, Vec::len);
+    Ok(Weight { ways: types(fields, place)?, regexes, optional: properties.saturating_sub(required) })
+}
+
 /// How many types a schema names.
-pub(super) fn types(fields: &Map<String, Value>, place: &str) -> Result<usize, GrammarError> {
+fn types(fields: &Map<String, Value>, place: &str) -> Result<usize, GrammarError> {
     let refused = || {
         let problem = format!("must be one of {}, or a list of them", TYPES.join(", "));
         Err(GrammarError::at(format!("{place}/type"), problem))

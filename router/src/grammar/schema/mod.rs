@@ -123,8 +123,7 @@ impl<'a> Document<'a> {
             return Err(GrammarError::at(place, format!("lies deeper than {MAX_DEPTH} schemas; make it flatter")));
         }
         let mut rewritten = Map::new();
-        let texts = ["pattern", "format"].iter().filter(|name| fields.contains_key(**name)).count();
-        let mut weight = Weighing::new(keywords::types(fields, place)?, texts);
+        let mut weight = Weighing::new(keywords::weight(fields, place)?);
         for (name, value) in fields {
             let inner = format!("{place}/{}", escaped(name));
             match keywords::lookup(name) {

@@ -222,6 +222,7 @@ fn whatever_could_cost_without_bound_is_refused() {
         json!({ "oneOf": vec![json!({ "type": "null" }); 101] }),
         json!({ "enum": (0..20_000).collect::<Vec<_>>() }),
         json!({ "anyOf": vec![json!({}); 6_000] }),
+        json!({ "properties": (0..500).map(|n| (format!("p{n}"), json!({}))).collect::<serde_json::Map<_, _>>() }),
         json!({ "const": "x".repeat(1 << 20) }),
         json!({ "type": "integer", "multipleOf": 4_000_000_000_u64 }),
     ] {

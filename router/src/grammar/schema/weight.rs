@@ -8,15 +8,19 @@ const MAX_WAYS: usize = 20_000;
 /// Regexes of which one text must match all: each can multiply what the others cost.
 const MAX_MERGED_REGEXES: usize = 8;
 
+/// Optional properties of which any may come next: the parser follows all of them at once, and gives up at its limit.
+const MAX_OPTIONAL: usize = 400;
+
 /// Of one schema, if it is merged with others as far as it can be.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Weight {
     pub(super) ways: usize,
     pub(super) regexes: usize,
+    pub(super) optional: usize,
 }
 
 impl Weight {
-    pub(super) const NONE: Self = Self { ways: 1, regexes: 0 };
+    pub(super) const NONE: Self = Self { ways: 1, regexes: 0, optional: 0 };
 }
 
 /// A schema's weight while its keywords are read.
@@ -29,13 +33,17 @@ pub(super) struct Weighing {
 }
 
 impl Weighing {
-    pub(super) fn new(types: usize, regexes: usize) -> Self {
-        Self { own: Weight { ways: types, regexes }, inner: Weight::NONE }
+    /// `own`: of a schema's own keywords, as far as they hold no schemas.
+    pub(super) fn new(own: Weight) -> Self {
+        Self { own, inner: Weight::NONE }
     }
 
     pub(super) fn take(&mut self, keyword: Inner, met: &[Weight]) {
         let most = met.iter().map(|weight| weight.regexes).max().unwrap_or(0);
         let own = &mut self.own;
+        if matches!(keyword, Inner::All | Inner::Reference | Inner::Any | Inner::One) {
+            own.optional += met.iter().map(|weight| weight.optional).sum::<usize>();
+        }
         match keyword {
             Inner::All | Inner::Reference => {
                 own.ways = met.iter().fold(own.ways, |all, weight| all.saturating_mul(weight.ways));
@@ -64,6 +72,13 @@ impl Weighing {
                 format!("holds one text to {regexes} patterns and formats, but at most {MAX_MERGED_REGEXES} can be");
             return Err(GrammarError::at(place, problem));
         }
-        Ok(Weight { ways, regexes })
+        let optional = self.own.optional;
+        if optional > MAX_OPTIONAL {
+            let problem = format!(
+                "has {optional} optional properties at one place, but at most {MAX_OPTIONAL} can be; require some"
+            );
+            return Err(GrammarError::at(place, problem));
+        }
+        Ok(Weight { ways, regexes, optional })
     }
 }
