@@ -10,7 +10,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-
 from conftest import Launch
 
 LIMITS = ("--dtype", "float32", "--max-total-tokens", "512", "--max-input-tokens", "300")

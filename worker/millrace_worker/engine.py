@@ -152,10 +152,11 @@ class Engine:
         paged(self._model).copy_pages(torch.from_numpy(sources).to(device), torch.from_numpy(targets).to(device))
 
     def _failed_step(self, plan: worker_pb2.StepPlan, error: Exception) -> worker_pb2.StepResult:
-        """Every sequence of the plan has failed: their rows take no part until they are released."""
+        """Every sequence of the plan has failed: their rows take no part until they are released. The router tries them
+        again in halves, until it knows of whom the step failed."""
         if _is_out_of_memory(error) and self._rows.device.type == "cuda":
             torch.cuda.empty_cache()
-        result = worker_pb2.StepResult(step=plan.step)
+        result = worker_pb2.StepResult(step=plan.step, whole_step=True)
         working = plan.work.rows[: len(plan.work.rows) // 4 * 4]  # the plan itself may be what is wrong
         self._rows.fail(plan.admitted, column(working), _message(error))
         self._add_failures(result, plan, column(working))

@@ -193,7 +193,7 @@ async fn a_failed_step_fails_its_sequences_and_the_stream_lives_on() {
     let jobs = [Job::greedy(20..30, 2), Job::greedy(30..40, 2)];
     let plans = Plans::of(&jobs, 16);
     let (_, results) = generate(&mut steps, &jobs, 16).await.unwrap();
-    assert_eq!(results[1].failed.len(), 2);
+    assert_eq!((results[1].failed.len(), results[1].whole_step, results[0].whole_step), (2, true, false));
     let mut next = plans.plan(3);
     assert_eq!(next.released.len(), 2);
     let again = plans.plan(1);

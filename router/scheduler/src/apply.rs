@@ -10,10 +10,12 @@ impl Scheduler {
     ///
     /// An error means that nothing was applied and that the workers cannot be trusted any more.
     pub fn apply(&mut self, result: StepResult) -> Result<Vec<GenerationEvent>, WrongResult> {
-        let step = self.take_answered_step(&result)?;
+        let mut step = self.take_answered_step(&result)?;
         let mut events = Vec::with_capacity(result.sampled.len() + 1);
-        for failure in result.failed {
-            self.fail(&step, failure, &mut events);
+        if !(result.whole_step && self.retry_in_halves(&mut step)) {
+            for failure in result.failed {
+                self.fail(&step, failure, &mut events);
+            }
         }
         for answer in &result.prompt_logprobs {
             let work = &step.work[answer.work as usize];
@@ -46,19 +48,24 @@ impl Scheduler {
         let Some(work) = step.work.iter().find(|work| work.sequence == failure.sequence && !work.is_void) else {
             return;
         };
-        let first_page = self.pool.paging().num_full_pages(work.start);
-        let running = self.sequences.get(&work.sequence).and_then(|sequence| sequence.seat());
-        let held = self.held.iter().find(|held| held.sequence == work.sequence).map(|held| &held.seat);
-        if let Some(seat) = running.or(held) {
-            seat.table.forget_from(&mut self.pool, first_page);
-        }
+        self.forget_pages(work.sequence, work.start);
         self.restart_readers(step.step);
         events.extend(self.finish(work.sequence, FinishReason::Failed(failure.message)));
     }
 
+    /// What a sequence computed from position `start` on is not to be found by others.
+    pub(crate) fn forget_pages(&mut self, id: SequenceId, start: usize) {
+        let first_page = self.pool.paging().num_full_pages(start);
+        let running = self.sequences.get(&id).and_then(|sequence| sequence.seat());
+        let held = self.held.iter().find(|held| held.sequence == id).map(|held| &held.seat);
+        if let Some(seat) = running.or(held) {
+            seat.table.forget_from(&mut self.pool, first_page);
+        }
+    }
+
     /// Starts again every sequence that joined after `step` with pages of others: some may have been filled by `step`,
     /// which has failed. What they made since is not to be found, what they sampled since is void. Rare, hence not picky.
-    fn restart_readers(&mut self, step: u64) {
+    pub(crate) fn restart_readers(&mut self, step: u64) {
         let is_reader = |seat: &Seat| seat.first_step > step && seat.num_shared_tokens > 0;
         let mut readers: Vec<SequenceId> = Vec::new();
         let paging = self.pool.paging();
@@ -69,13 +76,18 @@ impl Scheduler {
             readers.push(id);
         }
         for id in readers {
-            let in_flight = self.in_flight.iter_mut().flat_map(|step| &mut step.work);
-            in_flight.filter(|work| work.sequence == id).for_each(|work| work.is_void = true);
-            let Some(sequence) = self.sequences.get_mut(&id) else { continue };
-            sequence.num_pending_tokens = 0;
-            let place = sequence.place;
-            self.preempt(place);
+            self.restart(id);
         }
+    }
+
+    /// What a sequence does in steps in flight is void; it is to be computed again from what it had before.
+    pub(crate) fn restart(&mut self, id: SequenceId) {
+        let in_flight = self.in_flight.iter_mut().flat_map(|step| &mut step.work);
+        in_flight.filter(|work| work.sequence == id).for_each(|work| work.is_void = true);
+        let Some(sequence) = self.sequences.get_mut(&id) else { return };
+        sequence.num_pending_tokens = 0;
+        let place = sequence.place;
+        self.preempt(place);
     }
 
     fn collect(&mut self, id: SequenceId, start: usize, logprobs: &[f32]) {
@@ -92,6 +104,7 @@ impl Scheduler {
         let Some(sequence) = self.sequences.get_mut(&id) else { return };
         sequence.num_pending_tokens -= 1;
         sequence.num_losses = 0;
+        self.trials.clear(id);
         if sampled.token_id == NO_TOKEN {
             let reason = FinishReason::Failed("the worker sampled no token".to_owned());
             events.extend(self.finish(id, reason));

@@ -18,6 +18,7 @@ mod scheduler;
 mod sequence;
 mod suspects;
 mod switch;
+mod trials;
 mod window;
 
 pub use event::{FinishReason, GenerationEvent, WrongResult};

@@ -136,6 +136,8 @@ pub struct StepResult {
     pub sampled: Vec<Sampled>,
     pub prompt_logprobs: Vec<PromptLogprobs>,
     pub failed: Vec<Failure>,
+    /// `failed` names every sequence of the step, because the step failed and nobody knows of whom.
+    pub whole_step: bool,
     pub timings: Timings,
     /// Steps finished by the answering process.
     pub progress: u64,

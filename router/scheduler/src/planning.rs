@@ -41,7 +41,9 @@ impl Scheduler {
             num_prefill_tokens: prefill_tokens(self.config.max_step_tokens, num_decodes),
             admitted: None,
         };
-        if let Some(suspect) = self.suspect() {
+        if let Some(set) = self.on_trial() {
+            self.try_alone(&set, &mut draft);
+        } else if let Some(suspect) = self.suspect() {
             self.replay_alone(suspect, &mut draft);
         } else {
             self.advance_running(&mut draft);
@@ -56,7 +58,7 @@ impl Scheduler {
     }
 
     /// Oldest first, so that only sequences not yet in the plan can be preempted.
-    fn advance_running(&mut self, draft: &mut Draft) {
+    pub(crate) fn advance_running(&mut self, draft: &mut Draft) {
         let mut next = self.running.first().copied();
         while let Some(place) = next {
             self.advance(place, draft);

@@ -16,6 +16,7 @@ use crate::pool::PagePool;
 use crate::request::{Capacity, Config, Refused, Request, Stats};
 use crate::rows::Rows;
 use crate::sequence::{Place, Seat, Sequence, State};
+use crate::trials::Trials;
 use crate::{PageId, SequenceId};
 
 /// Owns every sequence and every KV page. See the crate's documentation for its four calls.
@@ -37,6 +38,7 @@ pub struct Scheduler {
     pub(crate) last_join: Option<JoinReason>,
     /// Whether some sequence may be suspect: spares looking at all of them.
     pub(crate) has_suspects: bool,
+    pub(crate) trials: Trials,
     pub(crate) totals: Totals,
 }
 
@@ -100,6 +102,7 @@ impl Scheduler {
             started: Vec::new(),
             last_join: None,
             has_suspects: false,
+            trials: Trials::default(),
             totals: Totals::default(),
             config,
         }
@@ -134,6 +137,7 @@ impl Scheduler {
     /// workers; what steps in flight were sampling will be sampled again. The next step is number 1.
     pub fn workers_lost(&mut self) {
         self.note_losses();
+        self.trials.forget();
         self.in_flight.clear();
         self.held.clear();
         self.num_steps_sent = 0;

@@ -84,6 +84,10 @@ pub(crate) struct Sequence {
 }
 
 impl Sequence {
+    pub(crate) fn place(&self) -> Place {
+        self.place
+    }
+
     pub(crate) fn new(
         request: &Request,
         tokens: Vec<u32>,

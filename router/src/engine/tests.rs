@@ -408,6 +408,17 @@ async fn a_failed_sequence_fails_its_request_alone() {
 }
 
 #[tokio::test]
+async fn a_step_that_fails_costs_no_request_of_many() {
+    let server = start(&options(), "");
+    for step in [5, 9] {
+        server.workers.rank(0).inject(step, Fault::FailStep);
+    }
+    check_all(&server, mixed_load(8)).await;
+    assert_eq!(server.workers.rank(0).streams(), 1, "the stream lives on");
+    server.end().await;
+}
+
+#[tokio::test]
 async fn a_failed_sequence_takes_its_siblings_along() {
     let server = start(&options(), "");
     server.workers.rank(0).inject(8, Fault::FailSequence(0));

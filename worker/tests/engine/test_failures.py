@@ -194,6 +194,7 @@ def test_an_error_in_the_model_fails_the_step_and_not_the_stream(
     with monkeypatch.context() as broken:
         broken.setattr(model, "hidden", _raise(RuntimeError("token 5 of 'secret' is bad")))
         result = bench.engine.compute(bench.book.plan())
+    assert result.whole_step
     assert {failure.sequence for failure in result.failed} == {100, 101}
     assert all("secret" not in failure.message for failure in result.failed)
     assert read_u32(result.token_ids) == [NO_TOKEN, NO_TOKEN]
@@ -202,6 +203,7 @@ def test_an_error_in_the_model_fails_the_step_and_not_the_stream(
     for row in (0, 1, 2):
         bench.book.work(row)
     result = bench.engine.compute(bench.book.plan())
+    assert not result.whole_step
     assert {failure.sequence for failure in result.failed} == {100, 101}
     assert read_u32(result.token_ids) == [NO_TOKEN, NO_TOKEN, reference.greedy([7, 8, 9], 2)[1]]
 

@@ -63,6 +63,7 @@ pub fn result_from_proto(outline: &Outline, answer: &v1::StepResult) -> Result<S
         failed,
         timings: answer.timings.map(timings).unwrap_or_default(),
         progress: answer.progress,
+        whole_step: answer.whole_step,
     })
 }
 
@@ -165,6 +166,7 @@ pub fn result_to_proto(result: &StepResult) -> v1::StepResult {
             total_us: result.timings.total_us,
         }),
         progress: result.progress,
+        whole_step: result.whole_step,
     }
 }
 

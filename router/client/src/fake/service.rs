@@ -216,6 +216,7 @@ impl Run {
         script_failures(memory, &plan, fault);
         let (mut result, violations) = memory.compute(&plan, &self.worker.options().model)?;
         self.worker.report(violations);
+        result.whole_step = fault == Some(Fault::FailStep);
         result.progress = self.worker.count_step(plan.work.iter().map(|work| u64::from(work.count)).sum());
         Ok(result)
     }

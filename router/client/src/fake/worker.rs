@@ -56,7 +56,7 @@ pub enum Fault {
     Hang,
     /// The sequence of this work entry (counted modulo their number) fails.
     FailSequence(usize),
-    /// Every sequence of the step fails.
+    /// The step fails as a whole, and with it every sequence of it.
     FailStep,
     Malformed(Malformation),
 }

@@ -107,6 +107,8 @@ struct RowState {
     table: Vec<PageId>,
     /// Without pages: what the row holds of all tokens computed so far.
     carried: Slot,
+    /// A step with it has failed: it takes no part until its row is released.
+    has_failed: bool,
 }
 
 /// What a step that has not been answered reads or writes.
@@ -126,6 +128,8 @@ pub(crate) struct FakeWorker {
     pub(crate) forced: HashMap<SequenceId, u32>,
     /// Sequences whose work fails in the next step.
     pub(crate) failing: BTreeSet<SequenceId>,
+    /// A step fails that computes one of these up to this position.
+    pub(crate) poisonous: HashMap<SequenceId, usize>,
 }
 
 impl FakeWorker {
@@ -139,6 +143,7 @@ impl FakeWorker {
             unanswered: VecDeque::new(),
             forced: HashMap::new(),
             failing: BTreeSet::new(),
+            poisonous: HashMap::new(),
         }
     }
 
@@ -173,12 +178,16 @@ impl FakeWorker {
             self.slots.copy_within(source..source + self.page_size, target);
         }
         let mut result = StepResult { step: plan.step, progress: plan.step, ..StepResult::default() };
+        result.whole_step = plan.work.iter().any(|work| self.is_poisoned(work));
         let mut rows = HashSet::new();
         for (index, work) in plan.work.iter().enumerate() {
             if !rows.insert(work.row) || work.count == 0 {
                 return Err(format!("{work:?} comes twice or is empty"));
             }
             self.compute(index, work, &mut result)?;
+        }
+        for work in plan.work.iter().filter(|_| result.whole_step) {
+            self.rows[work.row.0 as usize].as_mut().unwrap().has_failed = true;
         }
         self.failing.clear();
         let mut pages: HashSet<PageId> = plan.copies.iter().flat_map(|copy| [copy.source, copy.target]).collect();
@@ -188,6 +197,12 @@ impl FakeWorker {
         }
         self.unanswered.push_back((Touched { rows, pages }, result));
         Ok(())
+    }
+
+    fn is_poisoned(&self, work: &Work) -> bool {
+        let has_failed = self.rows[work.row.0 as usize].as_ref().is_some_and(|row| row.has_failed);
+        let position = self.poisonous.get(&work.sequence);
+        !has_failed && position.is_some_and(|&position| (work.start + work.count) as usize > position)
     }
 
     /// Entries at the beginning of a page table that `work` does not look at.
@@ -227,6 +242,7 @@ impl FakeWorker {
                 prompt_logprobs: admission.prompt_logprobs,
                 table: admission.pages.clone(),
                 carried: Slot::Empty,
+                has_failed: false,
             };
             if self.rows[admission.row.0 as usize].replace(state).is_some() {
                 return Err(format!("{:?} is admitted to but in use", admission.row));
@@ -254,7 +270,7 @@ impl FakeWorker {
         if !has_pages && !state.table.is_empty() {
             return Err(format!("{state:?} has pages, but there are none"));
         }
-        let is_failing = self.failing.contains(&work.sequence);
+        let is_failing = result.whole_step || state.has_failed || self.failing.contains(&work.sequence);
         let mut is_clean = !is_failing;
         let mut hash = self.model.start(&state.sampling, state.tokens.len());
         let first_read = if has_pages { self.model.first_read(start) } else { start.saturating_sub(1) };

@@ -12,6 +12,7 @@
 //! back -> a.prefilled(0) a.token       apply the oldest result and see these events; `step … -> …` too
 //! nothing                              no step is planned
 //! eos a | fail a                       what the next step does to a
+//! poison a 5                           steps that compute a beyond so many tokens fail as a whole
 //! stop a | cancel a | gone a           a ends | a has ended already
 //! lose                                 the workers die, new ones with the same pool come
 //! capacity 3 -> b.failed               new workers with another pool come; also: rows 2
@@ -108,6 +109,10 @@ impl World {
             }
             "fail" => {
                 self.worker.failing.insert(self.id(words[0]));
+                Ok(())
+            }
+            "poison" => {
+                self.worker.poisonous.insert(self.id(words[0]), words[1].parse().unwrap());
                 Ok(())
             }
             "stop" | "cancel" | "gone" => self.end(command, words[0]),

@@ -326,6 +326,25 @@ fn who_was_there_when_the_workers_died_twice_is_replayed_alone() {
 }
 
 #[test]
+fn a_step_that_fails_is_tried_in_halves_until_the_culprit_is_alone() {
+    picture(
+        "pages 9 of 4 tokens, flight 2
+         add a prompt 3
+         add b prompt 3
+         add c prompt 3
+         add d prompt 3
+         poison c 3
+         step a+3@0 b+3@1 c+3@2 d+3@3 -> a.prefilled(0) a.token b.prefilled(0) b.token c.prefilled(0) c.token d.prefilled(0) d.token
+         step a+1@0 b+1@1 c+1@2 d+1@3 ->
+         step a+4@3 b+4@2 -> a.token b.token
+         step c+4@1 d+4@0 ->
+         step c+4@0 -> c.failed
+         step d+4@0 -> d.token
+         step d+1@0,1 a:4+1@3,4 b:4+1@2,5",
+    );
+}
+
+#[test]
 fn who_was_alone_when_the_workers_died_again_fails_and_nobody_else() {
     picture(
         "pages 9 of 4 tokens, flight 2

@@ -123,6 +123,7 @@ struct World {
     clients: HashMap<SequenceId, Client>,
     alive: Vec<SequenceId>,
     has_faults: bool,
+    poisonous: HashMap<SequenceId, usize>,
     num_copies: usize,
     num_losses: usize,
     ops: VecDeque<String>,
@@ -147,6 +148,7 @@ impl World {
         };
         let worker = FakeWorker::new(model(&config), config.max_rows, config.num_pages, config.page_size);
         Self {
+            poisonous: HashMap::new(),
             has_faults: rng.one_in(2),
             rng,
             scheduler: Scheduler::new(config),
@@ -240,6 +242,10 @@ impl World {
             };
             self.clients.insert(id, client);
             self.alive.push(id);
+            if self.has_faults && self.rng.one_in(20) {
+                self.poisonous.insert(id, tokens.len() + self.rng.between(0..=3));
+                self.clients.get_mut(&id).unwrap().is_failing = true;
+            }
         }
         Ok(())
     }
@@ -313,6 +319,7 @@ impl World {
             }
         }
         self.log(op);
+        self.worker.poisonous.clone_from(&self.poisonous);
         let num_tokens: u32 = plan.work.iter().map(|work| work.count).sum();
         if num_tokens > self.config.max_step_tokens.max(self.config.max_rows) {
             return Err(format!("step {} has {num_tokens} tokens", plan.step));
