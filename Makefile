@@ -22,7 +22,7 @@ JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --dist loadgroup
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false MILLRACE_ROUTER=$(CURDIR)/target/debug/millrace-router
 
-.PHONY: fuzz-api help setup serve test test-rust test-python check check-rust check-python fmt bench bench-worker bench-router bench-peers models soak proto lock lock-peers clean
+.PHONY: docs fuzz-api help setup serve test test-rust test-python check check-rust check-python fmt bench bench-worker bench-router bench-peers models soak proto lock lock-peers clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -141,6 +141,10 @@ soak: $(VENV)/.python $(VENV)/.kernels ## long runs: a change of every tensor of
 	MILLRACE_SOAK_OPS=10000000 cargo test --release --locked -p millrace-scheduler -- --nocapture random
 	cargo build --locked --bins
 	$(TEST_ENV) MILLRACE_SOAK=1 $(BIN)/python -m pytest integration-tests -k soak -s
+
+docs: $(VENV)/.python ## the pages of docs/ that are made from tables: flags.md, migrating-from-tgi.md
+	$(BIN)/python -m millrace_launcher.flags_doc docs/flags.md
+	$(BIN)/python -m millrace_launcher.migrating_doc docs/deviations.json docs/migrating-from-tgi.md
 
 SECONDS ?= 300
 fuzz-api: $(VENV)/.python $(VENV)/.kernels ## requests made up from the OpenAPI document, for SECONDS (default 300)

@@ -231,10 +231,13 @@ const MAX_BIASES: usize = 1024;
 /// A map from token ids, which are keys and therefore text, to what is added to their scores.
 fn logit_bias(asked: Option<&Value>) -> Result<Vec<(u32, f32)>, ApiError> {
     let refused = |problem: String| Err(ApiError::field("logit_bias", problem));
-    let entries = match asked {
-        None | Some(Value::Null) => return Ok(Vec::new()),
-        Some(Value::Object(entries)) => entries,
-        Some(_) => return refused("must be a map from token ids to numbers, such as {\"50256\": -100}".to_owned()),
+    let listed = asked.and_then(Value::as_array).map(|listed| by_position(listed));
+    let entries = match (asked, &listed) {
+        (None | Some(Value::Null), _) => return Ok(Vec::new()),
+        (_, Some(entries)) | (Some(Value::Object(entries)), _) => entries,
+        (Some(_), _) => {
+            return refused("must be a map from token ids to numbers, such as {\"50256\": -100}".to_owned());
+        }
     };
     if entries.len() > MAX_BIASES {
         return refused(format!("has {} entries, but at most {MAX_BIASES} are allowed", entries.len()));
@@ -248,6 +251,12 @@ fn logit_bias(asked: Option<&Value>) -> Result<Vec<(u32, f32)>, ApiError> {
         }
     }
     Ok(biases)
+}
+
+/// The original took a list, which it ignored: entry `i` is for token `i`.
+fn by_position(biases: &[Value]) -> Map<String, Value> {
+    let said = biases.iter().enumerate().filter(|(_, bias)| bias.as_f64() != Some(0.0));
+    said.map(|(id, bias)| (id.to_string(), bias.clone())).collect()
 }
 
 fn is_one_of(value: Option<&Value>, neutral: &[&str]) -> bool {

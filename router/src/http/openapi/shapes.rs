@@ -246,7 +246,8 @@ pub(super) fn stop() -> Value {
 
 pub(super) fn logit_bias() -> Value {
     json!({
-        "type": ["object", "null"],
+        "type": ["object", "array", "null"],
+        "items": { "type": "number", "minimum": -100, "maximum": 100 },
         "propertyNames": { "pattern": "^[0-9]+$" },
         "additionalProperties": { "type": "number", "minimum": -100, "maximum": 100 },
         "maxProperties": 1024,
