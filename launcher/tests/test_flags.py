@@ -14,6 +14,7 @@ from millrace_launcher.flag import Status
 from millrace_launcher.flags import FLAG_TABLE, Arguments
 from millrace_launcher.flags_doc import document
 from millrace_launcher.help_text import help_text
+from millrace_launcher.migrating_doc import NEW_FLAGS
 from millrace_launcher.parser import Information, parse
 
 # Text Generation Inference's flags: name, environment variable, default as it prints it (None: no default).
@@ -41,19 +42,6 @@ usage-stats USAGE_STATS on | payload-limit PAYLOAD_LIMIT 2000000
 enable-prefill-logprobs ENABLE_PREFILL_LOGPROBS false
 graceful-termination-timeout GRACEFUL_TERMINATION_TIMEOUT 90
 """
-OURS = {
-    "admin-routes",
-    "dump-folder",
-    "hung-step-seconds",
-    "kv-cache-memory",
-    "lame-duck-seconds",
-    "model-impl",
-    "prefix-caching",
-    "reasoning-parser",
-    "served-model-name",
-    "strict-model-names",
-    "tool-call-parser",
-}
 
 
 def original_rows() -> dict[str, tuple[str, str | None]]:
@@ -64,7 +52,7 @@ def original_rows() -> dict[str, tuple[str, str | None]]:
 def test_every_flag_of_the_original_is_here_with_its_name_variable_and_default() -> None:
     ours = {row.long.removeprefix("--"): row for row in FLAG_TABLE}
     original = original_rows()
-    assert set(ours) == set(original) | OURS
+    assert set(ours) == set(original) | NEW_FLAGS
     for name, (variable, default) in original.items():
         row = ours[name]
         assert (row.environment or "-") == variable

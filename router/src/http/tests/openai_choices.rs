@@ -268,6 +268,8 @@ async fn further_ways_to_sample_reach_the_engine() {
     let edited = sampling(json!({ "logit_bias": { "7": -100, "9": 0.5 }, "min_tokens": 2 })).await;
     assert_eq!(edited.logit_bias, [(7, -100.0), (9, 0.5)]);
     assert_eq!((edited.end_tokens.as_ref(), edited.min_new_tokens), (&[1][..], 2));
+    let listed = sampling(json!({ "logit_bias": [0, 2, 0.0, -1] })).await;
+    assert_eq!(listed.logit_bias, [(1, 2.0), (3, -1.0)]);
 }
 
 #[tokio::test]
