@@ -12,7 +12,7 @@ from millrace_launcher.help_text import description
 from millrace_launcher.notices import FOREIGN_ENVIRONMENT
 
 FLAGS_OF_TGI = frozenset(
-    [
+    {
         "api-key",
         "cors-allow-origin",
         "cuda-graphs",
@@ -26,22 +26,19 @@ FLAGS_OF_TGI = frozenset(
         "hostname",
         "huggingface-hub-cache",
         "json-output",
-        "kv-",
-        "cache-dtype",
+        "kv-cache-dtype",
         "lora-adapters",
         "master-addr",
         "master-port",
         "max-batch-prefill-tokens",
         "max-batch-size",
-        "max-batch-total-",
-        "tokens",
+        "max-batch-total-tokens",
         "max-best-of",
         "max-client-batch-size",
         "max-concurrent-requests",
         "max-input-length",
         "max-input-tokens",
-        "max-stop-",
-        "sequences",
+        "max-stop-sequences",
         "max-top-n-tokens",
         "max-total-tokens",
         "max-waiting-tokens",
@@ -49,8 +46,7 @@ FLAGS_OF_TGI = frozenset(
         "ngrok",
         "ngrok-authtoken",
         "ngrok-edge",
-        "num-",
-        "shard",
+        "num-shard",
         "otlp-endpoint",
         "otlp-service-name",
         "payload-limit",
@@ -59,21 +55,19 @@ FLAGS_OF_TGI = frozenset(
         "quantize",
         "revision",
         "rope-factor",
-        "rope-",
-        "scaling",
+        "rope-scaling",
         "shard-uds-path",
         "sharded",
         "speculate",
         "tokenizer-config-path",
         "trust-remote-code",
         "usage-stats",
-        "validation-",
-        "workers",
+        "validation-workers",
         "waiting-served-ratio",
         "watermark-delta",
         "watermark-gamma",
         "weights-cache-override",
-    ]
+    }
 )
 
 _HEAD = """# Migrating from TGI
