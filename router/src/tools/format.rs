@@ -12,6 +12,8 @@ pub struct Format {
     /// None if calls are not looked for where the model is free.
     pub calls: Option<ToolFamily>,
     pub reasoning: Option<ReasoningFamily>,
+    /// Whether the chat template tells the model how much to think.
+    pub takes_effort: bool,
     /// Whether the chat template tells the model which tools there are; if not, the prompt has to.
     pub shows_tools: bool,
     /// The control tokens among all families' markers.
@@ -39,7 +41,8 @@ impl Format {
             Some(ToolFamily::CommandR) => template.contains("<|START_ACTION|>"),
             _ => false,
         };
-        Self { calls, reasoning, shows_tools, tokens, is_newer }
+        let takes_effort = plain_template.contains("reasoning_effort");
+        Self { calls, reasoning, takes_effort, shows_tools, tokens, is_newer }
     }
 
     /// The control tokens that a reading must see.

@@ -201,7 +201,8 @@ impl Marked {
     /// Behind a whole call: what closes it, or the next one.
     fn behind(&mut self) -> bool {
         let input = self.input.trim_start();
-        if let Some(rest) = input.strip_prefix([';', ',']) {
+        // Models separate calls by these, or close a bracket too many.
+        if let Some(rest) = input.strip_prefix([';', ',', '}', ']']) {
             self.input = rest.to_owned();
             return true;
         }

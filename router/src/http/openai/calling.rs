@@ -39,10 +39,14 @@ enum Choice {
 impl OpenAiRequest {
     /// The chat that the request asks for; conversation and tools are taken out of it.
     pub(in crate::http) fn chat(&mut self, format: &Format) -> Result<Chat, ApiError> {
+        let effort = self.effort(format)?;
         let mut parameters = self.parameters()?;
         let offered = offered(self.tools.as_deref())?;
         let (choice, offered) = chosen(self.tool_choice.take(), offered, self.tools.is_some())?;
-        let conversation = self.shown_conversation(format, choice != Choice::Never)?;
+        let mut conversation = self.shown_conversation(format, choice != Choice::Never)?;
+        if let Some(effort) = effort {
+            conversation.variables.entry(EFFORT).or_insert(effort);
+        }
         let several = self.parallel_tool_calls.unwrap_or(true);
         let is_bound = match choice {
             Choice::Never => false,
@@ -53,6 +57,15 @@ impl OpenAiRequest {
         let reading = bind(&choice, &offered, several, format, &mut parameters);
         parameters.shown = format.shown(&reading);
         Ok(Chat { conversation, parameters, reading, names })
+    }
+
+    /// How much the model should think, taken out of the request where the template can tell it.
+    fn effort(&mut self, format: &Format) -> Result<Option<Value>, ApiError> {
+        let Some(effort) = self.reasoning_effort.take_if(|_| format.takes_effort) else { return Ok(None) };
+        if effort.as_str().is_none_or(|effort| !EFFORTS.contains(&effort)) {
+            return Err(ApiError::field(EFFORT, format!("must be one of {}", EFFORTS.join(", "))));
+        }
+        Ok(Some(effort))
     }
 
     /// The conversation as the template gets it; the parts of it that concern tools only if there is something to call.
@@ -83,6 +96,10 @@ impl OpenAiRequest {
         Ok(choice != Choice::Never)
     }
 }
+
+/// The template's variable of this name.
+const EFFORT: &str = "reasoning_effort";
+pub(in crate::http) const EFFORTS: [&str; 6] = ["none", "minimal", "low", "medium", "high", "xhigh"];
 
 /// Tells models whose template knows no tools what to write.
 const TOOL_PROMPT: &str = "If one of these functions helps to answer, reply with nothing but a JSON object that calls it: \

@@ -14,7 +14,7 @@ mod tokenize;
 mod voice;
 mod wanted;
 
-pub(super) use calling::Chat;
+pub(super) use calling::{Chat, EFFORTS};
 pub(super) use chat::{chat_answer, chat_completions};
 pub(super) use completions::{completions, completions_answer};
 pub(super) use models::{ModelNames, list, one};

@@ -145,9 +145,9 @@ pub(in crate::http) struct OpenAiRequest {
     /// Not supported: leave it out.
     #[schema(value_type = Option<Value>)]
     web_search_options: Option<Value>,
-    /// Not supported: leave it out.
+    /// How much the model thinks, for models whose template can tell it; refused by others.
     #[schema(value_type = Option<Value>)]
-    reasoning_effort: Option<Value>,
+    pub(super) reasoning_effort: Option<Value>,
 }
 
 /// What a stream carries beside the answer.

@@ -79,7 +79,7 @@ fn chat(mut schema: Value) -> Value {
     schema["description"] = json!("What `/v1/chat/completions` takes.");
     schema["required"] = json!(["messages"]);
     remove(&mut schema, &OF_COMPLETIONS);
-    for field in ["audio", "prediction", "web_search_options", "reasoning_effort"] {
+    for field in ["audio", "prediction", "web_search_options"] {
         specify(&mut schema, field, &json!({ "type": "null" }));
     }
     specify(&mut schema, "functions", &json!({ "type": ["array", "null"], "maxItems": 0 }));
@@ -87,6 +87,8 @@ fn chat(mut schema: Value) -> Value {
     specify(&mut schema, "modalities", &json!({ "type": ["array", "null"], "items": { "const": "text" } }));
     specify(&mut schema, "messages", &json!({ "type": "array", "items": reference("Message"), "minItems": 1 }));
     specify(&mut schema, "logprobs", &json!({ "type": ["boolean", "null"], "default": false }));
+    let efforts: Vec<Value> = openai::EFFORTS.into_iter().map(Value::from).chain([Value::Null]).collect();
+    specify(&mut schema, "reasoning_effort", &json!({ "type": ["string", "null"], "enum": efforts }));
     specify(&mut schema, "tools", &json!({ "type": ["array", "null"], "items": reference("Tool") }));
     specify(&mut schema, "tool_choice", &shapes::tool_choice());
     in_common(&mut schema);

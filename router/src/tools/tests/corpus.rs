@@ -62,6 +62,14 @@ pub(super) const JSON: &[Case] = &[
             "<tool_call>\n{\"name\": \"now\", \"arguments\": {}}\n{\"name\": \"no_such_tool\", \"arguments\": {\"a\": 1}}\n</tool_call>",
         )
     },
+    // A bracket too many.
+    Case {
+        calls: &[("now", "{}"), ("search", r#"{"query": "b"}"#)],
+        ..Case::of(
+            HERMES,
+            "<tool_call>{\"name\": \"now\", \"arguments\": {}}}\n</tool_call><tool_call>{\"name\": \"search\", \"arguments\": {\"query\": \"b\"}}]}</tool_call>",
+        )
+    },
     // No call at all.
     Case { content: "  1 < 2 and <tool_calls> are words ", ..Case::of(HERMES, "  1 < 2 and <tool_calls> are words ") },
     Case { content: "ends with <tool_ca", ..Case::of(HERMES, "ends with <tool_ca") },

@@ -4,6 +4,7 @@ mod binding;
 mod corpus;
 mod corpus_named;
 mod families;
+mod formats;
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
