@@ -21,6 +21,10 @@ const TOO_MUCH: &str = "is more than the grammar compiler can take; simplify it"
 
 const NOTHING: &str = "allows no output at all: something in it contradicts itself, or never ends";
 
+/// llguidance compiles `oneOf` only as `anyOf`.
+const NOT_EXCLUSIVE: &str =
+    "has a `oneOf` whose options cannot be told apart by type, constant or required property; use `anyOf`";
+
 /// Shared by all threads.
 pub struct Compiler {
     factory: ParserFactory,
@@ -102,5 +106,8 @@ fn reason(error: &str) -> String {
     let said = error.split("\n<backtrace>").next().unwrap_or_default();
     let line = said.lines().next().unwrap_or_default().trim();
     let short: String = line.chars().take(MAX_REASON).collect();
+    if short.starts_with("oneOf constraints are not supported") {
+        return NOT_EXCLUSIVE.to_owned();
+    }
     if short.starts_with("panic:") { TOO_MUCH.to_owned() } else { format!("cannot be compiled: {short}") }
 }

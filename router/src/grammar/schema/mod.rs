@@ -6,6 +6,7 @@
 
 mod constants;
 mod endings;
+mod exclusive;
 mod keywords;
 mod strings;
 #[cfg(test)]
@@ -138,12 +139,24 @@ impl<'a> Document<'a> {
                     rewritten.insert(name.clone(), plain.rewrite(value, &inner)?);
                 }
                 Keyword::Inner(applied) => {
-                    rewritten.insert(name.clone(), self.inner(applied, value, (&inner, depth), &mut weight)?);
+                    let name = self.without_exclusion(applied, name, fields);
+                    rewritten.insert(name.to_owned(), self.inner(applied, value, (&inner, depth), &mut weight)?);
                 }
             }
         }
         self.whole(fields, &mut rewritten, place)?;
         Ok((rewritten, weight.finish(place)?))
+    }
+
+    /// `anyOf` for a `oneOf` that says no more.
+    fn without_exclusion<'b>(&self, keyword: Inner, name: &'b str, fields: &Map<String, Value>) -> &'b str {
+        let options = fields.get(name).and_then(Value::as_array);
+        let is_plain = |options: &Vec<Value>| {
+            options.len() <= MAX_EXCLUSIVE
+                && exclusive::are_exclusive(self.root, options)
+                && !fields.contains_key("anyOf")
+        };
+        if keyword == Inner::One && options.is_some_and(is_plain) { "anyOf" } else { name }
     }
 
     /// A keyword that has schemas inside.

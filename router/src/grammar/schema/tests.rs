@@ -248,6 +248,28 @@ fn a_schema_that_never_ends_or_contradicts_itself_is_refused() {
 }
 
 #[test]
+fn options_that_exclude_each_other_are_told_apart_also_behind_references() {
+    let tagged = |tag: Value| json!({ "type": "object", "properties": { "kind": tag, "n": { "type": "integer" } }, "required": ["kind"] });
+    let union = |options: [&str; 2]| {
+        let definitions = json!({
+            "cat": tagged(json!({ "const": "cat" })), "dog": tagged(json!({ "$ref": "#/$defs/name" })),
+            "name": { "enum": ["dog", "hound"] }, "any": tagged(json!({ "type": "string" })), "text": { "type": "string" },
+            "tree": { "type": "object", "required": ["left"], "additionalProperties": false, "properties": {
+                "left": { "oneOf": [{ "$ref": "#/$defs/tree" }, { "$ref": "#/$defs/cat" }] } } }
+        });
+        let options = options.map(|name| json!({ "$ref": format!("#/$defs/{name}") }));
+        Grammar::Json(json!({ "oneOf": options, "$defs": definitions }))
+    };
+    let pets = union(["cat", "dog"]);
+    assert!(allows(&pets, "{\"kind\":\"cat\",\"n\":1}") && allows(&pets, "{\"kind\":\"hound\"}"));
+    assert!(!allows(&pets, "{\"kind\":\"cow\"}"));
+    assert!(allows(&union(["tree", "text"]), "{\"left\":{\"left\":{\"kind\":\"cat\"}}}"));
+    for unclear in [["cat", "any"], ["cat", "cat"]] {
+        assert!(compile(&union(unclear)).unwrap_err().contains("told apart"), "{unclear:?}");
+    }
+}
+
+#[test]
 fn what_requires_itself_is_refused_and_what_may_end_is_not() {
     let node = |required: &[&str], next: Value| json!({ "type": "object", "properties": { "v": { "type": "null" }, "next": next }, "required": required });
     let list = |least: usize| json!({ "type": "array", "items": { "$ref": "#" }, "minItems": least });
