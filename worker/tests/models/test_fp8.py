@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from millrace_worker.distributed import Group
 from millrace_worker.models.checkpoint import CheckpointError
@@ -99,6 +99,7 @@ def test_whole_blocks_become_what_transformers_makes_of_them() -> None:
 part = st.tuples(st.integers(0, 70), st.integers(0, 70)).map(sorted).map(lambda ends: slice(*ends))
 
 
+@settings(deadline=None, max_examples=60)
 @given(part, part, st.integers(1, 40), st.integers(1, 40), st.sampled_from([torch.float32, torch.bfloat16]))
 def test_a_part_is_that_of_the_whole(
     rows: slice, columns: slice, block_rows: int, block_columns: int, dtype: torch.dtype
