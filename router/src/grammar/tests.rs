@@ -1,6 +1,7 @@
 use llguidance::api::TopLevelGrammar;
 use llguidance::toktrie::InferenceCapabilities;
 use llguidance::{Matcher, ParserFactory};
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
@@ -245,5 +246,68 @@ fn openais_forms_are_read() {
         (json!({ "type": "json_schema", "json_schema": {} }), "json_schema.schema"),
     ] {
         assert_eq!(response_format(&sent).unwrap_err().place, place, "{sent}");
+    }
+}
+
+/// Text that is nearly a regex or nearly rules.
+fn pieces() -> impl Strategy<Value = String> {
+    let pieces = vec![
+        "a",
+        "b",
+        "[a-z]",
+        "[^",
+        "]",
+        "(",
+        ")",
+        "(?:",
+        "|",
+        "*",
+        "+",
+        "?",
+        "{2,3}",
+        "{",
+        "\\d",
+        "\\",
+        "^",
+        "$",
+        ".",
+        "é",
+        "/",
+        "\"",
+        "start: ",
+        "start",
+        ": ",
+        "\n",
+        "A: ",
+        "A",
+        "%json {}",
+        "%ignore /x/",
+        "<",
+        ">",
+        "<[3]>",
+        "<|call|>",
+        "@",
+        "-> ",
+        "#",
+        "//",
+        "\u{0}",
+    ];
+    prop::collection::vec(prop::sample::select(pieces), 0..12).prop_map(|parts| parts.concat())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
+
+    /// Whatever is sent is compiled or refused with words; what a choice allows is its texts.
+    #[test]
+    fn any_text_is_compiled_or_refused(text in pieces()) {
+        for grammar in [Grammar::Regex(text.clone()), Grammar::Lark(text.clone()), Grammar::Lark(format!("start: {text}"))] {
+            if let Err(error) = compile(&grammar) {
+                prop_assert!(!error.is_empty() && !error.contains("panic"), "{:?}: {}", grammar, error);
+            }
+        }
+        let (longer, other) = (format!("{text}!"), format!("{text}?"));
+        let choice = Grammar::Choice(vec![text.clone(), longer.clone()]);
+        prop_assert!(allows(&choice, &text) && allows(&choice, &longer) && !allows(&choice, &other));
     }
 }
