@@ -21,6 +21,8 @@ pub struct ValidRequest {
     pub prompt_logprobs: bool,
     /// When the request reached the server, and when it had been checked.
     pub received: Instant,
+    /// When the client wants no answer any more, wherever the request is then.
+    pub deadline: Option<Instant>,
     pub validated: Instant,
 }
 

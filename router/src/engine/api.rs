@@ -99,6 +99,9 @@ pub enum Failed {
     /// The model side failed on this request (TGI's `generation`, 424).
     #[error("Request failed during generation: {0}")]
     Generation(String),
+    /// Its deadline has come first.
+    #[error("Request timed out: the time that its x-request-timeout gave is over")]
+    TimedOut,
     /// The server is stopping, or the client read too slowly.
     #[error("Incomplete generation")]
     Incomplete,

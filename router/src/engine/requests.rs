@@ -30,6 +30,7 @@ struct Group {
     /// Those that have not ended.
     sequences: Vec<SequenceId>,
     prefilled: bool,
+    deadline: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -107,7 +108,7 @@ impl Requests {
         let ids: Vec<SequenceId> = request.sampling.iter().map(|_| self.next_id()).collect();
         let eos_token_ids = if request.stopping.ignore_eos { Arc::from([]) } else { Arc::clone(&self.eos_token_ids) };
         let stop = StopStrings::new(&request.stopping.stop);
-        let group = GroupId::of(&mailbox);
+        let (group, deadline) = (GroupId::of(&mailbox), request.deadline);
         for (index, (id, sampling)) in ids.iter().zip(&request.sampling).enumerate() {
             let text =
                 SequenceText::showing(Arc::clone(&self.detokenizer), &request.prompt, stop.clone(), &request.shown);
@@ -123,7 +124,7 @@ impl Requests {
             prompt_logprobs: request.prompt_logprobs,
             namespace: 0,
         });
-        self.groups.insert(group, Group { mailbox, sequences: ids, prefilled: false });
+        self.groups.insert(group, Group { mailbox, sequences: ids, prefilled: false, deadline });
         if let Err(refused) = submitted {
             tracing::error!(request_id = &*request.request_id, %refused, "request does not fit the workers");
             self.fail_group(group, Failed::Generation(refused.to_string()));
@@ -140,6 +141,15 @@ impl Requests {
     pub(super) fn end_all(&mut self) -> Vec<SequenceId> {
         let all: Vec<GroupId> = self.groups.keys().copied().collect();
         let dropped = all.into_iter().flat_map(|group| self.fail_group(group, Failed::Incomplete)).collect();
+        self.outbox.send();
+        dropped
+    }
+
+    /// Ends requests whose time is over; answers the sequences that the scheduler must drop.
+    pub(super) fn end_late(&mut self, now: Instant) -> Vec<SequenceId> {
+        let is_late = |group: &Group| group.deadline.is_some_and(|deadline| deadline <= now);
+        let late: Vec<GroupId> = self.groups.iter().filter(|(_, group)| is_late(group)).map(|(id, _)| *id).collect();
+        let dropped = late.into_iter().flat_map(|group| self.fail_group(group, Failed::TimedOut)).collect();
         self.outbox.send();
         dropped
     }

@@ -12,8 +12,8 @@ use super::meters::Meters;
 use super::requests::{Requests, Verdict};
 use crate::health::Hung;
 
-/// How often slow readers are looked for.
-const TICK: Duration = Duration::from_secs(1);
+/// How often slow readers and requests that are late are looked for.
+const TICK: Duration = Duration::from_millis(200);
 
 /// The scheduler and all that hangs on it. Outlives the workers.
 #[derive(Debug)]
@@ -121,8 +121,11 @@ impl Core {
         tokio::select! {
             command = self.commands.recv(), if !self.closed => self.handle(command),
             _ = self.ticks.tick() => {
-                let dropped = self.requests.cancel_unread(Instant::now(), self.patience);
+                let now = Instant::now();
+                let dropped = self.requests.cancel_unread(now, self.patience);
                 self.drop_sequences(dropped);
+                let late = self.requests.end_late(now);
+                self.drop_sequences(late);
             }
         }
     }

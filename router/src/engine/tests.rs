@@ -99,6 +99,7 @@ fn request(prompt: Vec<u32>, max_new_tokens: u32) -> ValidRequest {
         shown: Arc::from([]),
         prompt_logprobs: false,
         received: now,
+        deadline: None,
         validated: now,
     }
 }
@@ -415,6 +416,22 @@ async fn a_step_that_fails_costs_no_request_of_many() {
     }
     check_all(&server, mixed_load(8)).await;
     assert_eq!(server.workers.rank(0).streams(), 1, "the stream lives on");
+    server.end().await;
+}
+
+#[tokio::test]
+async fn a_request_that_is_late_ends_wherever_it_is_and_the_others_go_on() {
+    let server = start(&FakeOptions { delay: Duration::from_millis(5), ..options() }, "--max-batch-size 1");
+    let by = |deadline, request| ValidRequest { deadline: Some(Instant::now() + deadline), ..request };
+    let runs = request(prompt(1, 20), 300);
+    let expected = server.expected(&runs, 0);
+    let running = server.handle.generate(by(Duration::from_secs(600), runs));
+    let queued = server.handle.generate(by(Duration::from_millis(100), request(prompt(2, 20), 5)));
+    let outcome = collect(queued, 1).await;
+    assert_eq!((outcome.failed, outcome.tokens.len()), (Some(Failed::TimedOut), 0));
+    assert_eq!(collect(running, 1).await.ids(0), expected);
+    let cut = collect(server.handle.generate(by(Duration::from_millis(300), request(prompt(3, 20), 4000))), 1).await;
+    assert!(cut.failed == Some(Failed::TimedOut) && cut.ids(0).len() > 1, "{cut:?}");
     server.end().await;
 }
 

@@ -64,7 +64,7 @@ pub(super) async fn receive<T: DeserializeOwned>(
     state: &AppState,
     request: Request,
 ) -> Result<(Arrival, Places, T), ApiError> {
-    let arrival = Arrival::of(&request);
+    let arrival = Arrival::of(&request)?;
     let place = places(state, 1)?;
     let body = body::read(request, state).await?;
     Ok((arrival, place, body))

@@ -132,6 +132,7 @@ impl ApiError {
             }
             Self::Overloaded(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Failed(Failed::Generation(_)) => StatusCode::FAILED_DEPENDENCY,
+            Self::Failed(Failed::TimedOut) => StatusCode::GATEWAY_TIMEOUT,
             Self::Failed(Failed::Incomplete) | Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Body { status, .. } => *status,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
@@ -149,6 +150,7 @@ impl ApiError {
             Self::Special { kind, .. } | Self::Body { kind, .. } => kind,
             Self::Overloaded(_) => "overloaded",
             Self::Failed(Failed::Generation(_)) => "generation",
+            Self::Failed(Failed::TimedOut) => "timeout",
             Self::Failed(Failed::Incomplete) => "incomplete_generation",
             Self::Unauthorized => "unauthorized",
             Self::UnknownRoute(_) => "not_found",

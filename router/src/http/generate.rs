@@ -80,6 +80,7 @@ fn ask(inputs: String, parameters: Parameters, stream: bool, arrival: Arrival) -
         stream,
         names: &Names::GENERATE,
         request_id: arrival.request_id,
+        deadline: arrival.deadline,
         received: arrival.received,
     }
 }
@@ -220,6 +221,7 @@ impl Encode for Encoder {
     fn failed(&mut self, failed: &Failed, out: &mut BytesMut) {
         let (error, error_type) = match failed {
             Failed::Generation(_) => (failed.to_string(), "generation"),
+            Failed::TimedOut => (failed.to_string(), "timeout"),
             Failed::Incomplete => ("Incomplete generation stream".to_owned(), "incomplete_generation_stream"),
         };
         sse::write_event(out, &StreamError { error: &error, error_type });

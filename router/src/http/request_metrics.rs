@@ -15,6 +15,7 @@ pub(super) struct RequestMetrics {
     incomplete: Counter,
     dropped: Counter,
     generation: Counter,
+    timed_out: Counter,
     duration: Histogram,
     validation_duration: Histogram,
     queue_duration: Histogram,
@@ -35,6 +36,8 @@ pub(super) enum Failure {
     /// The client left.
     Dropped,
     Generation,
+    /// Its deadline came first.
+    TimedOut,
 }
 
 impl RequestMetrics {
@@ -49,6 +52,7 @@ impl RequestMetrics {
             incomplete: failure("incomplete"),
             dropped: failure("dropped"),
             generation: failure("generation"),
+            timed_out: failure("timeout"),
             duration: histogram!("tgi_request_duration"),
             validation_duration: histogram!("tgi_request_validation_duration"),
             queue_duration: histogram!("tgi_request_queue_duration"),
@@ -88,6 +92,7 @@ impl RequestMetrics {
             Failure::Incomplete => &self.incomplete,
             Failure::Dropped => &self.dropped,
             Failure::Generation => &self.generation,
+            Failure::TimedOut => &self.timed_out,
         };
         counter.increment(1);
     }

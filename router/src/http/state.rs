@@ -1,13 +1,14 @@
 //! What every handler shares.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::extract::Request;
-use axum::http::HeaderValue;
+use axum::http::{HeaderName, HeaderValue};
 use tokio::sync::Semaphore;
 
 use super::Context;
+use super::error::ApiError;
 use super::request_id::RequestId;
 use super::request_metrics::RequestMetrics;
 use crate::config::Config;
@@ -62,18 +63,30 @@ impl AppState {
     }
 }
 
+const TIMEOUT: HeaderName = HeaderName::from_static("x-request-timeout");
+
+fn seconds(value: &HeaderValue) -> Result<Duration, ApiError> {
+    let seconds = value.to_str().ok().and_then(|text| text.trim().parse::<f64>().ok()).filter(|seconds| *seconds > 0.0);
+    let timeout = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    timeout.ok_or_else(|| ApiError::field("x-request-timeout", "must be a number of seconds above 0"))
+}
+
 /// When a request came and under which id.
 #[derive(Clone, Debug)]
 pub(super) struct Arrival {
     pub(super) request_id: Arc<str>,
     pub(super) received: Instant,
+    /// When the client wants no answer any more.
+    pub(super) deadline: Option<Instant>,
 }
 
 impl Arrival {
-    /// Set by the outermost layer.
-    pub(super) fn of(request: &Request) -> Self {
+    /// The id is set by the outermost layer; `x-request-timeout` gives the seconds that the client will wait.
+    pub(super) fn of(request: &Request) -> Result<Self, ApiError> {
         let stamped = request.extensions().get::<RequestId>();
         let request_id = stamped.map_or_else(|| Arc::from(""), |id| Arc::clone(&id.0));
-        Self { request_id, received: Instant::now() }
+        let received = Instant::now();
+        let timeout = request.headers().get(TIMEOUT).map(seconds).transpose()?;
+        Ok(Self { request_id, received, deadline: timeout.and_then(|timeout| received.checked_add(timeout)) })
     }
 }

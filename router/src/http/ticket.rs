@@ -73,6 +73,7 @@ impl Ticket {
         self.is_settled = true;
         self.counts.failed(match failed {
             Failed::Generation(_) => Failure::Generation,
+            Failed::TimedOut => Failure::TimedOut,
             Failed::Incomplete => Failure::Incomplete,
         });
     }

@@ -34,6 +34,8 @@ pub struct Ask {
     pub names: &'static Names,
     pub request_id: Arc<str>,
     pub received: Instant,
+    /// When the client wants no answer any more.
+    pub deadline: Option<Instant>,
 }
 
 /// Where the prompt's ids come from.
@@ -83,7 +85,7 @@ impl Validator {
     /// Checks one request under the limits in force.
     pub async fn check(&self, ask: Ask, health: &Health) -> Result<Checked, ValidationError> {
         let limits = health.limits().ok_or(ValidationError::NotReady)?;
-        let Ask { prompt, mut parameters, stream, names, request_id, received } = ask;
+        let Ask { prompt, mut parameters, stream, names, request_id, received, deadline } = ask;
         self.rules.check(&parameters, stream, names)?;
         let truncate = Rules::truncate(&parameters, &prompt, names, limits)?;
         if let (Prompt::Text(text), None) = (&prompt, parameters.truncate) {
@@ -110,6 +112,7 @@ impl Validator {
             shown: parameters.shown,
             prompt_logprobs: parameters.decoder_input_details == Some(true) || parameters.prompt_logprobs,
             received,
+            deadline,
             validated: Instant::now(),
         };
         Ok(Checked { request, prompt })

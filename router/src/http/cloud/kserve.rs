@@ -120,7 +120,7 @@ fn ask(input: Input, parameters: &Parameters, arrival: &Arrival) -> Result<Ask, 
         let problem = format!("has data that is not UTF-8: {}", error.utf8_error());
         ApiError::Special { kind: "utf8", field: "inputs", problem }
     })?;
-    let Arrival { request_id, received } = arrival.clone();
+    let Arrival { request_id, received, deadline } = arrival.clone();
     let (prompt, parameters) = (Prompt::Text(text), parameters.clone());
-    Ok(Ask { prompt, parameters, stream: false, names: &Names::GENERATE, request_id, received })
+    Ok(Ask { prompt, parameters, stream: false, names: &Names::GENERATE, request_id, received, deadline })
 }

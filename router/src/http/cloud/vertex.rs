@@ -66,6 +66,6 @@ fn ask(state: &AppState, instance: Value, index: usize, arrival: &Arrival) -> Re
         parameters.do_sample.get_or_insert(true);
         (Prompt::Text(inputs), parameters, &Names::GENERATE)
     };
-    let Arrival { request_id, received } = arrival.clone();
-    Ok(Ask { prompt, parameters, stream: false, names, request_id, received })
+    let Arrival { request_id, received, deadline } = arrival.clone();
+    Ok(Ask { prompt, parameters, stream: false, names, request_id, received, deadline })
 }

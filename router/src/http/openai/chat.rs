@@ -49,6 +49,7 @@ pub(in crate::http) async fn chat_answer(
         names,
         request_id: arrival.request_id,
         received: arrival.received,
+        deadline: arrival.deadline,
     };
     let envelope = Envelope::new("chatcmpl", state.models.resolve(request.model.as_deref())?);
     let admitted = admit(state, ask, place).await?;

@@ -75,6 +75,7 @@ fn asks(
         names: &Names::COMPLETIONS,
         request_id: Arc::clone(&arrival.request_id),
         received: arrival.received,
+        deadline: arrival.deadline,
     };
     Ok(prompts.into_iter().map(ask).collect())
 }

@@ -72,6 +72,27 @@ async fn draining_by_request_is_off_by_default_and_needs_the_key() {
 }
 
 #[tokio::test]
+async fn a_client_says_by_a_header_how_long_it_will_wait() {
+    let server = Server::start();
+    let post = async |path: &str, timeout: &str| {
+        let body =
+            json!({ "inputs": "a", "prompt": "a", "messages": [{ "role": "user", "content": "a" }] }).to_string();
+        let mut request = super::harness::post(path, body);
+        request.headers_mut().insert("x-request-timeout", timeout.parse().unwrap());
+        server.send(request).await
+    };
+    for path in ["/generate", "/v1/completions", "/v1/chat/completions"] {
+        assert_eq!(post(path, "2.5").await.status, StatusCode::OK);
+        let request = server.last_request();
+        assert_eq!(request.deadline, Some(request.received + std::time::Duration::from_millis(2500)), "{path}");
+        for wrong in ["0", "-1", "soon", "NaN", "1e300"] {
+            let refused = post(path, wrong).await;
+            assert!(refused.status.is_client_error() && refused.body.contains("x-request-timeout"), "{wrong}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_server_that_is_stopping_says_so_at_once_and_takes_nothing() {
     let server = Server::start();
     server.health.drain();
