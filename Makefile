@@ -22,7 +22,7 @@ JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --dist loadgroup
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false MILLRACE_ROUTER=$(CURDIR)/target/debug/millrace-router
 
-.PHONY: docs fuzz-api help setup serve test test-rust test-python check check-rust check-python fmt bench bench-worker bench-router bench-peers models soak proto lock lock-peers clean
+.PHONY: docs fuzz-api help setup serve test test-rust test-python check check-rust check-python fmt bench bench-worker bench-grammars bench-router bench-peers models soak proto lock lock-peers clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -126,6 +126,9 @@ $(PEERS_AT)/llama/.installed: $(PEERS_AT)/llama/.environment benchmarks/peers/ll
 bench-worker: setup ## the worker's own work per step, and the seconds until the demo is ready
 	$(BIN)/python -m benchmarks.worker_host_work
 	$(BIN)/python -m benchmarks.startup
+
+bench-grammars: setup ## what grammars cost: masks, compilations, and 16 streams of `mid` with one against 16 without
+	$(BIN)/python -m benchmarks.grammars $(ARGS)
 
 bench-router: setup ## the router alone, with a worker that answers at once; compile times of grammars
 	cargo build --release --locked -p millrace-client --bin millrace-fake-worker
