@@ -26,7 +26,8 @@ class StillModel(NoisyModel):
         self._hidden = torch.zeros(ROWS, 1)
         self._logits = torch.empty(ROWS, VOCAB)
 
-    def hidden(self, token_ids: torch.Tensor, *_: object) -> torch.Tensor:
+    def hidden(self, token_ids: torch.Tensor, positions: torch.Tensor, _: object) -> torch.Tensor:
+        del positions
         return self._hidden[: len(token_ids)]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
