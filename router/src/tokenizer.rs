@@ -9,6 +9,7 @@ mod control_tokens;
 mod files;
 #[cfg(test)]
 pub(crate) mod fixture;
+mod memo;
 mod template;
 
 use std::collections::HashSet;
@@ -173,5 +174,7 @@ impl TextModel {
     }
 }
 
+#[cfg(test)]
+mod pieces_test;
 #[cfg(test)]
 mod tests;

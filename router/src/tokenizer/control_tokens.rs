@@ -13,6 +13,7 @@ use std::collections::{HashMap, HashSet};
 use regex::{Captures, Regex};
 use tokenizers::{AddedToken, AddedVocabulary, Model, Tokenizer};
 
+use super::memo::Memo;
 use super::{EncodeError, TokenSpan};
 
 /// Unicode's noncharacters U+FDD0 … U+FDEF are never exchanged between programs: nobody misses them in a message.
@@ -22,6 +23,8 @@ const QUOTED: char = '\u{FDD2}';
 /// Free for whoever has to find a place again in the rendered text.
 pub(super) const GOES_ON: char = '\u{FDD3}';
 const SPELLING_START: char = '\u{FDD1}';
+/// Nine characters of three bytes.
+const SPELLING_BYTES: usize = 27;
 const FIRST_DIGIT: u32 = 0xFDE0;
 const NONCHARACTERS: std::ops::RangeInclusive<char> = '\u{FDD0}'..='\u{FDEF}';
 
@@ -41,6 +44,9 @@ pub(super) struct ControlTokens {
     model_ids: HashMap<u32, u32>,
     /// The model's ids of control tokens.
     control_ids: HashMap<u32, String>,
+    /// Spellings of control tokens that touch nothing before them: a text may be cut there.
+    severable: HashSet<String>,
+    memo: Memo,
 }
 
 impl ControlTokens {
@@ -54,9 +60,13 @@ impl ControlTokens {
         };
         let mut control_ids = HashMap::new();
         let mut spellings = HashMap::new();
+        let mut severable = HashSet::new();
         for (id, token) in added.iter().filter(|(_, token)| is_control(token)) {
             control_ids.insert(*id, token.content.clone());
             spellings.insert(token.content.clone(), spelling(*id));
+            if !token.lstrip && !token.single_word {
+                severable.insert(spelling(*id));
+            }
         }
         let (tokenizer, model_ids) = respelled(tokenizer, added, &spellings)?;
         let texts = || spellings.keys().map(String::as_str);
@@ -69,6 +79,8 @@ impl ControlTokens {
             tokenizer,
             model_ids,
             control_ids,
+            severable,
+            memo: Memo::default(),
         })
     }
 
@@ -118,15 +130,36 @@ impl ControlTokens {
     }
 
     /// Ids of a rendered prompt. Adds no special tokens: the template writes what it wants.
+    ///
+    /// A tokenizer looks for added tokens before anything else, and encodes what stands between them by itself; so a
+    /// prompt's ids are those of its pieces, if each but the first begins with such a token. Pieces are remembered.
     pub(super) fn encode(&self, rendered: &str) -> Result<Vec<u32>, EncodeError> {
-        Ok(self.encode_spans(rendered)?.into_iter().map(|span| span.id).collect())
+        let text = Self::plain(&self.spell(rendered));
+        let mut ids = Vec::new();
+        for piece in self.pieces(&text) {
+            let encode = |piece: &str| Ok(self.encode_spelled(piece)?.into_iter().map(|span| span.id).collect());
+            ids.extend_from_slice(&self.memo.ids(piece, encode)?);
+        }
+        Ok(ids)
+    }
+
+    /// A spelled text, cut before control tokens.
+    fn pieces<'a>(&self, text: &'a str) -> impl Iterator<Item = &'a str> {
+        let may_cut = |at: usize| text.get(at..at + SPELLING_BYTES).is_some_and(|token| self.severable.contains(token));
+        let starts = text.match_indices(SPELLING_START).map(|(at, _)| at).filter(|at| *at > 0 && may_cut(*at));
+        let ends: Vec<usize> = starts.chain([text.len()]).collect();
+        let mut start = 0;
+        ends.into_iter().map(move |end| &text[std::mem::replace(&mut start, end)..end])
     }
 
     /// As `encode`, with the bytes of the plain prompt behind each token.
     pub(super) fn encode_spans(&self, rendered: &str) -> Result<Vec<TokenSpan>, EncodeError> {
-        let text = Self::plain(&self.spell(rendered));
+        self.encode_spelled(&Self::plain(&self.spell(rendered)))
+    }
+
+    fn encode_spelled(&self, text: &str) -> Result<Vec<TokenSpan>, EncodeError> {
         let failed = |error: tokenizers::Error| EncodeError(error.to_string());
-        let encoding = self.tokenizer.encode(text.as_str(), false).map_err(failed)?;
+        let encoding = self.tokenizer.encode(text, false).map_err(failed)?;
         let mut spans = Vec::with_capacity(encoding.len());
         // Bytes by which what was spelled so far is longer than in the prompt.
         let mut excess = 0;
