@@ -159,7 +159,7 @@ def test_who_comes_second_waits_and_finds_it(asked: Asked) -> None:
         assert second.stdout is not None
         assert "waiting for another process" in second.stdout.readline()
         asked.target.mkdir()
-    rest, _ = second.communicate(timeout=100)
+    rest, _ = second.communicate(timeout=300)
     assert second.returncode == 0
     assert "converting" not in rest
     assert not list(asked.target.iterdir())
@@ -190,6 +190,6 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(asked: Asked, capsys: pytest
 def test_the_end_of_the_launcher_ends_it(asked: Asked) -> None:
     torch.save({"a": torch.ones(2)}, asked.source)
     environment = os.environ | {"MILLRACE_LIFELINE": "stdin"}
-    ended = subprocess.run(command(asked), stdin=subprocess.DEVNULL, env=environment, timeout=100, check=False)
+    ended = subprocess.run(command(asked), stdin=subprocess.DEVNULL, env=environment, timeout=300, check=False)
     assert ended.returncode == -9
     assert not asked.target.exists()

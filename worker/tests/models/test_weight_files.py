@@ -166,4 +166,4 @@ def resident_bytes(path: Path) -> int:
 
 def test_what_can_be_told_early_needs_no_torch() -> None:
     code = "import sys, millrace_worker.models.preflight; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=300).returncode == 0
