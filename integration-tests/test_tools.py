@@ -69,8 +69,9 @@ def mistral(tmp_path_factory: pytest.TempPathFactory, launch_module: Launch) -> 
 
 @pytest.fixture(scope="module")
 def plain(checkpoint: Callable[..., Path], launch_module: Launch) -> Server:
-    """A model whose template knows no tools."""
-    return launch_module(checkpoint(), "--dtype", "float32", "--max-total-tokens", "2048")
+    """A model whose template knows no tools; it is said to think first, without a mark for it."""
+    flags = ("--dtype", "float32", "--max-total-tokens", "2048", "--reasoning-parser", "deepseek_r1")
+    return launch_module(checkpoint(), *flags)
 
 
 @pytest.fixture(params=["mistral", "plain"])
@@ -160,6 +161,24 @@ def test_a_free_model_may_say_what_it_likes(server: Server) -> None:
         text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
         assert text == (whole.message.content or "")
         assert chunks[-1].choices[0].finish_reason == whole.finish_reason
+
+
+def test_thoughts_are_told_apart(plain: Server, mistral: Server) -> None:
+    asked: Any = ASK | {"max_tokens": 30, "seed": 6}
+    message = client(plain).chat.completions.create(**asked).choices[0].message
+    thought = getattr(message, "reasoning_content", None)
+    assert thought
+    assert not message.content
+    chunks = list(client(plain).chat.completions.create(**asked, stream=True))
+    deltas = [chunk.choices[0].delta for chunk in chunks]
+    assert "".join(getattr(delta, "reasoning_content", None) or "" for delta in deltas) == thought
+    assert (
+        getattr(client(mistral).chat.completions.create(**asked).choices[0].message, "reasoning_content", None) is None
+    )
+    # An answer that is bound to a format has no room for thoughts.
+    form: Any = {"type": "regex", "value": "[0-9]{3}"}
+    said = client(plain).chat.completions.create(**asked, response_format=form).choices[0].message
+    assert re.fullmatch("[0-9]{3}", said.content or "")
 
 
 def test_asynchronous_clients_at_once(mistral: Server) -> None:

@@ -2,7 +2,7 @@
 
 use super::event::Sink;
 use super::object::Step;
-use super::value::{Extent, Reach};
+use super::value::{Extent, Opened, Opening, Reach};
 
 /// Characters of what stands before the arguments; no name is longer.
 const LONGEST_HEAD: usize = 512;
@@ -14,14 +14,16 @@ pub(super) type Name = fn(&str) -> Option<String>;
 pub(super) struct NamedCall {
     name: Name,
     closes: &'static [&'static str],
-    /// Empty when the call has begun.
+    /// Everything so far; empty when the call has begun.
     head: String,
+    /// Where in the head the arguments open, and what has come of them.
+    opening: Option<(usize, Opening)>,
     arguments: Option<Extent>,
 }
 
 impl NamedCall {
     pub(super) fn new(name: Name, closes: &'static [&'static str]) -> Self {
-        Self { name, closes, head: String::new(), arguments: None }
+        Self { name, closes, head: String::new(), opening: None, arguments: None }
     }
 
     pub(super) fn unsaid(&mut self) -> String {
@@ -33,55 +35,62 @@ impl NamedCall {
     }
 
     pub(super) fn push(&mut self, c: char, sink: &mut Sink) -> Step {
-        if let Some(extent) = &mut self.arguments {
-            let mut out = String::new();
-            let reach = extent.push(c, &mut out);
-            if reach != Reach::Broken {
-                sink.arguments(&out);
-            }
-            return match reach {
-                Reach::Inside => Step::GoOn,
-                Reach::Broken => Step::Broken,
-                Reach::Last => {
-                    sink.end();
-                    Step::Ended
-                }
-            };
+        let Some(extent) = &mut self.arguments else { return self.push_head(c, sink) };
+        let mut out = String::new();
+        let reach = extent.push(c, &mut out);
+        if reach != Reach::Broken {
+            sink.arguments(&out);
         }
+        reached(reach, sink)
+    }
+
+    fn push_head(&mut self, c: char, sink: &mut Sink) -> Step {
         self.head.push(c);
         if self.head.len() > LONGEST_HEAD {
             return Step::Broken;
         }
+        if let Some((end, opening)) = &mut self.opening {
+            let end = *end;
+            return match opening.push(c) {
+                Opened::NotYet => Step::GoOn,
+                Opened::Object(extent, text, reach) => self.begin(end, (extent, &text, reach), sink),
+                Opened::No => Step::Broken,
+            };
+        }
         if c == '{' {
-            return self.begin(1, sink);
+            self.opening = Some((self.head.len() - 1, Opening::default()));
+            return Step::GoOn;
         }
         match self.closes.iter().find(|close| self.head.ends_with(**close)) {
             None => Step::GoOn,
             // A call without arguments.
-            Some(close) => match self.begin(close.len(), sink) {
-                Step::GoOn => {
-                    sink.arguments("}");
-                    sink.end();
-                    Step::Ended
-                }
-                step => step,
-            },
+            Some(close) => self.begin(self.head.len() - close.len(), (Extent::default(), "{}", Reach::Last), sink),
         }
     }
 
-    /// The head is whole but for what stands behind it.
-    fn begin(&mut self, behind: usize, sink: &mut Sink) -> Step {
-        let name = (self.name)(&self.head[..self.head.len() - behind]);
+    /// The head ends at `end`, and these arguments follow it.
+    fn begin(&mut self, end: usize, (extent, text, reach): (Extent, &str, Reach), sink: &mut Sink) -> Step {
+        let name = (self.name)(&self.head[..end]);
         let Some(name) = name.filter(|name| !name.is_empty() && !name.contains(char::is_whitespace)) else {
             return Step::Broken;
         };
-        let mut extent = Extent::default();
-        extent.push('{', &mut String::new());
         self.arguments = Some(extent);
         self.head.clear();
         sink.begin(name);
-        sink.arguments("{");
-        Step::GoOn
+        sink.arguments(text);
+        reached(reach, sink)
+    }
+}
+
+/// The last character brought the arguments so far.
+fn reached(reach: Reach, sink: &mut Sink) -> Step {
+    match reach {
+        Reach::Inside => Step::GoOn,
+        Reach::Broken => Step::Broken,
+        Reach::Last => {
+            sink.end();
+            Step::Ended
+        }
     }
 }
 

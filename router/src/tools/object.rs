@@ -2,7 +2,7 @@
 
 use super::Tools;
 use super::event::Sink;
-use super::value::{Escaped, Extent, Reach, unquoted};
+use super::value::{Escaped, Extent, Opened, Opening, Reach, unquoted};
 
 /// What a character did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +51,8 @@ enum At {
     Colon,
     Value,
     Name(Escaped, String),
+    /// Behind the brace of the arguments.
+    Opening(Opening),
     Arguments(Extent),
     /// Arguments as a JSON string with JSON in it.
     Quoted(Escaped, String),
@@ -134,7 +136,7 @@ impl JsonCalls {
                 Step::GoOn
             }
             (At::Colon, ':') => self.go(At::Value),
-            (At::Value, c) => self.value(c, sink),
+            (At::Value, c) => self.value(c),
             (At::Start | At::Item | At::BehindItem | At::Key | At::Colon | At::BehindValue, _) => Step::Broken,
             _ => self.inside(c, sink),
         }
@@ -162,14 +164,17 @@ impl JsonCalls {
     }
 
     /// A value begins.
-    fn value(&mut self, c: char, sink: &mut Sink) -> Step {
+    fn value(&mut self, c: char) -> Step {
         let key = self.key.as_str();
         let is_name = NAMES.contains(&key) || key == "function";
         let is_arguments = ARGUMENTS.contains(&key) && !self.call.has_arguments;
         match c {
             '"' if is_name && self.call.name.is_none() => self.go(At::Name(Escaped::default(), String::new())),
             '"' if is_arguments => self.go(At::Quoted(Escaped::default(), String::new())),
-            '{' if is_arguments => self.arguments(sink),
+            '{' if is_arguments => {
+                self.call.has_arguments = true;
+                self.go(At::Opening(Opening::default()))
+            }
             '{' if key == "function" && self.call.name.is_none() => {
                 self.nesting += 1;
                 self.go(At::Key)
@@ -186,17 +191,29 @@ impl JsonCalls {
         }
     }
 
-    fn arguments(&mut self, sink: &mut Sink) -> Step {
-        self.call.has_arguments = true;
-        let mut extent = Extent::default();
-        let mut out = String::new();
-        extent.push('{', &mut out);
+    /// Arguments that are an object for certain: the call begins, if its name is known.
+    fn arguments(&mut self, extent: Extent, text: String, reach: Reach, sink: &mut Sink) -> Step {
         self.at = At::Arguments(extent);
         if self.call.name.is_none() {
-            self.call.early = Some(out);
-            return Step::GoOn;
+            self.call.early = Some(text);
+        } else if self.begin(&text, sink) == Step::Broken {
+            return Step::Broken;
         }
-        self.begin(&out, sink)
+        self.reached(reach, sink)
+    }
+
+    /// The last character brought the arguments so far.
+    fn reached(&mut self, reach: Reach, sink: &mut Sink) -> Step {
+        match reach {
+            Reach::Inside => Step::GoOn,
+            Reach::Broken => Step::Broken,
+            Reach::Last => {
+                if self.call.early.is_none() {
+                    sink.end();
+                }
+                self.go(At::BehindValue)
+            }
+        }
     }
 
     /// The call's name is known, and it has arguments, or none.
@@ -224,6 +241,11 @@ impl JsonCalls {
                 }
                 self.text_ended(sink)
             }
+            At::Opening(opening) => match opening.push(c) {
+                Opened::NotYet => Step::GoOn,
+                Opened::Object(extent, text, reach) => self.arguments(extent, text, reach, sink),
+                Opened::No => Step::Broken,
+            },
             At::Arguments(extent) => {
                 let mut out = String::new();
                 let reach = extent.push(c, &mut out);
@@ -231,15 +253,7 @@ impl JsonCalls {
                     Some(early) => early.push_str(&out),
                     None => sink.arguments(&out),
                 }
-                match reach {
-                    Reach::Inside => Step::GoOn,
-                    Reach::Broken => Step::Broken,
-                    Reach::Last if self.call.early.is_some() => self.go(At::BehindValue),
-                    Reach::Last => {
-                        sink.end();
-                        self.go(At::BehindValue)
-                    }
-                }
+                self.reached(reach, sink)
             }
             At::Text(escaped) => {
                 if escaped.ends(c) {

@@ -23,6 +23,39 @@ pub(super) enum Reach {
     Broken,
 }
 
+/// The beginning of an object, up to where it is certain that one follows: braces alone also begin other things.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Opening(String);
+
+/// What a character makes of an opening.
+#[derive(Debug)]
+pub(super) enum Opened {
+    NotYet,
+    /// The object so far, as JSON; whether it is over already.
+    Object(Extent, String, Reach),
+    No,
+}
+
+impl Opening {
+    /// Behind `{`.
+    pub(super) fn push(&mut self, c: char) -> Opened {
+        self.0.push(c);
+        if c.is_ascii_whitespace() {
+            return Opened::NotYet;
+        }
+        if c != '"' && c != '}' {
+            return Opened::No;
+        }
+        let (mut extent, mut out) = (Extent::default(), String::new());
+        extent.push('{', &mut out);
+        let mut reach = Reach::Inside;
+        for c in std::mem::take(&mut self.0).chars() {
+            reach = extent.push(c, &mut out);
+        }
+        Opened::Object(extent, out, reach)
+    }
+}
+
 impl Escaped {
     /// Whether `c` ends the string.
     pub(super) fn ends(&mut self, c: char) -> bool {

@@ -92,6 +92,15 @@ pub(super) const JSON: &[Case] = &[
         content: "<tool_call>{\"arguments\": {\"city\": 1}}</tool_call>",
         ..Case::of(HERMES, "<tool_call>{\"arguments\": {\"city\": 1}}</tool_call>")
     },
+    // Python's quotes are no JSON.
+    Case {
+        content: "<tool_call>{\"name\": \"now\", \"arguments\": { 'a': 1}}</tool_call>",
+        ..Case::of(HERMES, "<tool_call>{\"name\": \"now\", \"arguments\": { 'a': 1}}</tool_call>")
+    },
+    Case {
+        calls: &[("now", "{ \n }")],
+        ..Case::of(HERMES, "<tool_call>{\"name\": \"now\", \"arguments\": { \n }}</tool_call>")
+    },
     Case { content: "<tool_call>{\"na", ..Case::of(HERMES, "<tool_call>{\"na") },
     Case { content: "<tool_call>", ..Case::of(HERMES, "<tool_call>") },
     // Broken off inside its arguments: the call stays as far as it came, the rest of it is left out.

@@ -25,6 +25,10 @@ pub(super) const NAMED: &[Case] = &[
         ..Case::of(ToolFamily::DeepSeek, "<｜tool▁call▁begin｜>now<｜tool▁sep｜><｜tool▁call▁end｜>")
     },
     Case {
+        content: "<｜tool▁call▁begin｜>now<｜tool▁sep｜>{'a': 1}<｜tool▁call▁end｜>",
+        ..Case::of(ToolFamily::DeepSeek, "<｜tool▁call▁begin｜>now<｜tool▁sep｜>{'a': 1}<｜tool▁call▁end｜>")
+    },
+    Case {
         content: "<｜tool▁call▁begin｜>what is this",
         ..Case::of(ToolFamily::DeepSeek, "<｜tool▁call▁begin｜>what is this")
     },
