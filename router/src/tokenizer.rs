@@ -12,11 +12,10 @@ pub(crate) mod fixture;
 mod memo;
 mod template;
 
-use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tokenizers::Tokenizer;
+use tokenizers::{AddedToken, Tokenizer};
 
 pub use chat::{ChatError, ChatPrompt, ChatSpans, Conversation, Ending, Rendered};
 
@@ -53,7 +52,6 @@ pub struct TokenSpan {
 #[derive(Debug)]
 pub struct TextModel {
     tokenizer: Tokenizer,
-    special_ids: HashSet<u32>,
     eos_token_ids: Arc<[u32]>,
     model_max_length: Option<u32>,
     /// Bytes of text in one token, if there is a bound.
@@ -77,8 +75,6 @@ impl TextModel {
         tokenizer.with_truncation(None).map_err(failed)?;
         tokenizer.with_padding(None);
 
-        let added = tokenizer.get_added_tokens_decoder();
-        let special_ids = added.iter().filter(|(_, token)| token.special).map(|(id, _)| *id).collect();
         let mut eos_token_ids = files.eos_token_ids;
         eos_token_ids.extend(files.special_tokens.get("eos_token").and_then(|eos| tokenizer.token_to_id(eos)));
         eos_token_ids.sort_unstable();
@@ -88,7 +84,6 @@ impl TextModel {
         let chat = Chat::new(&tokenizer, &files.chat_templates, &files.special_tokens);
         Ok(Self {
             tokenizer,
-            special_ids,
             eos_token_ids: eos_token_ids.into(),
             model_max_length: files.model_max_length,
             longest_token,
@@ -110,15 +105,16 @@ impl TextModel {
         self.model_max_length
     }
 
-    /// Whether a token is marked special, so that it is hidden from generated text.
-    pub fn is_special(&self, id: u32) -> bool {
-        self.special_ids.contains(&id)
+    /// Whether a token stands in grammars for itself and never for its text: special ones, and added ones in angle
+    /// brackets, such as Qwen's `<tool_call>`. That is how workers' llguidance reads a tokenizer.
+    pub fn is_control(&self, id: u32) -> bool {
+        self.tokenizer.get_added_tokens_decoder().get(&id).is_some_and(is_control)
     }
 
     /// What grammars may name.
     pub fn grammar_vocabulary(&self) -> Vocabulary {
         let added = self.tokenizer.get_added_tokens_decoder();
-        let specials = added.iter().filter(|(_, token)| token.special);
+        let specials = added.iter().filter(|(_, token)| is_control(token));
         let size = u32::try_from(self.tokenizer.get_vocab_size(true)).unwrap_or(u32::MAX);
         let size = added.keys().max().map_or(size, |last| size.max(last + 1));
         Vocabulary::new(specials.map(|(id, token)| (*id, token.content.as_str())), size)
@@ -172,6 +168,10 @@ impl TextModel {
     pub fn chat_spans(&self, conversation: &Conversation) -> Result<ChatSpans, ChatError> {
         self.chat.spans(conversation)
     }
+}
+
+fn is_control(token: &AddedToken) -> bool {
+    token.special || (token.content.starts_with('<') && token.content.ends_with('>'))
 }
 
 #[cfg(test)]

@@ -53,7 +53,7 @@ fn decoding_can_hide_special_tokens() {
     assert_eq!(text.decode(&ids, true), "hi");
     assert_eq!(text.decode(&ids, false), "<s>hi</s>");
     assert_eq!(text.decode(&[99_999], false), "");
-    assert!(text.is_special(1) && !text.is_special(6) && !text.is_special(byte(b'h')));
+    assert!(text.is_control(1) && text.is_control(6) && !text.is_control(byte(b'h')));
 }
 
 #[test]

@@ -31,7 +31,7 @@ impl Format {
         let plain_template = text.chat_template(false).unwrap_or_default();
         let reasoning = reasoning.or(|| ReasoningFamily::of_template(plain_template));
         let control = |marker: &'static str| {
-            let id = text.token_id(marker).filter(|id| text.is_special(*id))?;
+            let id = text.token_id(marker).filter(|id| text.is_control(*id))?;
             Some((marker, id))
         };
         let tokens: HashMap<&str, u32> = markers(calls, reasoning).into_iter().filter_map(control).collect();

@@ -76,8 +76,14 @@ def _odd(tokenizer: Tokenizer, known: LLTokenizer) -> tuple[int, ...]:
     return tuple(
         i
         for i, token in added.items()
-        if not token.special and tokenizer.decode([before, i]) != tokenizer.decode([before]) + known.decode_str([i])
+        if not _is_control(token)
+        and tokenizer.decode([before, i]) != tokenizer.decode([before]) + known.decode_str([i])
     )
+
+
+def _is_control(token: AddedToken) -> bool:
+    """Whether it stands for itself and never for its text, as the library and the router have it."""
+    return token.special or (token.content.startswith("<") and token.content.endswith(">"))
 
 
 class _Pieces:
@@ -105,7 +111,7 @@ class _Pieces:
         mark = decoder.get("replacement", METASPACE)
         texts = [tokenizer.id_to_token(i) or "" for i in range(end + 1)]
         tokens = [(text if i in added else text.replace(mark, " ")).encode() for i, text in enumerate(texts)]
-        return cls(tokens, sorted(i for i, token in added.items() if token.special), end)
+        return cls(tokens, sorted(i for i, token in added.items() if _is_control(token)), end)
 
     def __call__(self, text: bytes | str) -> list[int]:
         """Always the longest token that fits, up to where none does."""

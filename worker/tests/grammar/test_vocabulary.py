@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from llguidance import LLMatcher
 from millrace_worker.config import WorkerConfig
 from millrace_worker.grammar import VocabularyError, read_vocabulary
+from millrace_worker.grammar.matchers import UNFORCED
 from millrace_worker.load import load_rank
 from millrace_worker.proto import worker_pb2
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -90,6 +92,25 @@ def test_a_model_speaks_json_in_its_own_tokens(make: Callable[[], Tokenizer], tm
         assert 3 <= len(items) <= 5
         assert set(items) <= {"fox", "the quick", "ü"}
         assert json.loads(tokenizer.decode(said)) == items
+
+
+@pytest.mark.parametrize("make", [_byte_level, _byte_fallback, _unigram])
+def test_added_tokens_in_angle_brackets_are_written_by_id_only(make: Callable[[], Tokenizer], tmp_path: Path) -> None:
+    """The router, which names Qwen's `<tool_call>` by its id, goes by the same rule."""
+    tokenizer = make()
+    tokenizer.add_tokens([AddedToken("<tool_call>"), AddedToken("<|x"), AddedToken("</s >")])
+    first = tokenizer.get_vocab_size() - 3
+    vocabulary = read_vocabulary(_folder(tmp_path, tokenizer))
+    assert not set(vocabulary.odd) & {first, first + 2}, "whoever asks for one by its id gets it"
+
+    def allowed(grammar: str) -> list[bool]:
+        matcher = LLMatcher(vocabulary.tokenizer, UNFORCED + grammar, log_level=0)
+        mask = matcher.compute_bitmask()
+        return [bool(mask[i // 8] >> (i % 8) & 1) for i in range(first, first + 3)]
+
+    assert allowed("start: /(.|\\n)*/") == [False, True, False]
+    assert allowed('start: "<tool_call>"') == [False, False, False]
+    assert allowed(f"start: <[{first}]>") == [True, False, False]
 
 
 def test_what_its_tokens_cannot_say_fails_alone(tmp_path: Path) -> None:

@@ -183,7 +183,11 @@ fn checked(tool: &Value, at: &str) -> Result<Tool, ApiError> {
 /// What the model may do, and the tools that it may call.
 fn chosen(choice: Option<Value>, offered: Vec<Tool>, has_tools: bool) -> Result<(Choice, Vec<Tool>), ApiError> {
     let free = |offered: Vec<Tool>| (if offered.is_empty() { Choice::Never } else { Choice::Free }, offered);
-    let all = |offered: Vec<Tool>| (Choice::Must(offered.iter().map(|tool| tool.name.clone()).collect()), offered);
+    // The original took an empty list for no tools, whatever the choice.
+    let all = |offered: Vec<Tool>| {
+        let names: Vec<String> = offered.iter().map(|tool| tool.name.clone()).collect();
+        (if names.is_empty() { Choice::Never } else { Choice::Must(names) }, offered)
+    };
     let choice = match choice {
         None | Some(Value::Null) => return Ok(free(offered)),
         Some(choice) => choice,
@@ -194,9 +198,6 @@ fn chosen(choice: Option<Value>, offered: Vec<Tool>, has_tools: bool) -> Result<
     let name = match &choice {
         Value::String(word) if word == "auto" => return Ok(free(offered)),
         Value::String(word) if word == "none" => return Ok((Choice::Never, offered)),
-        Value::String(word) if word == "required" && offered.is_empty() => {
-            return Err(ApiError::field("tool_choice", "is `required`, but `tools` has none that could be called"));
-        }
         Value::String(word) if word == "required" => return Ok(all(offered)),
         // The original's form.
         Value::String(name) => name.clone(),

@@ -45,6 +45,25 @@ fn the_operators_wish_wins() {
     assert!(format.shows_tools, "that is the template's affair");
 }
 
+/// Qwen adds its markers without marking them special. The fixture's `<think>` is such a token.
+#[test]
+fn added_tokens_in_angle_brackets_are_asked_for_by_id() {
+    let format = format("qwen3");
+    assert_eq!(format.tokens.get("<think>"), Some(&6));
+    let added = |content: &str, special: bool| {
+        let mut tokenizer = fixture::tokenizer_json();
+        tokenizer["added_tokens"][5]["content"] = json!(content);
+        tokenizer["added_tokens"][5]["special"] = json!(special);
+        let vocab = tokenizer["model"]["vocab"].as_object_mut().unwrap();
+        vocab.remove("<|end|>");
+        vocab.insert(content.to_owned(), json!(5));
+        let folder = fixture::folder_with(&[("tokenizer.json", tokenizer)]);
+        TextModel::load(folder.path(), None).unwrap().is_control(5)
+    };
+    assert!(added("<tool_call>", false) && added("[TOOL_CALLS]", true));
+    assert!(!added("[TOOL_CALLS]", false) && !added("<tool_call", false));
+}
+
 #[test]
 fn effort_reaches_the_template() {
     let text = template("gpt_oss");
