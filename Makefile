@@ -130,9 +130,10 @@ bench-worker: setup ## the worker's own work per step, and the seconds until the
 bench-grammars: setup ## what grammars cost: masks, compilations, and 16 streams of `mid` with one against 16 without
 	$(BIN)/python -m benchmarks.grammars $(ARGS)
 
-bench-router: setup ## the router alone, with a worker that answers at once; compile times of grammars
+bench-router: setup ## the router alone, with a worker that answers at once; and how long prompts take to make; compile times of grammars
 	cargo build --release --locked -p millrace-client --bin millrace-fake-worker
 	$(BIN)/python -m benchmarks.router_alone $(ARGS)
+	cargo run --release --locked -p millrace-router --example chat_prompts -- launcher/millrace_launcher/demo
 	$(BIN)/python -m worker.tests.grammar.schemas | cargo run --quiet --release --locked -p millrace-router --example compile_grammars -- --times
 
 models: $(VENV)/.python $(VENV)/.kernels ## parity of every architecture, native and through transformers, on 1 and 2 ranks, into docs/models.md

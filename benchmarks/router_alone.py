@@ -20,7 +20,7 @@ from benchmarks import load, machine, models, processes, serving
 
 ROOT = Path(__file__).resolve().parent.parent
 PORT = 8103
-ROUTES = ("/generate_stream", "/v1/completions", "/generate")
+ROUTES = ("/generate_stream", "/v1/chat/completions", "/v1/completions", "/generate")
 
 
 @contextmanager
@@ -60,6 +60,10 @@ def cpu_seconds(pid: int) -> float:
 
 
 def body(route: str, prompt: str, new_tokens: int) -> dict[str, object]:
+    if route == "/v1/chat/completions":
+        messages = [{"role": "user", "content": prompt}]
+        completion = load.completion(prompt, "tgi", new_tokens)
+        return {key: value for key, value in completion.items() if key != "prompt"} | {"messages": messages}
     if route.startswith("/v1"):
         return load.completion(prompt, "tgi", new_tokens)
     return {"inputs": prompt, "parameters": {"max_new_tokens": new_tokens}}
