@@ -66,7 +66,10 @@ class Matchers:
         return self._compile(grammar)
 
     def _compile(self, grammar: str) -> LLMatcher:
-        return LLMatcher(self._vocabulary.tokenizer, unforced(grammar), log_level=0, limits=self._limits)
+        try:
+            return LLMatcher(self._vocabulary.tokenizer, unforced(grammar), log_level=0, limits=self._limits)
+        except BaseException as error:  # a panic of the library is no `Exception`, and would end the process
+            raise GrammarError(f"the grammar cannot be used: its compiler failed ({type(error).__name__})") from error
 
 
 def unforced(grammar: str) -> str:

@@ -41,6 +41,22 @@ def test_a_grammar_that_is_none(vocabulary: Vocabulary, grammar: str) -> None:
     assert _beside(vocabulary, Request(sampling(grammar))).startswith("the grammar cannot be used: ")
 
 
+class Panic(BaseException):
+    """As Rust's reach Python."""
+
+
+def test_a_compiler_that_panics(vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch) -> None:
+    make = matchers.LLMatcher
+
+    def panicking(tokenizer: Any, grammar: str, **options: Any) -> Any:
+        if "panic" in grammar:
+            raise Panic
+        return make(tokenizer, grammar, **options)
+
+    monkeypatch.setattr(matchers, "LLMatcher", panicking)
+    assert "its compiler failed (Panic)" in _beside(vocabulary, Request(sampling('start: "panic"')))
+
+
 def test_a_grammar_that_grows_too_complex(vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matchers, "MAX_LEXER_STATES", 120)
     engine = noisy_engine(vocabulary)
