@@ -57,6 +57,10 @@ fn ask(state: &AppState, instance: Value, index: usize, arrival: &Arrival) -> Re
     let within = Some(format!("instances[{index}]"));
     let (prompt, parameters, names) = if instance.get("messages").is_some() {
         let mut request: OpenAiRequest = body::shape(instance, within)?;
+        if request.wants_several() {
+            let problem = "must be 1: there is one prediction for each instance; send the instance several times";
+            return Err(ApiError::field(format!("instances[{index}].n"), problem));
+        }
         // A prediction is the output as it is: a call stays in the model's own form.
         let Chat { conversation, parameters, names, .. } = request.chat(&state.format)?;
         (Prompt::Chat(Box::new(conversation)), Parameters { shown: Arc::default(), ..parameters }, names)

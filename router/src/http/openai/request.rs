@@ -159,6 +159,11 @@ pub(super) struct StreamOptions {
 }
 
 impl OpenAiRequest {
+    /// Whether more than one choice is wanted for a prompt.
+    pub(in crate::http) fn wants_several(&self) -> bool {
+        self.n.is_some_and(|n| n > 1)
+    }
+
     pub(super) fn wants_usage(&self) -> bool {
         self.stream_options.as_ref().and_then(|options| options.include_usage).unwrap_or_default()
     }

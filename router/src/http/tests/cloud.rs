@@ -54,6 +54,7 @@ async fn vertex_answers_each_instance_in_its_place() {
         (json!([]), 422),
         (json!([{ "inputs": "a", "parameters": { "max_new_tokens": 0 } }]), 422),
         (json!([{ "inputs": "a" }, { "foo": 1 }]), 422),
+        (json!([{ "messages": [{ "role": "user", "content": "x" }], "n": 2 }]), 422),
         (json!([{ "messages": [{ "role": "nobody", "content": "x" }] }]), 422),
     ] {
         let answer = server.post("/vertex", json!({ "instances": instances })).await;
