@@ -8,6 +8,7 @@ mod message;
 mod models;
 mod request;
 mod response;
+mod seed;
 mod stream;
 mod texts;
 mod tokenize;

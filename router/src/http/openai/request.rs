@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::message::Message;
+use super::seed::Seed;
 use super::texts::{OneOrMany, Prompts};
 use crate::grammar::{Grammar, response_format};
 use crate::http::error::ApiError;
@@ -52,8 +53,8 @@ pub(in crate::http) struct OpenAiRequest {
     #[schema(value_type = Option<Value>, example = "\n\n")]
     stop: Option<OneOrMany>,
     /// The same seed gives the same answer.
-    #[schema(example = 42)]
-    seed: Option<u64>,
+    #[schema(value_type = Option<i64>, example = 42)]
+    seed: Option<Seed>,
     /// Subtracted from a token's logit for each time that the answer holds it.
     #[schema(minimum = -2, maximum = 2, default = 0.0)]
     frequency_penalty: Option<f32>,
@@ -185,7 +186,7 @@ impl OpenAiRequest {
             top_p: self.top_p.filter(|top_p| !keeps_all(*top_p)),
             max_new_tokens,
             stop: self.stop.clone().map(|stop| stop.0),
-            seed: self.seed,
+            seed: self.seed.map(|seed| seed.0),
             repetition_penalty: self.repetition_penalty,
             // Other servers write "all of them" as 0 or -1.
             top_k: self.top_k.filter(|top_k| !(matches!(top_k, -1 | 0) || is_greedy && *top_k > 0)),

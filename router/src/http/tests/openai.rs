@@ -208,6 +208,8 @@ async fn parameters_are_translated_by_openais_meaning() {
     assert_eq!((penalized.presence_penalty, penalized.count_penalty), (0.5, -1.5));
     assert_eq!((penalized.frequency_penalty, penalized.repetition_penalty), (0.0, 1.0));
     assert_eq!(sampling(json!({ "seed": 11 })).await.seed, 11);
+    assert_eq!(sampling(json!({ "seed": -1 })).await.seed, u64::MAX);
+    assert_eq!(sampling(json!({ "seed": u64::MAX })).await.seed, u64::MAX);
 }
 
 #[tokio::test]
