@@ -242,6 +242,15 @@ class ServingFlags:
             targets=_ROUTER,
         ),
     )
+    head_timeout_seconds: int = row(
+        60,
+        Flag(
+            Group.HTTP,
+            v.SECONDS,
+            "A connection is closed when a request's head, or the next request, has not come for so long.",
+            targets=_ROUTER,
+        ),
+    )
     lame_duck_seconds: int = row(
         0,
         Flag(

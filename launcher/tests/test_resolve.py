@@ -263,7 +263,8 @@ def test_the_router_gets_every_flag_of_its_own() -> None:
         "--disable-grammar-support --max-concurrent-requests=128 --max-batch-prefill-tokens=4096 --max-batch-size=3 "
         "--waiting-served-ratio=1.2 --max-waiting-tokens=20 --prefix-caching=false --validation-workers=2 "
         "--hostname=0.0.0.0 --port=8080 --cors-allow-origin=http://a --json-output --hung-step-seconds=30 "
-        "--lame-duck-seconds=0 --graceful-termination-timeout=90 --reasoning-parser=auto --tool-call-parser=auto"
+        "--head-timeout-seconds=60 --lame-duck-seconds=0 --graceful-termination-timeout=90 "
+        "--reasoning-parser=auto --tool-call-parser=auto"
     )
     assert sorted(plan.router.argv[1:]) == sorted(words.split())
 

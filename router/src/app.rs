@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use axum::serve::ListenerExt;
 use millrace_client::ShardedClient;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -19,6 +18,7 @@ use tokio::task::{JoinError, JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+use crate::connections;
 use crate::detokenize::Detokenizer;
 use crate::drain::{Drain, Ending};
 use crate::engine::{Engine, EngineError, EngineHandle, EngineText, READER_PATIENCE};
@@ -81,10 +81,19 @@ pub async fn run(
     let cut = Arc::new(AtomicBool::new(false));
     let drain = Drain::new(&config, health.clone(), engine.clone());
     spawn_stop(shutdown, drain, Arc::clone(&places), Arc::clone(&cut), stop.clone());
-    let context = http::Context { config, health, engine, text, detokenizer, metrics, places: Arc::clone(&places) };
-    let listener = listener.tap_io(|connection| tune(connection, READER_PATIENCE));
-    let server = axum::serve(listener, http::router(context)).with_graceful_shutdown(stop.clone().cancelled_owned());
-    let server = tokio::spawn(server.into_future());
+    let context = http::Context {
+        config: Arc::clone(&config),
+        health,
+        engine,
+        text,
+        detokenizer,
+        metrics,
+        places: Arc::clone(&places),
+    };
+    let tune = |connection: &TcpStream| tune(connection, READER_PATIENCE);
+    let patience = Duration::from_secs(config.head_timeout_seconds);
+    let routes = http::router(context);
+    let server = tokio::spawn(connections::serve(listener, routes, stop.clone(), patience, tune));
     end(server, engine_task, emptied(&stop, &places, num_places)).await?;
     Ok(if cut.load(Ordering::Relaxed) { Ending::Cut } else { Ending::Drained })
 }

@@ -99,6 +99,9 @@ pub struct Config {
     #[arg(long, env, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
     pub hung_step_seconds: u64,
 
+    /// A connection is closed when a request's head, or the next request, has not come for so long.
+    #[arg(long, env, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
+    pub head_timeout_seconds: u64,
     /// After the signal to stop, newcomers are still served for so long, while health says already that they should not
     /// come.
     #[arg(long, env, default_value_t = 0)]

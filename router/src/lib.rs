@@ -2,6 +2,7 @@
 
 pub mod app;
 pub mod config;
+mod connections;
 pub mod detokenize;
 pub mod drain;
 pub mod engine;

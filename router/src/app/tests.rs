@@ -183,6 +183,25 @@ async fn a_lame_duck_serves_newcomers_and_says_that_they_should_not_come() {
 }
 
 #[tokio::test]
+async fn connections_that_bring_no_request_in_time_are_closed() {
+    let router = start("--head-timeout-seconds 1").await;
+    let served = router.serve_worker(options());
+    router.wait_until_healthy().await;
+    // A stream that takes longer is not meant.
+    let stream = router.open_stream("abc", 1500).await;
+    for sent in ["", "GET /health HTTP/1.1\r\nhost:", "PRI * HT", "GET /health HTTP/1.1\r\nhost: test\r\n\r\n"] {
+        let mut slow = TcpStream::connect(router.address).await.unwrap();
+        slow.write_all(sent.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        // What was not read may make the end a reset.
+        let closed = tokio::time::timeout(Duration::from_secs(20), slow.read_to_string(&mut answer)).await;
+        assert!(closed.is_ok(), "{sent:?} holds its connection");
+        assert_eq!(answer.starts_with("HTTP/1.1 200"), sent.ends_with("\r\n\r\n"), "{sent:?}: {answer:?}");
+    }
+    check_stream(&rest(stream).await, served.worker(), "abc", 1500);
+}
+
+#[tokio::test]
 async fn a_half_sent_request_is_refused_when_the_server_stops_and_does_not_keep_it() {
     let router = start("").await;
     let served = router.serve_worker(options());
