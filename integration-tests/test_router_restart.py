@@ -14,7 +14,7 @@ from conftest import Launch
 
 LIMITS = ("--dtype", "float32", "--max-total-tokens", "512", "--max-input-tokens", "300")
 KEY = {"Authorization": "Bearer right"}
-BODY = {"inputs": "the quick brown", "parameters": {"max_new_tokens": 150, "details": True}}
+BODY = {"inputs": "the quick brown", "parameters": {"max_new_tokens": 450, "details": True}}
 
 
 def ids(url: str) -> list[int]:
