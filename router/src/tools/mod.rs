@@ -10,6 +10,7 @@ mod event;
 mod family;
 mod format;
 mod harmony;
+mod literal;
 mod marked;
 mod named;
 mod object;

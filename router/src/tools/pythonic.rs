@@ -1,6 +1,7 @@
 //! Calls written as a Python list: `[f(a=1, b="x"), g()]`. Arguments become JSON as they come.
 
 use super::event::Sink;
+use super::literal::Value;
 use super::scan::{self, Found, Start};
 use super::value::escape;
 use super::{Machine, Tools};
@@ -230,130 +231,6 @@ fn is_name_start(c: char) -> bool {
     c.is_alphabetic() || c == '_'
 }
 
-fn is_name(c: char) -> bool {
+pub(super) fn is_name(c: char) -> bool {
     c.is_alphanumeric() || c == '_'
-}
-
-/// A Python literal on its way to JSON.
-#[derive(Debug, Default)]
-struct Value {
-    /// Open brackets.
-    depth: Vec<char>,
-    string: Option<Text>,
-    word: String,
-    /// A comma that is written when something follows it.
-    owes_comma: bool,
-    /// Whether a value stands in the innermost bracket since the last comma or colon.
-    is_whole: bool,
-}
-
-/// A Python string.
-#[derive(Debug)]
-struct Text {
-    quote: char,
-    is_escaped: bool,
-}
-
-impl Value {
-    /// Whether `c`, which is a comma or a parenthesis of the call then, ends the value; `None` if no literal goes on so.
-    fn push(&mut self, c: char, out: &mut String) -> Option<bool> {
-        if let Some(text) = &mut self.string {
-            if text.push(c, out) {
-                self.string = None;
-                self.is_whole = true;
-            }
-            return Some(false);
-        }
-        if is_name(c) || matches!(c, '+' | '-' | '.') {
-            if self.is_whole {
-                return None;
-            }
-            self.word.push(c);
-            return Some(false);
-        }
-        if !self.word.is_empty() {
-            self.pay(out);
-            out.push_str(&literal(&std::mem::take(&mut self.word))?);
-            self.is_whole = true;
-        }
-        match c {
-            c if c.is_ascii_whitespace() => {}
-            '"' | '\'' if !self.is_whole => {
-                self.pay(out);
-                self.string = Some(Text { quote: c, is_escaped: false });
-                out.push('"');
-            }
-            '[' | '(' | '{' if !self.is_whole => {
-                self.pay(out);
-                self.depth.push(if c == '{' { '}' } else { ']' });
-                out.push(if c == '{' { '{' } else { '[' });
-            }
-            ',' | ')' if self.depth.is_empty() => return self.is_whole.then_some(true),
-            ',' if self.is_whole => {
-                self.is_whole = false;
-                self.owes_comma = true;
-            }
-            ':' if self.is_whole => {
-                self.is_whole = false;
-                out.push(c);
-            }
-            ']' | ')' | '}' => {
-                self.owes_comma = false;
-                let close = self.depth.pop().filter(|close| (*close == '}') == (c == '}'))?;
-                out.push(close);
-                self.is_whole = true;
-            }
-            _ => return None,
-        }
-        Some(false)
-    }
-
-    fn pay(&mut self, out: &mut String) {
-        if std::mem::take(&mut self.owes_comma) {
-            out.push(',');
-        }
-    }
-}
-
-impl Text {
-    /// Whether `c` ends the string.
-    fn push(&mut self, c: char, out: &mut String) -> bool {
-        if self.is_escaped {
-            self.is_escaped = false;
-            match c {
-                'n' | 'r' | 't' | 'b' | 'f' | 'u' | '"' | '\\' => out.extend(['\\', c]),
-                '\'' => out.push('\''),
-                '\n' => {}
-                c => {
-                    out.push_str("\\\\");
-                    escape(c, out);
-                }
-            }
-            return false;
-        }
-        match c {
-            '\\' => self.is_escaped = true,
-            c if c == self.quote => out.push('"'),
-            c => escape(c, out),
-        }
-        c == self.quote && !self.is_escaped
-    }
-}
-
-/// A word of Python in JSON.
-fn literal(word: &str) -> Option<String> {
-    match word {
-        "True" | "true" => Some("true".to_owned()),
-        "False" | "false" => Some("false".to_owned()),
-        "None" | "null" => Some("null".to_owned()),
-        number => {
-            let plain = number.replace('_', "");
-            let plain = plain.strip_prefix('+').unwrap_or(&plain);
-            if serde_json::from_str::<serde_json::Number>(plain).is_ok() {
-                return Some(plain.to_owned());
-            }
-            let number = plain.parse::<f64>().ok().filter(|number| number.is_finite())?;
-            Some(serde_json::Number::from_f64(number)?.to_string())
-        }
-    }
 }
