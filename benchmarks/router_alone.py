@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from benchmarks import load, machine, models, processes, serving
 
@@ -59,7 +60,7 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def body(route: str, prompt: str, new_tokens: int) -> dict[str, object]:
+def body(route: str, prompt: str, new_tokens: int) -> dict[str, Any]:
     if route == "/v1/chat/completions":
         messages = [{"role": "user", "content": prompt}]
         completion = load.completion(prompt, "tgi", new_tokens)

@@ -28,6 +28,7 @@ import torch
 from millrace_worker.distributed import Group
 from millrace_worker.engine import Engine, EngineParts
 from millrace_worker.proto import worker_pb2, worker_pb2_grpc
+from millrace_worker.pulse import Pulse
 from millrace_worker.rows import RowsShape
 from millrace_worker.sampling import Watermark
 from millrace_worker.server import WorkerServer, WorkerService
@@ -128,7 +129,7 @@ def stream(shape: RowsShape, seconds: float, num_steps: int) -> tuple[float, flo
     loading: Future[Any] = Future()
     loading.set_result(SimpleNamespace(engine=engine))
     with tempfile.TemporaryDirectory() as folder:
-        server = WorkerServer(WorkerService(loading, threads=1, die=sys.exit), Path(folder) / "socket")
+        server = WorkerServer(WorkerService(loading, threads=1, die=sys.exit, pulse=Pulse()), Path(folder) / "socket")
         given = ["--client", f"{folder}/socket", "--rows", str(shape.max_rows), "--steps", str(num_steps)]
         command = [sys.executable, "-m", "benchmarks.worker_host_work", "--vocab", str(shape.vocab_size), *given]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=120)

@@ -19,6 +19,7 @@ import pytest
 import streams
 from conftest import Launch, Server
 from huggingface_hub import InferenceClient
+from jsonschema.validators import validator_for
 from pydantic import BaseModel, Field
 
 from worker.tests.grammar import schemas
@@ -269,7 +270,7 @@ def test_schemas_of_every_keyword_are_held_to(server: Server) -> None:
     complete = [(schema, text) for schema, text in texts if text]
     assert len(complete) > len(sample) * 0.8
     for schema, text in complete:
-        jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)(schema).validate(json.loads(text))
+        validator_for(schema, jsonschema.Draft202012Validator)(schema).validate(json.loads(text))
 
 
 def test_a_constant_that_reads_like_a_control_token_is_text(server: Server) -> None:
