@@ -1,5 +1,7 @@
 //! What a model's output says, piece by piece, and where parsers write it.
 
+use serde::de::IgnoredAny;
+
 /// One piece of an answer. Pieces of one kind, put together, are the same however the output came in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
@@ -17,7 +19,7 @@ pub enum Event {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
     pub calls: usize,
-    /// Calls whose arguments are whole.
+    /// Calls whose arguments are whole: one JSON object.
     pub complete: usize,
 }
 
@@ -39,6 +41,8 @@ pub(super) struct Sink {
     most_calls: usize,
     /// Inside a call that is left out.
     is_muted: bool,
+    /// The arguments of the call that began last.
+    latest: String,
 }
 
 /// Blanks that stand until something follows them.
@@ -107,6 +111,7 @@ impl Sink {
     pub(super) fn begin(&mut self, name: String) {
         self.content.held.clear();
         self.content.strips = true;
+        self.latest.clear();
         self.is_muted = self.outcome.calls == self.most_calls;
         if self.is_muted {
             return;
@@ -123,6 +128,9 @@ impl Sink {
     /// Of the call that began last.
     pub(super) fn arguments(&mut self, text: &str) {
         let index = self.outcome.calls.saturating_sub(1);
+        if !self.is_muted {
+            self.latest.push_str(text);
+        }
         match self.events.last_mut() {
             _ if text.is_empty() || self.is_muted => {}
             Some(Event::Arguments { index: last, fragment }) if *last == index => fragment.push_str(text),
@@ -130,9 +138,14 @@ impl Sink {
         }
     }
 
-    /// The arguments of the call that began last are whole.
+    /// The arguments of the call that began last are over. Models also write what is no JSON; then nobody can make the call.
     pub(super) fn end(&mut self) {
-        self.outcome.complete += usize::from(!self.is_muted);
+        let is_object = || {
+            let arguments = self.latest.trim_start();
+            arguments.starts_with('{') && serde_json::from_str::<IgnoredAny>(arguments).is_ok()
+        };
+        self.outcome.complete += usize::from(!self.is_muted && is_object());
+        self.latest.clear();
     }
 
     pub(super) fn outcome(&self) -> Outcome {

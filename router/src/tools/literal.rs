@@ -122,6 +122,8 @@ impl Text {
             match c {
                 'n' | 'r' | 't' | 'b' | 'f' | 'u' | '"' | '\\' => out.extend(['\\', c]),
                 '\'' => out.push('\''),
+                // Its two digits follow; without them it is no JSON, as it is no Python.
+                'x' => out.push_str("\\u00"),
                 '\n' => {}
                 c => {
                     out.push_str("\\\\");
@@ -178,6 +180,7 @@ mod tests {
             ("{1: 'a', True: [2,], }", r#"{"1":"a","true":[2]}"#),
             ("{'a': {}, 'b': (1, [])}", r#"{"a":{},"b":[1,[]]}"#),
             ("-1_000", "-1000"),
+            (r"'\x41\u00e9'", r#""\u0041\u00e9""#),
         ] {
             assert_eq!(json(literal).as_deref(), Some(expected));
             assert!(serde_json::from_str::<serde_json::Value>(expected).is_ok());

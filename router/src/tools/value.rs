@@ -2,12 +2,14 @@
 
 use std::fmt::Write;
 
-/// How far a JSON object or list reaches. What is in it is passed on as it is, but for control characters in strings, which
-/// models write and JSON forbids.
+/// How far a JSON object or list reaches. What is in it is passed on as it is, but for what models write and JSON does not
+/// know: control characters in strings, and Python's constants.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Extent {
     depth: usize,
     string: Option<Escaped>,
+    /// The letters so far of what may be a constant.
+    word: String,
 }
 
 /// Whether the next character of a string is escaped.
@@ -79,16 +81,32 @@ impl Extent {
             push_string_character(c, was_escaped, out);
             return Reach::Inside;
         }
+        if c.is_ascii_alphabetic() {
+            self.word.push(c);
+            return Reach::Inside;
+        }
+        out.push_str(constant(&self.word));
+        self.word.clear();
         match c {
             '"' => self.string = Some(Escaped::default()),
             '{' | '[' => self.depth += 1,
             '}' | ']' => self.depth = self.depth.saturating_sub(1),
             ':' | ',' | '+' | '-' | '.' | '_' => {}
-            _ if c.is_ascii_alphanumeric() || c.is_ascii_whitespace() => {}
+            _ if c.is_ascii_digit() || c.is_ascii_whitespace() => {}
             _ => return Reach::Broken,
         }
         out.push(c);
         if self.depth == 0 { Reach::Last } else { Reach::Inside }
+    }
+}
+
+/// Python's constants as JSON's; other words as they are.
+fn constant(word: &str) -> &str {
+    match word {
+        "True" => "true",
+        "False" => "false",
+        "None" => "null",
+        word => word,
     }
 }
 
@@ -140,6 +158,8 @@ mod tests {
         let text = r#"{"a": ["}", {"b\"]": -1.5e3}], "c": true}"#;
         assert_eq!(through(&format!("{text} more")), (text.to_owned(), Reach::Last));
         assert_eq!(through(r#"{"a": 1"#).1, Reach::Inside);
+        let python = r#"{"a": [True, False,None], "True": 1e5}"#;
+        assert_eq!(through(python).0, r#"{"a": [true, false,null], "True": 1e5}"#);
         assert_eq!(through(r#"{"a": <"#).1, Reach::Broken);
     }
 

@@ -152,6 +152,28 @@ fn whole_calls_have_arguments_that_are_json() {
 }
 
 #[test]
+fn calls_whose_arguments_are_no_json_are_not_whole() {
+    for (family, output) in [
+        (ToolFamily::Hermes, r#"<tool_call>{"name": "now", "arguments": {"a": NaN}}</tool_call>"#),
+        (ToolFamily::Hermes, r#"<tool_call>{"name": "now", "arguments": "{1}"}</tool_call>"#),
+        (ToolFamily::Hermes, r#"<tool_call>{"arguments": {"a" 1}, "name": "now"}</tool_call>"#),
+        (ToolFamily::Json, r#"{"name": "now", "arguments": {"a": "\q"}}"#),
+        (ToolFamily::Pythonic, r#"[now(a="\u12")]"#),
+        (ToolFamily::Pythonic, r#"[now(a="\xfg")]"#),
+        (ToolFamily::Harmony, "<|channel|>commentary to=functions.now <|message|>[1]"),
+        (ToolFamily::Harmony, "<|channel|>commentary to=functions.now <|message|>{'a': 1}"),
+    ] {
+        let said = read(&Case::of(family, ""), [output]);
+        assert_eq!((said.outcome, said.content.as_str()), (Outcome { calls: 1, complete: 0 }, ""), "{output}");
+    }
+    let said = read(
+        &Case::of(ToolFamily::Hermes, ""),
+        [r#"<tool_call>{"name": "now", "arguments": {"a": Tr"#, "ue}}</tool_call>"],
+    );
+    assert_eq!((said.calls[0].1.as_str(), said.outcome.complete), (r#"{"a": true}"#, 1));
+}
+
+#[test]
 fn an_output_that_is_cut_off_says_a_part_of_the_whole() {
     for case in cases().filter(|case| !case.is_cut_off) {
         let whole = read(&case, [case.output]);
