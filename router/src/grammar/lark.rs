@@ -49,10 +49,7 @@ fn own_rules(rules: &str) -> Result<String, GrammarError> {
     if rules.trim_start().starts_with('{') {
         return Err(GrammarError::new("must be rules in Lark's notation, such as `start: \"yes\" | \"no\"`"));
     }
-    if let Some((line, column)) = set_operation(rules) {
-        let problem = format!(
-            "uses `&` or `~` in line {line}, column {column}; only sequences, `|` and repetitions are supported"
-        );
+    if let Some(problem) = unsupported(rules) {
         return Err(GrammarError::new(problem));
     }
     let mut written = String::with_capacity(rules.len());
@@ -77,37 +74,63 @@ fn own_rules(rules: &str) -> Result<String, GrammarError> {
     Ok(written)
 }
 
-/// Where rules combine languages other than by sequence, choice and repetition: what that takes has no useful bound.
-/// Strings, regexes and comments may hold anything.
-fn set_operation(rules: &str) -> Option<(usize, usize)> {
+/// The first thing in rules that is not supported, and its place. Combining languages other than by sequence, choice and
+/// repetition has no useful bound; some attributes of rules are for an engine that does more than to mask.
+fn unsupported(rules: &str) -> Option<String> {
+    const IGNORED: [&str; 3] = ["temperature", "capture", "stop_capture"];
+    let bare = bare(rules);
+    let place = |at: usize| {
+        let line = bare[..at].rsplit('\n').next().unwrap_or_default();
+        format!("in line {}, column {}", bare[..at].matches('\n').count() + 1, line.chars().count() + 1)
+    };
+    if let Some(at) = bare.find(['&', '~']) {
+        return Some(format!("uses `&` or `~` {}; only sequences, `|` and repetitions are supported", place(at)));
+    }
+    for (open, _) in bare.match_indices('[') {
+        let segment = bare[open + 1..].split('[').next().unwrap_or_default();
+        // Elsewhere brackets hold what may be missing.
+        let Some((inner, _)) = segment.split_once(']').filter(|(_, behind)| behind.trim_start().starts_with(':'))
+        else {
+            continue;
+        };
+        let mut names = inner.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+        if let Some(name) = names.find(|name| IGNORED.contains(name)) {
+            let problem =
+                format!("uses the attribute `{name}` {}, which has no effect here; leave it out", place(open));
+            return Some(problem);
+        }
+    }
+    None
+}
+
+/// Rules with blanks for strings, regexes and comments, which may hold anything.
+fn bare(rules: &str) -> String {
     /// What the characters at hand belong to.
     #[derive(Clone, Copy, PartialEq)]
     enum In {
         Rules,
         Until(char),
     }
-    let (mut within, mut line, mut column) = (In::Rules, 1, 0);
+    let mut within = In::Rules;
+    let mut bare = String::with_capacity(rules.len());
     let mut characters = rules.chars().peekable();
     while let Some(character) = characters.next() {
-        column += 1;
-        if character == '\n' {
-            (line, column) = (line + 1, 0);
-        }
+        let was_within = within;
         within = match (within, character) {
-            (In::Rules, '&' | '~') => return Some((line, column)),
             (In::Rules, '#') => In::Until('\n'),
             (In::Rules, '/') if characters.peek() == Some(&'/') => In::Until('\n'),
             (In::Rules, '"' | '/') => In::Until(character),
             (In::Until(end), _) if character == end => In::Rules,
             (In::Until('"' | '/'), '\\') => {
-                characters.next();
-                column += 1;
+                bare.extend(characters.next().map(|_| ' '));
                 within
             }
             _ => within,
         };
+        let is_bare = (was_within, within) == (In::Rules, In::Rules) || character == '\n';
+        bare.push(if is_bare { character } else { ' ' });
     }
-    None
+    bare
 }
 
 /// Collects the rules of a structural grammar.

@@ -111,6 +111,28 @@ fn choices_are_exactly_these_texts() {
 }
 
 #[test]
+fn attributes_without_effect_are_refused_by_name() {
+    for (rules, name, place) in [
+        ("start: \"a\"\nb[temperature=0.5]: /b/", "`temperature`", "line 2, column 2"),
+        ("start[lazy, capture=\"x\"] : /a/", "`capture`", "line 1, column 6"),
+        ("start[capture]: /a/", "`capture`", "line 1"),
+        ("start[stop=\"a\", stop_capture=\"b\"]: /.*/", "`stop_capture`", "line 1"),
+        ("start: \"a\" & \"b\"", "`&`", "line 1, column 12"),
+    ] {
+        let error = compile(&Grammar::Lark(rules.to_owned())).unwrap_err();
+        assert!(error.contains(name) && error.contains(place), "{rules}: {error}");
+    }
+    for rules in [
+        "start[max_tokens=3]: /a+/",
+        "start[lazy]: /a+b/",
+        "start: capture // [temperature]:\ncapture: \"[temperature]:\" | /[capture]:/ | \"&\"",
+        "start: \"a\" [temperature]\ntemperature: \"1\"",
+    ] {
+        assert!(compile(&Grammar::Lark(rules.to_owned())).is_ok(), "{rules}");
+    }
+}
+
+#[test]
 fn rules_are_larks_and_errors_have_their_line() {
     let grammar = Grammar::Lark("start: \"a\" b+\nb: \"b\" | %json {\"type\": \"boolean\"}\n".to_owned());
     assert!(allows(&grammar, "abbtrue"));
