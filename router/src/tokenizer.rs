@@ -11,6 +11,7 @@ mod files;
 pub(crate) mod fixture;
 mod memo;
 mod template;
+mod thoughts;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 use tokenizers::{AddedToken, Tokenizer};
 
 pub use chat::{ChatError, ChatPrompt, ChatSpans, Conversation, Ending, Rendered};
+pub use thoughts::Thoughts;
 
 use chat::Chat;
 use files::ModelFiles;

@@ -7,6 +7,7 @@ use tokenizers::Tokenizer;
 
 use super::control_tokens::{ControlTokens, GOES_ON};
 use super::template::{ChatTemplate, Scene};
+use super::thoughts::Thoughts;
 use super::{EncodeError, TokenSpan};
 
 /// Strings under these keys are compared by templates and never shown as somebody's words.
@@ -25,6 +26,20 @@ pub struct Conversation {
     /// Which of the model's templates, by name.
     pub template: Option<String>,
     pub ending: Ending,
+    /// Thoughts that the prompt would open are over at once.
+    pub unthinking: Option<Thoughts>,
+}
+
+impl Conversation {
+    /// The assistant's words at the end that go on.
+    pub fn continued(&self) -> &str {
+        let last = self.messages.last();
+        match self.ending {
+            Ending::Continued => last.and_then(words).unwrap_or_default(),
+            Ending::Either => last.filter(|last| last["role"] == "assistant").and_then(words).unwrap_or_default(),
+            Ending::Opened | Ending::Closed => "",
+        }
+    }
 }
 
 /// How the prompt ends.
@@ -116,8 +131,15 @@ impl Chat {
 
     pub(super) fn render(&self, conversation: &Conversation) -> Result<Rendered<'_>, ChatError> {
         let renderer = self.renderer(conversation)?;
-        let guarded = renderer.render(conversation)?;
-        Ok(Rendered { text: ControlTokens::plain(&guarded), guarded, control: &renderer.control })
+        let mut guarded = renderer.render(conversation)?;
+        let mut text = ControlTokens::plain(&guarded);
+        let is_open = |thoughts: &Thoughts| thoughts.is_open(&text, conversation.continued()) == Some(true);
+        if let Some(thoughts) = conversation.unthinking.filter(is_open) {
+            let ending = thoughts.ending(&text);
+            guarded.push_str(&ending);
+            text.push_str(&ending);
+        }
+        Ok(Rendered { text, guarded, control: &renderer.control })
     }
 
     pub(super) fn spans(&self, conversation: &Conversation) -> Result<ChatSpans, ChatError> {

@@ -2,7 +2,7 @@ use serde_json::{Value, json};
 use tokenizers::Tokenizer;
 
 use super::fixture::{ADDED, byte, folder_with, text_model, tokenizer_json, with_template, write};
-use super::{ChatError, ChatPrompt, ChatSpans, Conversation, Ending, LoadError, TextModel, TokenSpan};
+use super::{ChatError, ChatPrompt, ChatSpans, Conversation, Ending, LoadError, TextModel, Thoughts, TokenSpan};
 
 fn message(role: &str, content: &str) -> Value {
     json!({ "role": role, "content": content })
@@ -294,6 +294,22 @@ fn a_prompt_ends_as_it_was_asked_to() {
     let conversation =
         Conversation { messages: vec![message("user", "Hi")], ending: Ending::Continued, ..Conversation::default() };
     assert!(silent.render(&conversation).unwrap_err().to_string().contains("does not show the last message"));
+}
+
+#[test]
+fn thoughts_that_a_template_opens_are_closed_if_there_must_be_none() {
+    let text = with_template("{{ messages[0].content }}{% if thinks %}<think>\n{% endif %}");
+    let thoughts = Thoughts { open: "<think>", close: "</think>" };
+    let rendered = |thinks: bool, unthinking| {
+        let variables = [("thinks".to_owned(), json!(thinks))].into_iter().collect();
+        let messages = vec![message("user", "<think>")];
+        let conversation = Conversation { messages, variables, unthinking, ..Conversation::default() };
+        text.render(&conversation).unwrap().encode().unwrap()
+    };
+    let closed = rendered(true, Some(thoughts));
+    assert_eq!(closed.text, "<think><think>\n\n</think>\n\n");
+    assert_eq!(text.decode(&closed.ids, false), closed.text);
+    assert_eq!(rendered(true, None).text, "<think><think>\n");
 }
 
 #[test]

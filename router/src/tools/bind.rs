@@ -15,6 +15,9 @@ pub struct Binding {
     pub reading: Reading,
 }
 
+/// What begins gpt-oss' answers.
+const FINAL: &str = "<|channel|>final<|message|>";
+
 /// Calls of one answer: no model means more.
 const MOST_CALLS: u32 = 16;
 
@@ -38,7 +41,10 @@ impl Format {
         let (family, pattern) = self.bound_pattern();
         let shape = Shape::Sequence(self.calls(family, pattern, tools, several));
         let calls = Some((family, tools.clone()));
-        Binding { shape, reading: Reading { calls, reasoning: None, is_single: !several, must_call: true } }
+        Binding {
+            shape,
+            reading: Reading { calls, reasoning: None, is_single: !several, must_call: true, ..Reading::default() },
+        }
     }
 
     /// The model is free to call or not, but calls hold to their schema; those of tools that are not strict to none.
@@ -63,8 +69,22 @@ impl Format {
         let shape = reasoning.map_or(shape.clone(), |family| self.after_thoughts(family, shape));
         Binding {
             shape,
-            reading: Reading { calls: Some((family, tools.clone())), is_single: !several, reasoning, must_call: false },
+            reading: Reading {
+                calls: Some((family, tools.clone())),
+                is_single: !several,
+                reasoning,
+                ..Reading::default()
+            },
         }
+    }
+
+    /// Nothing but a text of this shape. gpt-oss says it in a message of its own.
+    pub fn answer(&self, shape: Shape) -> Binding {
+        if !self.is_harmony() {
+            return Binding { shape, reading: Reading::default() };
+        }
+        let reading = Reading { reasoning: Some(ReasoningFamily::Harmony), ..Reading::default() };
+        Binding { shape: Shape::Sequence([self.written(FINAL), vec![shape]].concat()), reading }
     }
 
     /// Free text has no control tokens: where they stand around thoughts, these have a place of their own before the answer.
@@ -212,7 +232,7 @@ fn messages(format: &Format, call: Vec<Shape>) -> Shape {
     let before = ["<|channel|>analysis<|message|>", "<|channel|>commentary<|message|>"];
     let before = before.map(|header| Shape::Sequence([message(header), next.clone()].concat()));
     let before = Shape::Repeat { shape: Box::new(Shape::OneOf(before.to_vec())), least: 0, most: Some(MOST_CALLS) };
-    let last = Shape::OneOf(vec![Shape::Sequence(message("<|channel|>final<|message|>")), Shape::Sequence(call)]);
+    let last = Shape::OneOf(vec![Shape::Sequence(message(FINAL)), Shape::Sequence(call)]);
     Shape::Sequence(vec![before, last])
 }
 

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use super::marked::Marks;
 use super::named;
-use super::reasoning::Thoughts;
+use crate::tokenizer::Thoughts;
 
 /// How a model family writes calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -180,7 +180,7 @@ impl ReasoningFamily {
     }
 
     /// `None` where thoughts are messages.
-    pub(super) fn thoughts(self) -> Option<Thoughts> {
+    pub fn thoughts(self) -> Option<Thoughts> {
         let (open, close) = match self {
             Self::Think | Self::DeepSeekR1 => ("<think>", "</think>"),
             Self::Mistral => ("[THINK]", "[/THINK]"),

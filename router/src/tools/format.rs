@@ -51,6 +51,11 @@ impl Format {
         markers(calls, reading.reasoning).into_iter().filter_map(|marker| self.tokens.get(marker).copied()).collect()
     }
 
+    /// Whether answers, thoughts and calls are messages with headers.
+    pub fn is_harmony(&self) -> bool {
+        self.calls == Some(ToolFamily::Harmony) || self.reasoning == Some(ReasoningFamily::Harmony)
+    }
+
     /// The name of the parser of calls, as the operator writes it.
     pub fn calls_name(&self) -> &'static str {
         self.calls.map_or("none", ToolFamily::name)

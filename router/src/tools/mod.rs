@@ -107,6 +107,8 @@ pub struct Reading {
     pub is_single: bool,
     /// The output is nothing but calls: what is cut off cannot have become anything else.
     pub must_call: bool,
+    /// The assistant's words in the prompt that the output continues.
+    pub continued: String,
 }
 
 impl Reading {
@@ -128,9 +130,8 @@ impl Reading {
             },
         };
         if let Some((family, thoughts)) = self.reasoning.and_then(|family| Some((family, family.thoughts()?))) {
-            let prompt = prompt.trim_end();
-            let is_closed = prompt.ends_with(thoughts.close);
-            let is_inside = prompt.ends_with(thoughts.open) || family == ReasoningFamily::DeepSeekR1 && !is_closed;
+            let is_open = thoughts.is_open(prompt, &self.continued);
+            let is_inside = is_open.unwrap_or(family == ReasoningFamily::DeepSeekR1);
             machine = Box::new(Thinking::new(thoughts, is_inside, machine));
         }
         Reader { machine, sink: Sink::new(self.calls.is_some(), if self.is_single { 1 } else { usize::MAX }) }

@@ -3,13 +3,7 @@
 use super::Machine;
 use super::event::Sink;
 use super::scan::{self, Found, Start};
-
-/// What stands around a model's thoughts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Thoughts {
-    pub(super) open: &'static str,
-    pub(super) close: &'static str,
-}
+use crate::tokenizer::Thoughts;
 
 /// Thoughts first, then whatever `answer` makes of the rest.
 #[derive(Debug)]

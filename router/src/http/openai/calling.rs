@@ -9,7 +9,7 @@ use super::request::OpenAiRequest;
 use crate::grammar::{Grammar, Shape};
 use crate::http::error::ApiError;
 use crate::tokenizer::Conversation;
-use crate::tools::{Binding, Format, Reading, Tool, Tools};
+use crate::tools::{Binding, Format, Reading, ReasoningFamily, Tool, Tools};
 use crate::validation::{Names, Parameters};
 
 /// As `OpenAI` bounds them.
@@ -54,7 +54,12 @@ impl OpenAiRequest {
             Choice::Must(_) => true,
         };
         let names = if is_bound { &Names::CALLS } else { &Names::CHAT };
-        let reading = bind(&choice, &offered, several, format, &mut parameters);
+        let reading = bind(&choice, &offered, several, !conversation.continued().is_empty(), format, &mut parameters);
+        // A bound output begins with its first character: there is no room for thoughts.
+        if parameters.grammar.is_some() && reading.reasoning.is_none() {
+            conversation.unthinking = format.reasoning.and_then(ReasoningFamily::thoughts);
+        }
+        let reading = Reading { continued: conversation.continued().to_owned(), ..reading };
         parameters.shown = format.shown(&reading);
         Ok(Chat { conversation, parameters, reading, names })
     }
@@ -242,24 +247,33 @@ fn allowed(allowed: &Value, offered: Vec<Tool>) -> Result<(Choice, Vec<Tool>), A
     }
 }
 
-/// Binds the output where it has to be bound, and says how to read it.
-fn bind(choice: &Choice, offered: &[Tool], several: bool, format: &Format, parameters: &mut Parameters) -> Reading {
+/// Binds the output where it has to be bound, and says how to read it. `goes_on`: behind words of the answer.
+fn bind(
+    choice: &Choice,
+    offered: &[Tool],
+    several: bool,
+    goes_on: bool,
+    format: &Format,
+    parameters: &mut Parameters,
+) -> Reading {
     let tools = Tools::new(offered.to_vec());
     let binding = match (choice, parameters.grammar.take()) {
         (Choice::Never, None) => return Reading { reasoning: format.reasoning, ..Reading::default() },
-        // A bound output begins with its first character: there is no room for thoughts.
-        (Choice::Never, grammar) => {
-            parameters.grammar = grammar;
+        (Choice::Never, Some(grammar)) if goes_on || !format.is_harmony() => {
+            parameters.grammar = Some(grammar);
             return Reading::default();
         }
+        (Choice::Never, Some(grammar)) => format.answer(shape_of(grammar)),
         (Choice::Free, None) if !offered.iter().any(|tool| tool.is_strict) => {
             let calls = format.calls.map(|family| (family, tools));
-            return Reading { calls, reasoning: format.reasoning, is_single: !several, must_call: false };
+            return Reading { calls, reasoning: format.reasoning, is_single: !several, ..Reading::default() };
         }
         (Choice::Free, None) => format.free(&tools, several),
         (Choice::Free, Some(grammar)) => {
             let Binding { shape, reading } = format.forced(&tools, several);
-            let shape = Shape::OneOf(vec![shape, shape_of(grammar)]);
+            let answer = shape_of(grammar);
+            let answer = if goes_on { answer } else { format.answer(answer).shape };
+            let shape = Shape::OneOf(vec![shape, answer]);
             Binding { shape, reading: Reading { must_call: false, ..reading } }
         }
         (Choice::Must(names), _) => {

@@ -35,6 +35,7 @@ fn conversation(request: &mut OpenAiRequest) -> Result<Conversation, ApiError> {
         variables,
         template: request.chat_template.take(),
         ending: ending(request)?,
+        unthinking: None,
     })
 }
 

@@ -64,6 +64,37 @@ async fn a_response_format_stands_beside_tools() {
     assert!(words.contains("answer") && !words.contains("get_weather"), "{words}");
 }
 
+/// Thoughts that the prompt has opened, here with a message that goes on, would swallow the answer.
+#[tokio::test]
+async fn a_bound_answer_stands_behind_the_thoughts() {
+    let server = roomy(&["--tool-call-parser", "hermes", "--reasoning-parser", "think"], speak);
+    let messages = json!([{ "role": "user", "content": "Hi" }, { "role": "assistant", "content": "<think>\nSo" }]);
+    let format = json!({ "type": "json_object" });
+    for (fields, is_bound) in [
+        (json!({ "tools": [], "response_format": format }), true),
+        (json!({ "response_format": format }), true),
+        (json!({ "tool_choice": "required" }), true),
+        (json!({ "tool_choice": "auto" }), false),
+    ] {
+        let mut fields = fields;
+        fields["messages"] = messages.clone();
+        fields["continue_final_message"] = json!(true);
+        assert_eq!(server.post(CHAT, body(&fields)).await.status, StatusCode::OK);
+        let prompt = fixture::text_model().decode(&server.last_request().prompt, false);
+        assert_eq!(prompt.ends_with("\n</think>\n\n"), is_bound, "{fields} {prompt}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_in_a_form_is_a_message_where_answers_are() {
+    let harmony = ["--tool-call-parser", "harmony", "--reasoning-parser", "harmony"];
+    let format = json!({ "type": "json_object" });
+    for fields in [json!({ "tools": [], "response_format": format }), json!({ "response_format": format })] {
+        let grammar = grammar(&harmony, fields).await.unwrap();
+        assert!(grammar.contains("<|channel|>final<|message|>"), "{grammar}");
+    }
+}
+
 /// The template of the fixture knows no tools.
 #[tokio::test]
 async fn templates_without_tools_have_them_in_the_last_message() {

@@ -8,7 +8,7 @@ use llguidance::{Matcher, ParserFactory};
 use serde_json::json;
 
 use super::{Said, families};
-use crate::grammar::{Compiler, Grammar, Vocabulary};
+use crate::grammar::{Compiler, Grammar, Shape, Vocabulary};
 use crate::tools::{Binding, Format, ReasoningFamily, Tool, ToolFamily, Tools};
 
 const FIRST_BYTE: u32 = 1000;
@@ -202,6 +202,20 @@ fn thoughts_of_messages_come_before_a_call() {
     assert!(allows(&format, &binding, &output));
     let said = read(&binding, &output);
     assert_eq!((said.thought.as_str(), said.outcome.complete), ("Hm.", 1));
+}
+
+#[test]
+fn an_answer_in_a_form_is_a_message_where_answers_are() {
+    let form = || Shape::Json { schema: json!({ "type": "integer" }), place: String::new() };
+    let harmony = Format { reasoning: Some(ReasoningFamily::Harmony), ..format(ToolFamily::Harmony, false, true) };
+    let binding = harmony.answer(form());
+    let output = "<|channel|>final<|message|>12";
+    assert!(allows(&harmony, &binding, output) && !allows(&harmony, &binding, "12"));
+    let said = read(&binding, output);
+    assert_eq!((said.content.as_str(), said.thought.as_str()), ("12", ""));
+    assert_eq!(harmony.shown(&binding.reading).len(), 7);
+    let hermes = format(ToolFamily::Hermes, false, true);
+    assert!(allows(&hermes, &hermes.answer(form()), "12"));
 }
 
 #[test]

@@ -239,6 +239,23 @@ pub(super) const THOUGHTS: &[Case] = &[
         ..Case::of(HERMES, "\n 1 <think> later</think> ")
     },
     Case {
+        family: None,
+        reasoning: THINK,
+        prompt: "a: <think>\nSo",
+        thought: "it is",
+        content: "1",
+        continued: "<think>\nSo",
+        ..Case::of(HERMES, " it is</think>1")
+    },
+    Case {
+        family: None,
+        reasoning: THINK,
+        prompt: "u: <think> a: So",
+        content: " it is 1",
+        continued: "So",
+        ..Case::of(HERMES, " it is 1")
+    },
+    Case {
         reasoning: Some(ReasoningFamily::CommandA),
         thought: "t",
         calls: &[("now", "{}")],

@@ -17,6 +17,7 @@ pub(super) struct Case {
     pub(super) family: Option<ToolFamily>,
     pub(super) reasoning: Option<ReasoningFamily>,
     pub(super) prompt: &'static str,
+    pub(super) continued: &'static str,
     pub(super) output: &'static str,
     pub(super) is_cut_off: bool,
     pub(super) content: &'static str,
@@ -33,6 +34,7 @@ impl Case {
             family: Some(family),
             reasoning: None,
             prompt: "",
+            continued: "",
             output,
             is_cut_off: false,
             content: "",
@@ -87,8 +89,12 @@ impl Said {
 }
 
 fn read<'a>(case: &Case, pieces: impl IntoIterator<Item = &'a str>) -> Said {
-    let reading =
-        Reading { calls: case.family.map(|family| (family, tools())), reasoning: case.reasoning, ..Reading::default() };
+    let reading = Reading {
+        calls: case.family.map(|family| (family, tools())),
+        reasoning: case.reasoning,
+        continued: case.continued.to_owned(),
+        ..Reading::default()
+    };
     let mut reader = reading.reader(case.prompt);
     let mut said = Said::default();
     for piece in pieces {
@@ -131,7 +137,8 @@ fn outputs_say_what_they_say_wherever_they_are_cut() {
 fn where_one_call_is_allowed_the_first_is_told() {
     for case in cases() {
         let calls = case.family.map(|family| (family, tools()));
-        let reading = Reading { calls, reasoning: case.reasoning, is_single: true, must_call: false };
+        let continued = case.continued.to_owned();
+        let reading = Reading { calls, reasoning: case.reasoning, is_single: true, must_call: false, continued };
         let mut said = Said::default();
         let mut reader = reading.reader(case.prompt);
         said.hear(reader.push(case.output));
