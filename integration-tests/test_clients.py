@@ -138,10 +138,11 @@ def test_several_choices_with_logprobs(ai: openai.OpenAI) -> None:
 
 
 def test_a_prompt_is_scored_by_its_echo(ai: openai.OpenAI) -> None:
-    """As evaluation harnesses do: nothing generated, the logprob of each prompt token; text and ids alike."""
+    """As evaluation harnesses do: nothing generated, the logprob of each prompt token and of the likeliest in
+    its place; text and ids alike."""
     ids = checkpoints.tokenizer().encode(PROMPT)
     by_text, by_ids = (
-        ai.completions.create(model="tgi", prompt=prompt, max_tokens=0, echo=True, logprobs=0).choices[0]
+        ai.completions.create(model="tgi", prompt=prompt, max_tokens=0, echo=True, logprobs=1).choices[0]
         for prompt in (PROMPT, ids)
     )
     assert by_text.logprobs is not None
@@ -153,6 +154,13 @@ def test_a_prompt_is_scored_by_its_echo(ai: openai.OpenAI) -> None:
     assert all(logprob is not None and logprob < 0 for logprob in logprobs[1:])
     assert by_ids.logprobs.token_logprobs == pytest.approx(logprobs)
     assert by_text.text == PROMPT
+    top = by_text.logprobs.top_logprobs
+    assert top is not None
+    assert top[0] is None
+    for token, logprob, best in zip((by_text.logprobs.tokens or [])[1:], logprobs[1:], top[1:], strict=True):
+        assert best[token] == pytest.approx(logprob)
+        assert len(best) <= 2
+        assert max(best.values()) >= logprob
 
 
 def test_a_bias_and_a_minimum_length(ai: openai.OpenAI) -> None:

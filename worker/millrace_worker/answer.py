@@ -10,10 +10,9 @@ import numpy as np
 from millrace_worker.proto import worker_pb2
 
 if TYPE_CHECKING:
-    import torch
-
     from millrace_worker.inputs import PromptInputs
     from millrace_worker.rows import Rows, Work
+    from millrace_worker.runner import PromptScores
     from millrace_worker.sampling import Sampled, TopTokens
 
 # What stands for the token of a sequence that failed.
@@ -82,13 +81,21 @@ def _add_top_tokens(result: worker_pb2.StepResult, num_answers: int, places: np.
 
 
 def add_prompt_logprobs(
-    result: worker_pb2.StepResult, prompt: PromptInputs, living: np.ndarray | None, logprobs_P: torch.Tensor
+    result: worker_pb2.StepResult, prompt: PromptInputs, living: np.ndarray | None, scores: PromptScores
 ) -> None:
     """`prompt.entries` count among the living entries; the answer counts among all of the plan."""
     entries = prompt.entries if living is None else np.flatnonzero(living)[prompt.entries]
     result.prompt_logprobs.work = entries.astype("<u4").tobytes()
     result.prompt_logprobs.counts = prompt.counts.astype("<u4").tobytes()
-    result.prompt_logprobs.logprobs = logprobs_P.cpu().numpy().astype("<f4", copy=False).tobytes()
+    result.prompt_logprobs.logprobs = scores.logprobs.cpu().numpy().astype("<f4", copy=False).tobytes()
+    most = scores.top_ids.shape[1]
+    if most:
+        counts_P = np.minimum(np.repeat(prompt.num_top, prompt.counts), most)
+        told_PK = np.arange(most) < counts_P[:, None]
+        top = result.prompt_logprobs.top_tokens
+        top.counts = counts_P.astype("<u4").tobytes()
+        top.token_ids = scores.top_ids.cpu().numpy()[told_PK].astype("<u4").tobytes()
+        top.logprobs = scores.top_logprobs.cpu().numpy()[told_PK].astype("<f4", copy=False).tobytes()
 
 
 def add_failure(result: worker_pb2.StepResult, rows: Rows, row: int, message: str) -> None:

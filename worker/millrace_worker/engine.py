@@ -107,8 +107,8 @@ class Engine:
             watch.lap("forward_us")
             sampled = self._runner.sample(forwarded.logits, inputs)
             self._rows.note_computed(running)
-            if self._group.rank == 0 and inputs.prompt and forwarded.prompt_logprobs is not None:
-                add_prompt_logprobs(result, inputs.prompt, living, forwarded.prompt_logprobs)
+            if self._group.rank == 0 and inputs.prompt and forwarded.prompt is not None:
+                add_prompt_logprobs(result, inputs.prompt, living, forwarded.prompt)
         else:
             sampled = None
             watch.lap("inputs_us")

@@ -23,13 +23,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PromptInputs:
-    """The prompt logprobs of a step: `entries`, `counts` (host) name the work entries and how many positions each has.
+    """The prompt logprobs of a step: `entries`, `counts` (host) name the work entries and how many positions each has,
+    `num_top` how many of the likeliest tokens go with each position of an entry.
 
     `hidden_index` [P] are places among the step's tokens, `targets` [P] the ids that stand at the next positions.
     """
 
     entries: Column
     counts: Column
+    num_top: Column
     hidden_index: torch.Tensor
     targets: torch.Tensor
 
@@ -91,7 +93,9 @@ class InputBuilder:
         token_ids_T = torch.index_select(rows.flat_token_ids, 0, flat_T, out=self._token_ids[: len(flat)])
         prompt = None
         if asked:
-            prompt = PromptInputs(asked[0], asked[1], hidden_P, rows.flat_token_ids.index_select(0, targets_P))
+            num_top = rows.prompt_top_tokens[work.rows[asked[0]]]
+            targets = rows.flat_token_ids.index_select(0, targets_P)
+            prompt = PromptInputs(asked[0], asked[1], num_top, hidden_P, targets)
         return StepInputs(
             batch=Batch(
                 rows=work.rows,

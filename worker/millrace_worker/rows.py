@@ -147,6 +147,7 @@ class Rows:
         self.lengths = np.zeros(max_rows, dtype=np.int64)  # tokens known, those of steps in flight included
         self.num_prompt_tokens = np.zeros(max_rows, dtype=np.int64)
         self.prompt_logprobs = np.zeros(max_rows, dtype=np.bool_)
+        self.prompt_top_tokens = np.zeros(max_rows, dtype=np.int64)  # how many, beside each logprob of the prompt
         self.page_counts = np.zeros(max_rows, dtype=np.int64)
         self.computed = np.zeros(max_rows, dtype=np.int64)  # what a row's state is of, where there are no pages
         self.failures: dict[int, str] = {}
@@ -206,6 +207,7 @@ class Rows:
         self.computed[row] = 0
         self.num_prompt_tokens[row] = admission.num_prompt_tokens
         self.prompt_logprobs[row] = admission.prompt_logprobs
+        self.prompt_top_tokens[row] = admission.sampling.prompt_top_tokens
 
     def _check_admission(self, admission: worker_pb2.Admission, tokens: np.ndarray, pages: np.ndarray) -> None:
         shape = self.shape
@@ -221,9 +223,10 @@ class Rows:
             raise AdmissionError(f"a page is beyond the pool of {shape.num_pages} pages")
         if admission.prompt_logprobs and not shape.prompt_logprobs:
             raise AdmissionError("prompt logprobs were not prepared for: ask for them in Prepare")
-        if admission.sampling.top_n_tokens > shape.max_top_n_tokens:
-            asked, most = admission.sampling.top_n_tokens, shape.max_top_n_tokens
-            raise AdmissionError(f"top_n_tokens is {asked}, but Prepare allowed {most}")
+        for field in ("top_n_tokens", "prompt_top_tokens"):
+            asked = getattr(admission.sampling, field)
+            if asked > shape.max_top_n_tokens:
+                raise AdmissionError(f"{field} is {asked}, but Prepare allowed {shape.max_top_n_tokens}")
         if admission.sampling.grammar and not shape.grammars:
             raise AdmissionError("grammars were not prepared for: ask for them in Prepare")
 

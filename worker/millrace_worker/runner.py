@@ -20,14 +20,24 @@ PROMPT_LOGITS_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
+class PromptScores:
+    """`logprobs` [P] float32 in the order of `PromptInputs.targets`. `top_ids` int64, `top_logprobs` float32 [P, K]:
+    the likeliest tokens in their places, best first; K is the most that anybody asked for, perhaps 0."""
+
+    logprobs: torch.Tensor
+    top_ids: torch.Tensor
+    top_logprobs: torch.Tensor
+
+
+@dataclass(frozen=True)
 class Forwarded:
     """`logits` [R, V] float32 of the sampled entries (None without any, and on ranks other than 0).
 
-    `prompt_logprobs` [P] float32 in the order of `PromptInputs.targets`; None when nobody asked.
+    `prompt`: None when nobody asked, and on ranks other than 0.
     """
 
     logits: torch.Tensor | None
-    prompt_logprobs: torch.Tensor | None
+    prompt: PromptScores | None
 
 
 class Runner:
@@ -49,16 +59,18 @@ class Runner:
         if inputs.logits_index is not None:
             read_RD = hidden_TD if inputs.samples_all else hidden_TD.index_select(0, inputs.logits_index)
             logits_RV = model.logits(read_RD)
-        prompt = self._prompt_logprobs(hidden_TD, inputs.prompt) if inputs.prompt else None
+        prompt = self._prompt_scores(hidden_TD, inputs.prompt) if inputs.prompt else None
         return Forwarded(logits_RV, prompt)
 
-    def _prompt_logprobs(self, hidden_TD: torch.Tensor, prompt: PromptInputs) -> torch.Tensor | None:
+    def _prompt_scores(self, hidden_TD: torch.Tensor, prompt: PromptInputs) -> PromptScores | None:
         """Log-softmax of the raw scores at the next token, slice by slice: never more than a slice of logits exists.
 
         No number (null, to clients) where the model has nothing to say of its prompt.
         """
+        num_top = min(int(prompt.num_top.max()), self._model.vocab_size)
         if "prompt_logprobs" in self._model.missing:
-            return torch.full(prompt.targets.shape, torch.nan)
+            nothing = torch.full(prompt.targets.shape, torch.nan)
+            return PromptScores(nothing, torch.empty(len(nothing), 0, dtype=torch.int64), torch.empty(len(nothing), 0))
         slices = zip(
             prompt.hidden_index.split(self._prompt_slice), prompt.targets.split(self._prompt_slice), strict=True
         )
@@ -66,9 +78,11 @@ class Runner:
         for index, targets in slices:
             logits_PV = self._model.logits(hidden_TD.index_select(0, index))  # collective: every rank takes part
             if logits_PV is not None:
-                scores = logits_PV.gather(1, targets[:, None]).squeeze(1)
-                chosen.append(scores - logits_PV.logsumexp(dim=1))
-        return torch.cat(chosen) if chosen else None
+                mass_P1 = logits_PV.logsumexp(dim=1, keepdim=True)
+                scores_P1 = logits_PV.gather(1, targets[:, None])
+                top = logits_PV.topk(num_top, dim=1)
+                chosen.append(((scores_P1 - mass_P1).squeeze(1), top.indices, top.values - mass_P1))
+        return PromptScores(*map(torch.cat, zip(*chosen, strict=True))) if chosen else None
 
     def sample(self, logits_RV: torch.Tensor | None, inputs: StepInputs) -> Sampled | None:
         """Chooses on rank 0, tells the ids to all ranks, stores them in the rows. None when nothing was sampled.

@@ -64,6 +64,7 @@ def all_features(shape: RowsShape) -> worker_pb2.Sampling:
         count_penalty=0.1,
         watermark=True,
         top_n_tokens=shape.max_top_n_tokens,
+        prompt_top_tokens=shape.max_top_n_tokens,
         grammar=ANY_TEXT if shape.grammars else "",
     )
 

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use millrace_client::convert::{Outline, plan_from_proto, plan_to_proto, result_from_proto, result_to_proto};
 use millrace_client::v1;
 use millrace_scheduler::{
-    Admission, Failure, Growth, NO_TOKEN, PageCopy, PageId, PromptLogprobs, Row, Sampled, Sampling, SequenceId,
-    StepPlan, StepResult, Timings, TopToken, Work,
+    Admission, Failure, Growth, NO_TOKEN, PageCopy, PageId, PromptLogprob, PromptLogprobs, Row, Sampled, Sampling,
+    SequenceId, StepPlan, StepResult, Timings, TopToken, Work,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -25,6 +25,7 @@ prop_compose! {
         Sampling {
             do_sample, seed, temperature, top_k, top_p, typical_p, min_p, repetition_penalty: repetition,
             frequency_penalty: frequency, presence_penalty: presence, count_penalty: count, watermark, top_n_tokens,
+            prompt_top_tokens: top_n_tokens / 2,
             logit_bias: edits.0.into_iter().map(|(id, bias)| (id, f32::from(bias))).collect(),
             end_tokens: edits.1.into(), min_new_tokens: edits.2,
             grammar: (!edits.3.is_empty()).then(|| edits.3.as_str().into()),
@@ -88,7 +89,12 @@ fn result_for(plan: &StepPlan, choices: &[u32]) -> StepResult {
         }
         if next(3) == 0 {
             let num_logprobs = next(work.count.min(20) + 1);
-            let logprobs = (0..num_logprobs).map(|_| -(next(100) as f32)).collect();
+            let logprobs = (0..num_logprobs).map(|_| {
+                let top = (0..next(3)).map(|_| TopToken { token_id: next(VOCAB_SIZE), logprob: -(next(100) as f32) });
+                let top_tokens: Vec<TopToken> = top.collect();
+                PromptLogprob { logprob: -(next(100) as f32), top_tokens }
+            });
+            let logprobs = logprobs.collect();
             result.prompt_logprobs.push(PromptLogprobs { work: index as u32, logprobs });
         }
     }
@@ -114,14 +120,16 @@ proptest! {
     /// Cuts, lengthens or overwrites one column anywhere: either it is still right, or the error names a field.
     #[test]
     fn a_damaged_result_never_panics(
-        plan in plan(), choices in vec(any::<u32>(), 1..200), column in 0..8_usize, at: u16, bytes in vec(any::<u8>(), 0..9),
+        plan in plan(), choices in vec(any::<u32>(), 1..200), column in 0..11_usize, at: u16, bytes in vec(any::<u8>(), 0..9),
     ) {
         let mut proto = result_to_proto(&result_for(&plan, &choices));
         let top = proto.top_tokens.get_or_insert_default();
         let prompt = proto.prompt_logprobs.get_or_insert_default();
+        let prompt_top = prompt.top_tokens.get_or_insert_default();
         let columns = [
             &mut proto.token_ids, &mut proto.logprobs, &mut top.counts, &mut top.token_ids, &mut top.logprobs,
-            &mut prompt.work, &mut prompt.counts, &mut prompt.logprobs,
+            &mut prompt.work, &mut prompt.counts, &mut prompt.logprobs, &mut prompt_top.counts,
+            &mut prompt_top.token_ids, &mut prompt_top.logprobs,
         ];
         let damaged = columns.into_iter().nth(column).unwrap();
         damaged.truncate(at as usize % (damaged.len() + 1));
@@ -186,7 +194,10 @@ fn what_is_wrong_with_an_answer_is_named() {
     };
     let prompt = |work: &[u32], counts: &[u32], num_logprobs: usize| {
         let (work, counts, logprobs) = (column(work), column(counts), vec![0; num_logprobs * 4]);
-        v1::StepResult { prompt_logprobs: Some(v1::PromptLogprobs { work, counts, logprobs }), ..right() }
+        v1::StepResult {
+            prompt_logprobs: Some(v1::PromptLogprobs { work, counts, logprobs, top_tokens: None }),
+            ..right()
+        }
     };
     for (answer, says) in [
         (v1::StepResult { token_ids: column(&[7]), ..right() }, "token_ids has 1 entries, but 2 are due"),

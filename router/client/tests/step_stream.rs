@@ -67,7 +67,8 @@ async fn prompt_logprobs_come_in_chunks_that_join_to_the_whole() {
     let mut logprobs = Vec::new();
     for _ in 0..2 {
         let result = soon(steps.next()).await.unwrap();
-        logprobs.extend(result.prompt_logprobs.into_iter().flat_map(|entry| entry.logprobs));
+        let entries = result.prompt_logprobs.into_iter().flat_map(|entry| entry.logprobs);
+        logprobs.extend(entries.map(|entry| entry.logprob));
     }
     assert_eq!(logprobs, millrace_client::fake::ToyModel::prompt_logprobs(&jobs[0].prompt));
 }

@@ -3,7 +3,7 @@
 use crate::event::{FinishReason, GenerationEvent, WrongResult};
 use crate::scheduler::{Scheduler, SentStep};
 use crate::sequence::{PromptLogprobs, Seat, State};
-use crate::{Failure, NO_TOKEN, Sampled, SequenceId, StepResult};
+use crate::{Failure, NO_TOKEN, PromptLogprob, Sampled, SequenceId, StepResult};
 
 impl Scheduler {
     /// Applies the result of the oldest step in flight. Answers for sequences that have ended meanwhile are dropped.
@@ -17,10 +17,10 @@ impl Scheduler {
                 self.fail(&step, failure, &mut events);
             }
         }
-        for answer in &result.prompt_logprobs {
+        for answer in result.prompt_logprobs {
             let work = &step.work[answer.work as usize];
             if !work.is_void {
-                self.collect(work.sequence, work.start, &answer.logprobs);
+                self.collect(work.sequence, work.start, answer.logprobs);
             }
         }
         let sampling = step.work.iter().filter(|work| work.samples);
@@ -90,12 +90,14 @@ impl Scheduler {
         self.preempt(place);
     }
 
-    fn collect(&mut self, id: SequenceId, start: usize, logprobs: &[f32]) {
+    fn collect(&mut self, id: SequenceId, start: usize, logprobs: Vec<PromptLogprob>) {
         if let Some(sequence) = self.sequences.get_mut(&id)
             && let PromptLogprobs::Collecting(all) = &mut sequence.prompt_logprobs
             && let Some(place) = all.get_mut(start..start + logprobs.len())
         {
-            place.copy_from_slice(logprobs);
+            for (place, logprob) in place.iter_mut().zip(logprobs) {
+                *place = logprob;
+            }
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::{Sampled, SequenceId};
+use crate::{PromptLogprob, Sampled, SequenceId};
 
 /// News of one sequence. `Prefilled` comes at most once and before the first `Token`; exactly one `Finished` ends it.
 #[derive(Clone, Debug, PartialEq)]
@@ -12,7 +12,7 @@ pub enum GenerationEvent {
         /// Prompt tokens whose K/V existed already when the sequence was first scheduled.
         cached_tokens: u32,
         /// One value per prompt token but the first, or empty when not asked for.
-        prompt_logprobs: Vec<f32>,
+        prompt_logprobs: Vec<PromptLogprob>,
     },
     Token {
         sequence: SequenceId,

@@ -37,6 +37,8 @@ pub struct Sampling {
     pub watermark: bool,
     /// 0: none. Ties make an answer longer.
     pub top_n_tokens: u32,
+    /// The same beside the logprobs of the prompt.
+    pub prompt_top_tokens: u32,
     /// Added to the raw scores of single tokens.
     pub logit_bias: Vec<(u32, f32)>,
     /// The tokens that end a sequence; empty unless `min_new_tokens` or `grammar` need them.
@@ -64,6 +66,7 @@ impl Default for Sampling {
             count_penalty: 0.0,
             watermark: false,
             top_n_tokens: 0,
+            prompt_top_tokens: 0,
             logit_bias: Vec::new(),
             end_tokens: Arc::from([]),
             min_new_tokens: 0,
@@ -164,7 +167,14 @@ pub struct TopToken {
 pub struct PromptLogprobs {
     /// Index into the plan's `work`.
     pub work: u32,
-    pub logprobs: Vec<f32>,
+    pub logprobs: Vec<PromptLogprob>,
+}
+
+/// Of one prompt token. `top_tokens`: the likeliest in its place, best first; empty where not asked for.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PromptLogprob {
+    pub logprob: f32,
+    pub top_tokens: Vec<TopToken>,
 }
 
 /// One sequence's fault. The stream lives on.

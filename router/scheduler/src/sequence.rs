@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::page_table::PageTable;
 use crate::pool::PagePool;
 use crate::prefix::{Parent, Promise};
-use crate::{FinishReason, PageId, Request, Row, Sampling, SequenceId};
+use crate::{FinishReason, PageId, PromptLogprob, Request, Row, Sampling, SequenceId};
 
 /// Orders sequences by arrival. The oldest is served first, the newest is preempted first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -52,9 +52,9 @@ impl Seat {
 pub(crate) enum PromptLogprobs {
     NotAsked,
     /// Filled chunk by chunk, complete when the first token arrives.
-    Collecting(Vec<f32>),
+    Collecting(Vec<PromptLogprob>),
     /// Taken over from a sequence with the same prompt.
-    Complete(Vec<f32>),
+    Complete(Vec<PromptLogprob>),
 }
 
 #[derive(Debug)]
@@ -97,7 +97,7 @@ impl Sequence {
     ) -> Self {
         let num_prompt_tokens = tokens.len();
         let prompt_logprobs = if request.prompt_logprobs {
-            PromptLogprobs::Collecting(vec![0.0; num_prompt_tokens - 1])
+            PromptLogprobs::Collecting(vec![PromptLogprob::default(); num_prompt_tokens - 1])
         } else {
             PromptLogprobs::NotAsked
         };

@@ -49,6 +49,8 @@ pub struct Prefilled {
     pub cached_tokens: u32,
     /// Empty, or one per prompt token with `None` first.
     pub prompt_logprobs: Vec<Option<f32>>,
+    /// Empty, or one list per prompt token, the first one empty.
+    pub prompt_top_tokens: Vec<Vec<TopToken>>,
 }
 
 /// One generated token.

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use millrace_scheduler::{Request, Sampled, Scheduler, SequenceId};
+use millrace_scheduler::{PromptLogprob, Request, Sampled, Scheduler, SequenceId};
 
 use super::api::{Event, Failed, FinishReason, Finished, Mailbox, Prefilled, Times, Token, TopToken};
 use crate::detokenize::{Detokenizer, SequenceText, StopStrings};
@@ -170,16 +170,24 @@ impl Requests {
     }
 
     /// The first sequence of a group to be prefilled speaks for all: they share the prompt.
-    pub(super) fn prefilled(&mut self, sequence: SequenceId, cached_tokens: u32, logprobs: &[f32]) {
+    pub(super) fn prefilled(&mut self, sequence: SequenceId, cached_tokens: u32, logprobs: &[PromptLogprob]) {
         let Some(entry) = self.entries.get(&sequence) else { return };
         let Some(group) = self.groups.get_mut(&entry.group) else { return };
         if std::mem::replace(&mut group.prefilled, true) {
             return;
         }
-        let known = logprobs.iter().map(|logprob| Some(*logprob));
-        let prompt_logprobs =
-            if logprobs.is_empty() { Vec::new() } else { std::iter::once(None).chain(known).collect() };
-        self.outbox.put(&group.mailbox, Event::Prefilled(Prefilled { cached_tokens, prompt_logprobs }));
+        let mut prefilled = Prefilled { cached_tokens, ..Prefilled::default() };
+        if !logprobs.is_empty() {
+            let values = logprobs.iter().map(|one| Some(one.logprob));
+            prefilled.prompt_logprobs = std::iter::once(None).chain(values).collect();
+        }
+        if logprobs.iter().any(|one| !one.top_tokens.is_empty()) {
+            let named = |one: &PromptLogprob| {
+                one.top_tokens.iter().map(|top| top_token(*top, &self.detokenizer)).collect::<Vec<_>>()
+            };
+            prefilled.prompt_top_tokens = std::iter::once(Vec::new()).chain(logprobs.iter().map(named)).collect();
+        }
+        self.outbox.put(&group.mailbox, Event::Prefilled(prefilled));
     }
 
     pub(super) fn token(&mut self, sequence: SequenceId, sampled: &Sampled, now: Instant) -> Verdict {

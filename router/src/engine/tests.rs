@@ -467,13 +467,18 @@ async fn prompt_logprobs_and_top_tokens_are_passed_on() {
     let server = start(&options(), "--max-batch-prefill-tokens 16");
     let mut request = request(prompt(1, 40), 3);
     request.prompt_logprobs = true;
-    request.sampling = vec![Arc::new(Sampling { top_n_tokens: 2, ..Sampling::default() })];
+    request.sampling = vec![Arc::new(Sampling { top_n_tokens: 2, prompt_top_tokens: 2, ..Sampling::default() })];
     let expected = server.workers.rank(0).expected_samples(&request.prompt, &request.sampling[0], 3);
     let outcome = collect(server.handle.generate(request.clone()), 1).await;
     let logprobs = &outcome.prefilled[0].prompt_logprobs;
     assert_eq!(logprobs[0], None);
     let known: Vec<f32> = logprobs[1..].iter().map(|logprob| logprob.unwrap()).collect();
     assert_eq!(known, ToyModel::prompt_logprobs(&request.prompt));
+    for (at, top) in outcome.prefilled[0].prompt_top_tokens.iter().enumerate() {
+        assert_eq!(top.len(), if at == 0 { 0 } else { 2 });
+        assert!(top.first().is_none_or(|first| first.id == request.prompt[at] && Some(first.logprob) == logprobs[at]));
+    }
+    assert_eq!(outcome.prefilled[0].prompt_top_tokens.len(), request.prompt.len());
     for (token, expected) in outcome.tokens[&0].iter().zip(&expected) {
         assert_eq!(token.logprob.to_bits(), expected.logprob.to_bits());
         let texts: Vec<String> = token.top_tokens.iter().map(|top| top.text.clone()).collect();

@@ -100,6 +100,9 @@ pub struct Parameters {
     /// As `decoder_input_details`, also when streaming.
     #[serde(skip)]
     pub prompt_logprobs: bool,
+    /// The same beside each logprob of the prompt as `top_n_tokens` beside those of the output.
+    #[serde(skip)]
+    pub prompt_top_tokens: bool,
     /// Control tokens whose text is shown; others never are.
     #[serde(skip)]
     pub shown: Arc<[u32]>,
@@ -278,6 +281,7 @@ impl Parameters {
             count_penalty: self.count_penalty.unwrap_or_default(),
             watermark: self.watermark.unwrap_or_default(),
             top_n_tokens: self.top_n_tokens.unwrap_or_default(),
+            prompt_top_tokens: if self.prompt_top_tokens { self.top_n_tokens.unwrap_or_default() } else { 0 },
             logit_bias: self.logit_bias.clone(),
             end_tokens: if min_new_tokens > 0 || grammar.is_some() { eos_token_ids } else { Arc::from([]) },
             min_new_tokens,

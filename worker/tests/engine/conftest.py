@@ -54,6 +54,12 @@ class Reference:
             scores = self.model(torch.tensor([tokens])).logits[0].log_softmax(-1)
         return scores[:-1].gather(1, torch.tensor(tokens[1:])[:, None])[:, 0]
 
+    def top_logprobs(self, tokens: list[int], number: int) -> torch.Tensor:
+        """[len - 1, number]: of the likeliest tokens at each place but the first."""
+        with torch.inference_mode():
+            scores = self.model(torch.tensor([tokens])).logits[0].log_softmax(-1)
+        return scores[:-1].topk(number, dim=1).values
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:

@@ -132,6 +132,7 @@ class Answers:
     token_ids: dict[int, list[int]] = field(default_factory=dict)
     logprobs: dict[int, list[float]] = field(default_factory=dict)
     prompt_logprobs: dict[int, list[float]] = field(default_factory=dict)
+    prompt_top: dict[int, list[list[tuple[int, float]]]] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
 
     def read(self, plan: worker_pb2.StepPlan, result: worker_pb2.StepResult) -> None:
@@ -147,4 +148,15 @@ class Answers:
         for entry, count in zip(read_u32(result.prompt_logprobs.work), counts, strict=True):
             self.prompt_logprobs.setdefault(rows[entry], []).extend(next(values) for _ in range(count))
         assert next(values, None) is None
+        self._read_prompt_top(rows, result.prompt_logprobs)
         self.failed |= {failure.sequence: failure.message for failure in result.failed}
+
+    def _read_prompt_top(self, rows: list[int], told: worker_pb2.PromptLogprobs) -> None:
+        top = told.top_tokens
+        pairs = iter(list(zip(read_u32(top.token_ids), read_f32(top.logprobs), strict=True)))
+        places = [
+            rows[entry] for entry, n in zip(read_u32(told.work), read_u32(told.counts), strict=True) for _ in range(n)
+        ]
+        for row, count in zip(places, read_u32(top.counts) if top.counts else [], strict=bool(top.counts)):
+            self.prompt_top.setdefault(row, []).append([next(pairs) for _ in range(count)])
+        assert next(pairs, None) is None

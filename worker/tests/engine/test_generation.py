@@ -124,7 +124,8 @@ def test_prompt_logprobs_in_chunks_and_slices(
     prompts = {row: _prompt(rng, length) for row, length in ((0, 50), (2, 17), (5, 1))}
     answers = Answers()
     for row, prompt in prompts.items():
-        bench.book.admit(row, prompt, prompt_logprobs=True)
+        sampling = greedy(prompt_top_tokens=3 if row == 0 else 0)
+        bench.book.admit(row, prompt, sampling=sampling, prompt_logprobs=True)
     bench.book.admit(6, [3] * 30)  # beside them one that did not ask
     while any(bench.book.held[row].computed < len(prompt) for row, prompt in prompts.items()):
         for row in (*prompts, 6):
@@ -133,6 +134,14 @@ def test_prompt_logprobs_in_chunks_and_slices(
     assert sorted(answers.prompt_logprobs) == [0, 2]
     for row, values in answers.prompt_logprobs.items():
         torch.testing.assert_close(torch.tensor(values), reference.logprobs(prompts[row]), atol=1e-4, rtol=0)
+    # Who asked has the three likeliest in each place, and who did not has none.
+    assert [len(top) for top in answers.prompt_top[0]] == [3] * 49
+    assert not any(answers.prompt_top.get(2, []))
+    told = torch.tensor([[logprob for _, logprob in top] for top in answers.prompt_top[0]])
+    torch.testing.assert_close(told, reference.top_logprobs(prompts[0], 3), atol=1e-4, rtol=0)
+    for (token, logprob), *_ in answers.prompt_top[0]:
+        assert logprob < 0
+        assert token < VOCAB
 
 
 def test_generated_logprobs_are_the_models(bench: Bench, reference: Reference) -> None:

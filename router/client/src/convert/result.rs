@@ -3,7 +3,8 @@
 use std::collections::HashSet;
 
 use millrace_scheduler::{
-    Failure, NO_TOKEN, PromptLogprobs, Sampled, SequenceId, StepPlan, StepResult, Timings, TopToken, Work,
+    Failure, NO_TOKEN, PromptLogprob, PromptLogprobs, Sampled, SequenceId, StepPlan, StepResult, Timings, TopToken,
+    Work,
 };
 
 use crate::columns::{Malformed, pack, pack_f32, unpack, unpack_exactly, unpack_f32_exactly};
@@ -54,7 +55,7 @@ pub fn result_from_proto(outline: &Outline, answer: &v1::StepResult) -> Result<S
     let failed = failures(outline, &answer.failed)?;
     let mut sampled = sampled(outline, answer, &failed)?;
     if let Some(top_tokens) = &answer.top_tokens {
-        add_top_tokens(outline, top_tokens, &mut sampled)?;
+        add_top_tokens(outline, top_tokens, sampled.iter_mut().map(|sampled| &mut sampled.top_tokens))?;
     }
     Ok(StepResult {
         step: answer.step,
@@ -97,16 +98,21 @@ fn sampled(outline: &Outline, answer: &v1::StepResult, failed: &[Failure]) -> Re
     Ok(sampled)
 }
 
-fn add_top_tokens(outline: &Outline, top: &v1::TopTokens, sampled: &mut [Sampled]) -> Result<(), Malformed> {
-    let counts = unpack_exactly("top_tokens.counts", &top.counts, sampled.len())?;
+/// One list for each of `places`.
+fn add_top_tokens<'a>(
+    outline: &Outline,
+    top: &v1::TopTokens,
+    places: impl ExactSizeIterator<Item = &'a mut Vec<TopToken>>,
+) -> Result<(), Malformed> {
+    let counts = unpack_exactly("top_tokens.counts", &top.counts, places.len())?;
     let total = total(counts.clone());
     let mut ids = unpack_exactly("top_tokens.token_ids", &top.token_ids, total)?.enumerate();
     let mut logprobs = unpack_f32_exactly("top_tokens.logprobs", &top.logprobs, total)?;
-    for (sampled, count) in sampled.iter_mut().zip(counts) {
-        sampled.top_tokens.reserve_exact(count as usize);
+    for (place, count) in places.zip(counts) {
+        place.reserve_exact(count as usize);
         for ((index, token_id), logprob) in ids.by_ref().zip(logprobs.by_ref()).take(count as usize) {
             outline.check_id("top_tokens.token_ids", index, token_id)?;
-            sampled.top_tokens.push(TopToken { token_id, logprob });
+            place.push(TopToken { token_id, logprob });
         }
     }
     Ok(())
@@ -119,7 +125,12 @@ fn prompt_logprobs(outline: &Outline, proto: Option<&v1::PromptLogprobs>) -> Res
     let works = unpack("prompt_logprobs.work", &proto.work)?;
     let counts = unpack_exactly("prompt_logprobs.counts", &proto.counts, works.len())?;
     let total = total(counts.clone());
-    let mut logprobs = unpack_f32_exactly("prompt_logprobs.logprobs", &proto.logprobs, total)?;
+    let logprobs = unpack_f32_exactly("prompt_logprobs.logprobs", &proto.logprobs, total)?;
+    let mut logprobs: Vec<_> = logprobs.map(|logprob| PromptLogprob { logprob, ..PromptLogprob::default() }).collect();
+    if let Some(top_tokens) = &proto.top_tokens {
+        add_top_tokens(outline, top_tokens, logprobs.iter_mut().map(|logprob| &mut logprob.top_tokens))?;
+    }
+    let mut logprobs = logprobs.into_iter();
     let mut read = |(index, (work, count)): (usize, (u32, u32))| {
         let wrong = |field, value: u32, problem| Malformed::Value { field, index, value: value.into(), problem };
         let Some(entry) = outline.work.get(work as usize) else {
@@ -154,7 +165,7 @@ pub fn result_to_proto(result: &StepResult) -> v1::StepResult {
         step: result.step,
         token_ids: pack(result.sampled.iter().map(|sampled| sampled.token_id)),
         logprobs: pack_f32(result.sampled.iter().map(|sampled| sampled.logprob)),
-        top_tokens: top_tokens_to_proto(&result.sampled),
+        top_tokens: top_tokens_to_proto(result.sampled.iter().map(|sampled| sampled.top_tokens.as_slice())),
         prompt_logprobs: prompt_logprobs_to_proto(&result.prompt_logprobs),
         failed: failed
             .map(|failure| v1::Failure { sequence: failure.sequence.0, message: failure.message.clone() })
@@ -170,20 +181,21 @@ pub fn result_to_proto(result: &StepResult) -> v1::StepResult {
     }
 }
 
-fn top_tokens_to_proto(sampled: &[Sampled]) -> Option<v1::TopTokens> {
-    let top: Vec<TopToken> = sampled.iter().flat_map(|sampled| sampled.top_tokens.iter().copied()).collect();
+fn top_tokens_to_proto<'a>(lists: impl ExactSizeIterator<Item = &'a [TopToken]> + Clone) -> Option<v1::TopTokens> {
+    let top: Vec<TopToken> = lists.clone().flatten().copied().collect();
     (!top.is_empty()).then(|| v1::TopTokens {
-        counts: pack(sampled.iter().map(|sampled| sampled.top_tokens.len() as u32)),
+        counts: pack(lists.map(|list| list.len() as u32)),
         token_ids: pack(top.iter().map(|top| top.token_id)),
         logprobs: pack_f32(top.iter().map(|top| top.logprob)),
     })
 }
 
 fn prompt_logprobs_to_proto(entries: &[PromptLogprobs]) -> Option<v1::PromptLogprobs> {
-    let logprobs: Vec<f32> = entries.iter().flat_map(|entry| entry.logprobs.iter().copied()).collect();
+    let all: Vec<&PromptLogprob> = entries.iter().flat_map(|entry| &entry.logprobs).collect();
     (!entries.is_empty()).then(|| v1::PromptLogprobs {
         work: pack(entries.iter().map(|entry| entry.work)),
         counts: pack(entries.iter().map(|entry| entry.logprobs.len() as u32)),
-        logprobs: pack_f32(logprobs.into_iter()),
+        logprobs: pack_f32(all.iter().map(|one| one.logprob)),
+        top_tokens: top_tokens_to_proto(all.iter().map(|one| one.top_tokens.as_slice())),
     })
 }

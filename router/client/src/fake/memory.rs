@@ -2,8 +2,8 @@
 //! nothing: whatever a plan reads must be there.
 
 use millrace_scheduler::{
-    Admission, Failure, Growth, NO_TOKEN, PageCopy, PageId, PromptLogprobs, Row, Sampled, SequenceId, StepPlan,
-    StepResult, Work,
+    Admission, Failure, Growth, NO_TOKEN, PageCopy, PageId, PromptLogprob, PromptLogprobs, Row, Sampled, SequenceId,
+    StepPlan, StepResult, Work,
 };
 
 use super::model::{Prefix, ToyModel};
@@ -141,7 +141,7 @@ impl Memory {
         let mut result = StepResult { step: plan.step, ..StepResult::default() };
         for (index, work) in plan.work.iter().enumerate() {
             let held = self.held(work.row)?;
-            result.prompt_logprobs.extend(held.prompt_logprobs(index, *work));
+            result.prompt_logprobs.extend(held.prompt_logprobs(index, *work, model));
             if let Some(message) = held.failed.clone() {
                 result.failed.push(Failure { sequence: work.sequence, message });
             }
@@ -277,7 +277,7 @@ impl Held {
     }
 
     /// The logprobs of prompt tokens at positions start + 1 ..= start + count.
-    fn prompt_logprobs(&self, index: usize, work: Work) -> Option<PromptLogprobs> {
+    fn prompt_logprobs(&self, index: usize, work: Work, model: &ToyModel) -> Option<PromptLogprobs> {
         let num_prompt_tokens = self.admission.num_prompt_tokens;
         if !self.admission.prompt_logprobs || work.start + 1 >= num_prompt_tokens || self.failed.is_some() {
             return None;
@@ -285,7 +285,10 @@ impl Held {
         let positions = work.start + 1..(work.start + work.count + 1).min(num_prompt_tokens);
         let logprob = |position: u32| {
             let position = position as usize;
-            ToyModel::prompt_logprob(self.prefixes[position - 1], self.admission.token_ids[position])
+            let (prefix, token_id) = (self.prefixes[position - 1], self.admission.token_ids[position]);
+            let num_top = self.admission.sampling.prompt_top_tokens as usize;
+            let top_tokens = model.prompt_top(prefix, token_id, num_top);
+            PromptLogprob { logprob: ToyModel::prompt_logprob(prefix, token_id), top_tokens }
         };
         Some(PromptLogprobs { work: index as u32, logprobs: positions.map(logprob).collect() })
     }

@@ -75,6 +75,12 @@ impl ToyModel {
         -8.0 * fraction(prefix.then(token_id).0) - 0.001
     }
 
+    /// The likeliest tokens in a prompt token's place.
+    pub fn prompt_top(&self, prefix: Prefix, token_id: u32, n: usize) -> Vec<TopToken> {
+        let drawn = mix(prefix.0);
+        self.top_tokens(token_id, Self::prompt_logprob(prefix, token_id), drawn, n)
+    }
+
     /// The first `n` tokens that follow a prompt. Knows no end of sequence: the caller cuts.
     pub fn generate(&self, prompt: &[u32], sampling: &Sampling, n: usize) -> Vec<Sampled> {
         let mut prefix = prompt.iter().fold(Prefix::EMPTY, |prefix, token| prefix.then(*token));

@@ -8,7 +8,8 @@
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 
 use millrace_scheduler::{
-    Failure, NO_TOKEN, PageId, PromptLogprobs, Row, Sampled, Sampling, SequenceId, StepPlan, StepResult, Work,
+    Failure, NO_TOKEN, PageId, PromptLogprob, PromptLogprobs, Row, Sampled, Sampling, SequenceId, StepPlan, StepResult,
+    TopToken, Work,
 };
 
 use crate::rng::mix;
@@ -78,14 +79,20 @@ impl Model {
         tokens.split_off(prompt.len())
     }
 
-    pub(crate) fn prompt_logprobs(self, prompt: &[u32], sampling: &Sampling) -> Vec<f32> {
+    pub(crate) fn prompt_logprobs(self, prompt: &[u32], sampling: &Sampling) -> Vec<PromptLogprob> {
         let mut hash = Self::extend(self.start(sampling, prompt.len()), prompt[0]);
         let mut logprobs = Vec::new();
         for &token in &prompt[1..] {
-            logprobs.push(Self::logprob(hash, token));
+            logprobs.push(Self::prompt_logprob(hash, token));
             hash = Self::extend(hash, token);
         }
         logprobs
+    }
+
+    /// With the token itself for the likeliest in its place.
+    fn prompt_logprob(hash: u64, token_id: u32) -> PromptLogprob {
+        let logprob = Self::logprob(hash, token_id);
+        PromptLogprob { logprob, top_tokens: vec![TopToken { token_id, logprob }] }
     }
 }
 
@@ -290,7 +297,7 @@ impl FakeWorker {
             if position >= start {
                 *slot = if is_clean { Slot::Holds(hash) } else { Slot::Poisoned };
                 if state.prompt_logprobs && position + 1 < state.num_prompt_tokens {
-                    logprobs.push(Model::logprob(hash, state.tokens[position + 1]));
+                    logprobs.push(Model::prompt_logprob(hash, state.tokens[position + 1]));
                 }
             } else if found == Slot::Poisoned {
                 is_clean = false;

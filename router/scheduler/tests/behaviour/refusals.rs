@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use millrace_scheduler::{
-    Config, PromptLogprobs, Refused, Request, Sampled, Sampling, Scheduler, SequenceId, StepResult, WrongResult,
+    Config, PromptLogprob, PromptLogprobs, Refused, Request, Sampled, Sampling, Scheduler, SequenceId, StepResult,
+    WrongResult,
 };
 
 fn scheduler() -> Scheduler {
@@ -80,7 +81,7 @@ fn an_answer_that_is_not_the_oldest_steps_changes_nothing() {
     assert_eq!(scheduler.apply(answer(2, 1)), Err(WrongResult::Step { expected: 1, got: 2 }));
     assert_eq!(scheduler.apply(answer(1, 2)), Err(WrongResult::Sampled { step: 1, expected: 1, got: 2 }));
     let mut unasked = answer(1, 1);
-    unasked.prompt_logprobs.push(PromptLogprobs { work: 3, logprobs: vec![0.0] });
+    unasked.prompt_logprobs.push(PromptLogprobs { work: 3, logprobs: vec![PromptLogprob::default()] });
     let wrong = WrongResult::PromptLogprobs { step: 1, work: 3, expected: 0, got: 1 };
     assert_eq!(scheduler.apply(unasked), Err(wrong));
     scheduler.check_integrity().unwrap();
@@ -96,14 +97,15 @@ fn prompt_logprobs_that_were_asked_for_must_come_whole() {
         scheduler.apply(answer(1, 1)),
         Err(WrongResult::PromptLogprobs { step: 1, work: 0, expected: 5, got: 0 })
     );
-    let with = |logprobs: Vec<f32>| {
+    let with = |number: usize| {
         let mut result = answer(1, 1);
+        let logprobs = vec![PromptLogprob::default(); number];
         result.prompt_logprobs.push(PromptLogprobs { work: 0, logprobs });
         result
     };
     let wrong = WrongResult::PromptLogprobs { step: 1, work: 0, expected: 5, got: 6 };
-    assert_eq!(scheduler.apply(with(vec![0.0; 6])), Err(wrong));
-    assert_eq!(scheduler.apply(with(vec![-1.0; 5])).unwrap().len(), 2);
+    assert_eq!(scheduler.apply(with(6)), Err(wrong));
+    assert_eq!(scheduler.apply(with(5)).unwrap().len(), 2);
 }
 
 #[test]

@@ -120,8 +120,7 @@ fn choice<'a>(index: usize, wanted: &Wanted, answer: &'a Answer, sequence: &'a S
     let text = if wanted.echo { Cow::Owned(format!("{}{shown}", answer.prompt)) } else { Cow::Borrowed(shown) };
     let logprobs = wanted.logprobs.as_ref().map(|logprobs| {
         let mut offset = 0;
-        let prompt =
-            logprobs.prompt(&answer.prompt, &answer.prompt_ids, &answer.prefilled.prompt_logprobs, &mut offset);
+        let prompt = logprobs.prompt(&answer.prompt, &answer.prompt_ids, &answer.prefilled, &mut offset);
         let tokens = if wanted.is_prompt_only { &[] } else { sequence.tokens.as_slice() };
         prompt.and(logprobs.text(tokens, &mut offset))
     });

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use crate::detokenize::Detokenizer;
-use crate::engine::api::{Token, TopToken};
+use crate::engine::api::{Prefilled, Token, TopToken};
 
 /// What `OpenAI` writes for minus infinity, which JSON has no number for.
 const IMPOSSIBLE: f32 = -9999.0;
@@ -47,7 +47,7 @@ pub(super) struct TextLogprobs {
     tokens: Vec<String>,
     /// The first token of a prompt has none.
     token_logprobs: Vec<Option<f32>>,
-    /// Absent where only the tokens' own were asked for. Prompt tokens have none.
+    /// Absent where only the tokens' own were asked for. The first token of a prompt has none.
     #[schema(value_type = Option<Vec<Option<Object>>>)]
     top_logprobs: Option<Vec<Option<Map<String, Value>>>>,
     /// Where each token starts, in characters of the choice's text.
@@ -68,8 +68,7 @@ impl Logprobs {
         let mut columns = self.columns();
         for token in tokens {
             let text = self.token_text(token.id);
-            let top = self.top(token).map(|top| (self.token_text(top.id), finite(top.logprob).into()));
-            let top: Map<String, Value> = top.chain([(text.clone(), finite(token.logprob).into())]).collect();
+            let top = self.with_top(&text, token.logprob, &token.top_tokens);
             let bytes = self.detokenizer.token_bytes(token.id);
             // Control tokens are listed, and not shown.
             let said = if self.detokenizer.is_special(token.id) { &[] } else { bytes.as_slice() };
@@ -80,15 +79,18 @@ impl Logprobs {
     }
 
     /// Columns of the tokens of a prompt, which reads `text`.
-    pub(super) fn prompt(&self, text: &str, ids: &[u32], logprobs: &[Option<f32>], offset: &mut usize) -> TextLogprobs {
+    pub(super) fn prompt(&self, text: &str, ids: &[u32], prefilled: &Prefilled, offset: &mut usize) -> TextLogprobs {
         let mut columns = self.columns();
         let mut unread = text.as_bytes();
         for (index, id) in ids.iter().enumerate() {
-            let logprob = logprobs.get(index).copied().flatten().map(finite);
+            let text = self.token_text(*id);
+            let logprob = prefilled.prompt_logprobs.get(index).copied().flatten();
+            let top = prefilled.prompt_top_tokens.get(index).map_or(&[][..], Vec::as_slice);
+            let top = logprob.map(|logprob| self.with_top(&text, logprob, top));
             let (said, rest) = unread.split_at(self.width(*id, unread));
             unread = rest;
             columns.begin(said, offset);
-            columns.push(self.token_text(*id), logprob, None);
+            columns.push(text, logprob.map(finite), top);
         }
         columns
     }
@@ -108,6 +110,12 @@ impl Logprobs {
 
     fn columns(&self) -> TextLogprobs {
         TextLogprobs { top_logprobs: (self.num_top > 0).then(Vec::new), ..TextLogprobs::default() }
+    }
+
+    /// The likeliest tokens by their text, and the one that is there.
+    fn with_top(&self, text: &str, logprob: f32, top: &[TopToken]) -> Map<String, Value> {
+        let top = top.iter().take(self.num_top).map(|top| (self.token_text(top.id), finite(top.logprob).into()));
+        top.chain([(text.to_owned(), finite(logprob).into())]).collect()
     }
 
     /// Ties can make a row longer than asked.

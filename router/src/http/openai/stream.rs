@@ -124,7 +124,7 @@ struct Choice {
 
 impl PromptEncoder {
     /// A conversation's first chunk says who speaks; a completion that echoes begins with the prompt.
-    fn begin(&mut self, index: usize, prompt_logprobs: &[Option<f32>], out: &mut BytesMut) {
+    fn begin(&mut self, index: usize, prefilled: &Prefilled, out: &mut BytesMut) {
         if std::mem::replace(&mut self.choices[index].has_begun, true) {
             return;
         }
@@ -136,7 +136,7 @@ impl PromptEncoder {
         }
         if self.wanted.echo {
             let columns = self.wanted.logprobs.as_ref().map(|logprobs| {
-                logprobs.prompt(&self.prompt, &self.prompt_ids, prompt_logprobs, &mut self.choices[index].offset)
+                logprobs.prompt(&self.prompt, &self.prompt_ids, prefilled, &mut self.choices[index].offset)
             });
             out.put_slice(&self.choices[index].head);
             out.put_slice(b"\"text\":");
@@ -236,14 +236,14 @@ impl PromptEncoder {
 impl Encode for PromptEncoder {
     fn prefilled(&mut self, prefilled: &Prefilled, out: &mut BytesMut) {
         for index in 0..self.choices.len() {
-            self.begin(index, &prefilled.prompt_logprobs, out);
+            self.begin(index, prefilled, out);
         }
         let mut totals = self.totals.lock().unwrap_or_else(PoisonError::into_inner);
         totals.usage.add(Usage::new(self.prompt_tokens, 0).with_cached(prefilled.cached_tokens));
     }
 
     fn token(&mut self, sequence: usize, token: &Token, end: Option<&Finished>, out: &mut BytesMut) {
-        self.begin(sequence, &[], out);
+        self.begin(sequence, &Prefilled::default(), out);
         if !self.wanted.is_prompt_only {
             if self.wanted.logprobs.is_some() {
                 self.choices[sequence].unsaid.push(token.clone());

@@ -53,6 +53,7 @@ impl Wanted {
         }
         parameters.top_n_tokens = num_top;
         parameters.prompt_logprobs = echo && num_top.is_some();
+        parameters.prompt_top_tokens = parameters.prompt_logprobs;
         let logprobs =
             num_top.map(|top| Logprobs { num_top: top as usize, detokenizer: Arc::clone(&state.detokenizer) });
         Ok(Self {

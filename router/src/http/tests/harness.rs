@@ -181,7 +181,7 @@ async fn deliver(batches: Vec<Vec<Event>>, mailbox: Arc<Mailbox>) {
 pub(super) fn speak(request: &ValidRequest) -> Vec<Vec<Event>> {
     let length = request.stopping.max_new_tokens;
     let prompt_logprobs = if request.prompt_logprobs { prompt_logprobs(request) } else { Vec::new() };
-    let mut batches = vec![vec![Event::Prefilled(Prefilled { cached_tokens: 0, prompt_logprobs })]];
+    let mut batches = vec![vec![Event::Prefilled(Prefilled { prompt_logprobs, ..Prefilled::default() })]];
     for index in 1..=length {
         let mut batch = Vec::new();
         for (sequence, sampling) in request.sampling.iter().enumerate() {

@@ -29,11 +29,16 @@ fn speak(request: &ValidRequest) -> Vec<Vec<Event>> {
     } else {
         Vec::new()
     };
+    let b = |at| TopToken { id: fixture::byte(b'b'), text: "b".into(), logprob: -0.25 * at as f32, special: false };
+    let prompt_top_tokens = match request.sampling[0].prompt_top_tokens {
+        0 => Vec::new(),
+        _ => std::iter::once(Vec::new()).chain((1..request.prompt.len()).map(|at| vec![b(at)])).collect(),
+    };
     let model = fixture::text_model();
     let encoded = model.tokenizer().encode_fast("é!", false).unwrap();
     let said: Vec<(u32, &str)> = encoded.get_ids().iter().copied().zip(["", "é", ""]).collect();
     let length = said.len().min(request.stopping.max_new_tokens as usize);
-    let mut batches = vec![vec![Event::Prefilled(Prefilled { cached_tokens: 2, prompt_logprobs })]];
+    let mut batches = vec![vec![Event::Prefilled(Prefilled { cached_tokens: 2, prompt_logprobs, prompt_top_tokens })]];
     for (at, (id, delta)) in said.into_iter().take(length).enumerate() {
         let mut batch = Vec::new();
         for (sequence, sampling) in request.sampling.iter().enumerate() {
@@ -152,7 +157,8 @@ async fn completions_echo_the_prompt_with_its_logprobs() {
     let logprobs = &choice["logprobs"];
     assert_eq!(logprobs["tokens"], json!(["<s>", "H", "i", "\u{FFFD}", "\u{FFFD}", "!"]));
     assert_eq!(logprobs["token_logprobs"], json!([null, -1.0, -2.0, -1.0, -1.0, -9999.0]));
-    assert_eq!(logprobs["top_logprobs"][1], Value::Null);
+    assert_eq!(logprobs["top_logprobs"][0], Value::Null);
+    assert_eq!(logprobs["top_logprobs"][1], json!({ "b": -0.25, "H": -1.0 }));
     assert_eq!(logprobs["top_logprobs"][5], json!({ "a": -0.5, "!": -9999.0 }));
     // The tokenizer added the first one, and two make up one character.
     assert_eq!(logprobs["text_offset"], json!([0, 0, 1, 2, 2, 3]));
