@@ -7,13 +7,17 @@ use llguidance::api::{ParserLimits, TopLevelGrammar};
 use llguidance::toktrie::InferenceCapabilities;
 use llguidance::{Matcher, ParserFactory};
 
+use serde_json::Value;
+
 use super::cache::Cache;
-use super::{Grammar, GrammarError, Vocabulary, lark};
+use super::{Grammar, GrammarError, Vocabulary, lark, schema};
 
 /// Bytes of a grammar's text.
 const MAX_TEXT: usize = 128 << 10;
 const CACHE_ENTRIES: usize = 256;
 const CACHE_BYTES: usize = 8 << 20;
+/// Schemas of one grammar that are tried alone to find the one at fault.
+const MAX_LOCATED: usize = 16;
 /// Characters of what llguidance says about a grammar that it cannot compile.
 const MAX_REASON: usize = 500;
 
@@ -22,8 +26,12 @@ const TOO_MUCH: &str = "is more than the grammar compiler can take; simplify it"
 const NOTHING: &str = "allows no output at all: something in it contradicts itself, or never ends";
 
 /// llguidance compiles `oneOf` only as `anyOf`.
-const NOT_EXCLUSIVE: &str =
-    "has a `oneOf` whose options cannot be told apart by type, constant or required property; use `anyOf`";
+const NOT_EXCLUSIVE: &str = "has a `oneOf` of which two options may fit one value; options must exclude each other by their types, or by a required \
+     property with another `const` in each; else use `anyOf`";
+
+/// Where llguidance gives up on asking whether any string fits.
+const HARD_STRING: &str = "has a string whose `pattern`, `format` and lengths are together too hard to check; simplify \
+                           the pattern, or leave the lengths out";
 
 /// Shared by all threads.
 pub struct Compiler {
@@ -49,13 +57,30 @@ impl Compiler {
             let problem = format!("has {} bytes, but at most {MAX_TEXT} are allowed; make it smaller", text.len());
             return Err(GrammarError::new(problem));
         }
-        if let Some(known) = self.cache().get(&text) {
-            return known;
+        let known = self.cache().get(&text);
+        let compiled = known.unwrap_or_else(|| {
+            let text: Arc<str> = text.into();
+            let verdict = self.try_out(&text);
+            self.cache().put(Arc::clone(&text), verdict.clone());
+            verdict.map(|()| text)
+        });
+        compiled.map_err(|error| self.located(grammar, error))
+    }
+
+    /// The same error with its place, as far as that can be found out.
+    fn located(&self, grammar: &Grammar, error: GrammarError) -> GrammarError {
+        match grammar {
+            Grammar::Json(schema) if error.problem == NOT_EXCLUSIVE => {
+                GrammarError::at(schema::overlapping(schema).join("` or `"), error.problem)
+            }
+            Grammar::Structural(shape) => {
+                let alone = |(schema, place): (&Value, &String)| {
+                    self.compile(&Grammar::Json(schema.clone())).err().map(|error| error.of(place))
+                };
+                shape.schemas().into_iter().take(MAX_LOCATED).find_map(alone).unwrap_or(error)
+            }
+            _ => error,
         }
-        let text: Arc<str> = text.into();
-        let verdict = self.try_out(&text);
-        self.cache().put(Arc::clone(&text), verdict.clone());
-        verdict.map(|()| text)
     }
 
     /// Bytes of stack that the deepest grammar may take.
@@ -66,7 +91,8 @@ impl Compiler {
             .map_err(|error| GrammarError::new(reason(&error.to_string())))?;
         let parser = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.factory.create_parser(grammar)));
         let parser = parser.map_err(|_| GrammarError::new(TOO_MUCH))?;
-        let mut matcher = Matcher::new(parser);
+        let parser = parser.map_err(|error| GrammarError::new(reason(&format!("{error:#}"))))?;
+        let mut matcher = Matcher::new(Ok(parser));
         match matcher.compute_mask() {
             Ok(first) if !first.is_zero() => Ok(()),
             Ok(_) => Err(GrammarError::new(NOTHING)),
@@ -103,11 +129,18 @@ fn limits() -> ParserLimits {
 
 /// What llguidance said, without its pictures and traces.
 fn reason(error: &str) -> String {
+    const UNSATISFIABLE: &str = "Unsatisfiable schema: ";
     let said = error.split("\n<backtrace>").next().unwrap_or_default();
     let line = said.lines().next().unwrap_or_default().trim();
     let short: String = line.chars().take(MAX_REASON).collect();
     if short.starts_with("oneOf constraints are not supported") {
         return NOT_EXCLUSIVE.to_owned();
+    }
+    if short.starts_with("Unable to determine if regex is empty") {
+        return HARD_STRING.to_owned();
+    }
+    if let Some(why) = short.strip_prefix(UNSATISFIABLE) {
+        return format!("allows no value at all: {}", why.replace(UNSATISFIABLE, ""));
     }
     if short.starts_with("panic:") { TOO_MUCH.to_owned() } else { format!("cannot be compiled: {short}") }
 }

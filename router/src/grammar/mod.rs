@@ -65,6 +65,19 @@ pub enum Shape {
     Tagged { parts: Vec<Tag>, required: bool, several: bool },
 }
 
+impl Shape {
+    /// The schemas in it, and what clients call them.
+    fn schemas(&self) -> Vec<(&Value, &String)> {
+        match self {
+            Self::Json { schema, place } => vec![(schema, place)],
+            Self::Sequence(shapes) | Self::OneOf(shapes) => shapes.iter().flat_map(Self::schemas).collect(),
+            Self::Repeat { shape, .. } => shape.schemas(),
+            Self::Tagged { parts, .. } => parts.iter().flat_map(|part| part.then.schemas()).collect(),
+            Self::Text(_) | Self::Token(_) | Self::Regex(_) | Self::Lark(_) => Vec::new(),
+        }
+    }
+}
+
 /// One part of [`Shape::Tagged`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tag {

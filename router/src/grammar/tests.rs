@@ -111,6 +111,34 @@ fn choices_are_exactly_these_texts() {
 }
 
 #[test]
+fn what_llguidance_refuses_is_told_with_its_place_and_in_words_to_act_on() {
+    let loose =
+        json!({ "oneOf": [{ "type": "object", "properties": { "a": {} } }, { "type": "object", "required": ["b"] }] });
+    let short = json!({ "type": "string", "minLength": 5, "maxLength": 2 });
+    let within = |inner: &Value| json!({ "type": "object", "properties": { "x": inner }, "required": ["x"] });
+    let error = |schema: Value| compile(&Grammar::Json(schema)).unwrap_err();
+    let overlap = error(within(&loose));
+    assert!(overlap.contains("at `/properties/x/oneOf`") && overlap.contains("`const`"), "{overlap}");
+    let two = error(json!({ "anyOf": [loose, within(&loose)] }));
+    assert!(two.contains("at `/anyOf/0/oneOf` or `/anyOf/1/properties/x/oneOf`"), "{two}");
+    let none = error(within(&within(&short)));
+    assert!(none.contains("no value") && none.contains("'x'") && none.contains("minLength (5)"), "{none}");
+    assert!(!none.contains("nsatisfiable schema"), "{none}");
+    let hard = json!({ "type": "string", "format": "email", "minLength": 9000, "pattern": "^(a|b)*a(a|b){14}$" });
+    let hard = error(hard);
+    assert!(hard.contains("pattern"), "{hard}");
+    let place = |name: &str| name.to_owned();
+    let shape = Shape::OneOf(vec![
+        Shape::Json { schema: json!({ "type": "integer" }), place: place("first") },
+        Shape::Sequence(vec![Shape::Json { schema: within(&loose), place: place("second") }]),
+    ]);
+    for _ in 0..2 {
+        let error = Compiler::new(&vocabulary()).compile(&Grammar::Structural(shape.clone())).unwrap_err();
+        assert_eq!((error.field.as_deref(), error.place.as_str()), (Some("second"), "/properties/x/oneOf"));
+    }
+}
+
+#[test]
 fn attributes_without_effect_are_refused_by_name() {
     for (rules, name, place) in [
         ("start: \"a\"\nb[temperature=0.5]: /b/", "`temperature`", "line 2, column 2"),

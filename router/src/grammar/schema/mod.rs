@@ -62,6 +62,29 @@ pub(super) fn prepare(schema: &Value) -> Result<Value, GrammarError> {
     Ok(Value::Object(rewritten))
 }
 
+/// Where a schema has a `oneOf` whose options are not certain to exclude each other; some of these places at most.
+pub(super) fn overlapping(root: &Value) -> Vec<String> {
+    const MOST: usize = 3;
+    let mut found = Vec::new();
+    let mut left = vec![(String::new(), root)];
+    while let Some((place, value)) = left.pop().filter(|_| found.len() < MOST) {
+        let options = value.get("oneOf").and_then(Value::as_array);
+        if options.is_some_and(|options| options.len() <= MAX_EXCLUSIVE && !exclusive::are_exclusive(root, options)) {
+            found.push(format!("{place}/oneOf"));
+        }
+        match value {
+            Value::Object(fields) => {
+                left.extend(fields.iter().rev().map(|(name, field)| (format!("{place}/{}", escaped(name)), field)));
+            }
+            Value::Array(items) => {
+                left.extend(items.iter().enumerate().rev().map(|(index, item)| (format!("{place}/{index}"), item)));
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
 /// A schema and all that it refers to, while it is rewritten.
 struct Document<'a> {
     root: &'a Value,
