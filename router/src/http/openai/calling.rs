@@ -112,10 +112,12 @@ const TOOL_PROMPT: &str = "If one of these functions helps to answer, reply with
 
 /// Behind a message's text.
 fn append(message: Option<&mut Value>, text: &str) {
-    match message.and_then(|message| message.get_mut("content")) {
-        Some(Value::String(content)) => content.push_str(text),
-        Some(Value::Array(parts)) => parts.push(json!({ "type": "text", "text": text })),
-        _ => {}
+    let Some(content) = message.map(|message| &mut message["content"]) else { return };
+    match content {
+        Value::String(content) => content.push_str(text),
+        Value::Array(parts) => parts.push(json!({ "type": "text", "text": text })),
+        // Beside calls a message may have no text.
+        nothing => *nothing = Value::from(text.trim_start()),
     }
 }
 

@@ -113,6 +113,15 @@ async fn templates_without_tools_have_them_in_the_last_message() {
     }
     let parts = text(json!({ "messages": [{ "role": "user", "content": [{ "type": "text", "text": "a" }] }] })).await;
     assert!(parts.contains("a\n---\n[{"), "{parts}");
+    let call = json!({ "id": "x", "type": "function", "function": { "name": "get_weather", "arguments": "{}" } });
+    for silent in [
+        json!({ "role": "assistant", "tool_calls": [call], "content": null }),
+        json!({ "role": "assistant", "tool_calls": [call] }),
+    ] {
+        let messages = json!([{ "role": "user", "content": "a" }, silent]);
+        let silent = text(json!({ "messages": messages })).await;
+        assert!(silent.contains("<|assistant|>---\n[{"), "{silent}");
+    }
 }
 
 #[tokio::test]
