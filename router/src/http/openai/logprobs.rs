@@ -128,8 +128,12 @@ impl Logprobs {
         OneLogprob { token: String::from_utf8_lossy(&bytes).into_owned(), logprob: finite(logprob), bytes }
     }
 
+    /// A token that is no text by itself is written in bytes, so that two of them differ.
     fn token_text(&self, id: u32) -> String {
-        String::from_utf8_lossy(&self.detokenizer.token_bytes(id)).into_owned()
+        String::from_utf8(self.detokenizer.token_bytes(id)).unwrap_or_else(|error| {
+            let bytes = error.as_bytes().iter().map(|byte| format!("\\x{byte:02x}"));
+            format!("bytes:{}", bytes.collect::<String>())
+        })
     }
 }
 

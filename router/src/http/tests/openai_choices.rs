@@ -155,7 +155,8 @@ async fn completions_echo_the_prompt_with_its_logprobs() {
     let choice = &answer["choices"][0];
     assert_eq!(choice["text"], "Hié!");
     let logprobs = &choice["logprobs"];
-    assert_eq!(logprobs["tokens"], json!(["<s>", "H", "i", "\u{FFFD}", "\u{FFFD}", "!"]));
+    assert_eq!(logprobs["tokens"], json!(["<s>", "H", "i", "bytes:\\xc3", "bytes:\\xa9", "!"]));
+    assert_eq!(logprobs["top_logprobs"][4], json!({ "a": -0.5, "bytes:\\xa9": -1.0 }));
     assert_eq!(logprobs["token_logprobs"], json!([null, -1.0, -2.0, -1.0, -1.0, -9999.0]));
     assert_eq!(logprobs["top_logprobs"][0], Value::Null);
     assert_eq!(logprobs["top_logprobs"][1], json!({ "b": -0.25, "H": -1.0 }));
