@@ -29,8 +29,9 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
 
 def _stream(worker: Worker, requests: Sequence[tuple[worker_pb2.Sampling, Sequence[int]]]) -> list[list[int]]:
     """The ids of each request, of which some are known already, up to its end or its failure."""
+    page_size = worker.describe().page_size  # which waits until it listens
     prepared = worker.stub.Prepare(PREPARE, timeout=SECONDS)
-    book, stream = PlanBook(worker.describe().page_size, prepared.num_pages), Stream(worker)
+    book, stream = PlanBook(page_size, prepared.num_pages), Stream(worker)
     ids = [list(known) for _, known in requests]
     running = set(range(len(requests)))
     for row, (asked, known) in enumerate(requests):

@@ -35,7 +35,7 @@ GEMMA3 = GATED | WIDE_HEADS | {"sliding_window": 18, "query_pre_attn_scalar": 20
 CASES = {
     "gemma": Case("gemma", ONE_KV | WIDE_HEADS),
     "gemma3": Case("gemma3_text", GEMMA3 | {"layer_types": LOCAL_AND_GLOBAL, "num_hidden_layers": 3}),
-    "vaultgemma": Case("vaultgemma", GEMMA3, reference="eager"),
+    "vaultgemma": Case("vaultgemma", GEMMA3 | {"final_logit_softcapping": 3.0}, reference="eager"),
     "phi": Case("phi", PLAIN | {"num_key_value_heads": 2}),
     "phi, normed heads": Case("phi", PLAIN | {"qk_layernorm": True, "hidden_act": "gelu", "num_hidden_layers": 2}),
     "phi3": Case("phi3", GATED | {"sliding_window": 20}),
