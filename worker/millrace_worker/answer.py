@@ -12,8 +12,7 @@ from millrace_worker.proto import worker_pb2
 if TYPE_CHECKING:
     from millrace_worker.inputs import PromptInputs
     from millrace_worker.rows import Rows, Work
-    from millrace_worker.runner import PromptScores
-    from millrace_worker.sampling import Sampled, TopTokens
+    from millrace_worker.sampling import PromptScores, Sampled, TopTokens
 
 # What stands for the token of a sequence that failed.
 NO_TOKEN = 0xFFFFFFFF

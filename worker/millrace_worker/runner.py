@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from millrace_worker.sampling import SampleContext, Sampled, sample
+from millrace_worker.sampling import PromptScores, SampleContext, Sampled, sample
 
 if TYPE_CHECKING:
     from millrace_worker.distributed import Group
@@ -17,16 +17,6 @@ if TYPE_CHECKING:
 
 # Float32 logits that may exist at once for prompt logprobs: 64 MiB, 512 positions of a vocabulary of 32,768.
 PROMPT_LOGITS_BYTES = 64 << 20
-
-
-@dataclass(frozen=True)
-class PromptScores:
-    """`logprobs` [P] float32 in the order of `PromptInputs.targets`. `top_ids` int64, `top_logprobs` float32 [P, K]:
-    the likeliest tokens in their places, best first; K is the most that anybody asked for, perhaps 0."""
-
-    logprobs: torch.Tensor
-    top_ids: torch.Tensor
-    top_logprobs: torch.Tensor
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ A chosen token is a pure function of (logits, parameters, seed, position, the se
 rows enters. Shapes: R rows that sample, V vocabulary, L tokens of the longest sequence, S rows that use a feature.
 """
 
-from millrace_worker.sampling.choice import Sampled, TopTokens
+from millrace_worker.sampling.choice import PromptScores, Sampled, TopTokens
 from millrace_worker.sampling.context import SampleContext
 from millrace_worker.sampling.rows import SamplingRows
 from millrace_worker.sampling.sampler import sample
 from millrace_worker.sampling.watermark import Watermark, green_list
 
-__all__ = ["SampleContext", "Sampled", "SamplingRows", "TopTokens", "Watermark", "green_list", "sample"]
+__all__ = ["PromptScores", "SampleContext", "Sampled", "SamplingRows", "TopTokens", "Watermark", "green_list", "sample"]

@@ -41,6 +41,16 @@ class Sampled:
     top_tokens: TopTokens | None
 
 
+@dataclass(frozen=True)
+class PromptScores:
+    """Of prompt tokens: `logprobs` [P] float32; `top_ids` int64, `top_logprobs` float32 [P, K]: the likeliest in their
+    places by raw scores, best first. K is the most that anybody asked for, perhaps 0."""
+
+    logprobs: Tensor
+    top_ids: Tensor
+    top_logprobs: Tensor
+
+
 def draw(weights_SV: Tensor, keys_S2: Tensor, words_V: Tensor, workspace: Workspace) -> Tensor:
     """A token of each row, drawn with a probability proportional to its weight: int64 [S]. Uses up the weights.
 
