@@ -164,13 +164,13 @@ def test_lengths_and_stop_strings_end_a_grammar_early(server: Server) -> None:
 
 def requests() -> list[tuple[str, dict[str, Any]]]:
     """Constrained and free ones, greedy and sampled, that need more room than there is."""
-    kinds = [grammar("json", SCHEMA), grammar("regex", "([a-z]{3} ){30}"), None]
+    kinds = [grammar("json", SCHEMA), grammar("regex", "([a-z]{3} ){60}"), None]
     return [
         (
             f"{PROMPT} {index}",
-            {"grammar": kinds[index % 3], "max_new_tokens": 120, "do_sample": index % 2 == 0, "seed": index},
+            {"grammar": kinds[index % 3], "max_new_tokens": 200, "do_sample": index % 2 == 0, "seed": index},
         )
-        for index in range(9)
+        for index in range(12)
     ]
 
 
@@ -178,7 +178,10 @@ def test_neither_preemption_nor_a_killed_rank_changes_a_constrained_text(server:
     asked = requests()
     alone = [streams.read(server.url, inputs, **parameters).ids for inputs, parameters in asked]
     before = server.metric("millrace_preemptions_total")
-    assert streams.crowd_ids(server.url, asked) == alone
+    for _ in range(4):  # on a fast machine the first ones may be done when the last ones come
+        assert streams.crowd_ids(server.url, asked) == alone
+        if server.metric("millrace_preemptions_total") > before:
+            break
     assert server.metric("millrace_preemptions_total") > before
     crowd = streams.Crowd(server.url, asked)
     crowd.wait_started()
