@@ -55,7 +55,7 @@ def test_streamed_text_equals_the_whole(hub: InferenceClient) -> None:
     assert len(pieces) == 20
     # As with the original, a streamed token says its text also when it is special; the whole text leaves those out.
     said = "".join(piece for piece in pieces if piece not in checkpoints.SPECIAL)
-    # A character that is incomplete at the end is no token's text, as with the original; the whole text shows it as one.
+    # An incomplete character at the end is no token's text, as with the original; the whole text shows it as one.
     assert said == whole.removesuffix("\ufffd") or said == whole
 
 
