@@ -83,11 +83,11 @@ def test_sides_see_the_same_prompts_and_none_twice(scripted):
 
 
 def test_who_is_not_measured_is_stopped(scripted):
-    observed: list[tuple[str, str]] = []
+    observed: list[tuple[str, bool]] = []
 
     class Watching(Scripted):
         def ask(self, prompts: list[str], new_tokens: int) -> Answer:
-            observed.append((settled(scripted.asked["a"].process.pid), state(self.process.pid)))
+            observed.append((settled(scripted.asked["a"].process.pid), state(self.process.pid) != "T"))
             return super().ask(prompts, new_tokens)
 
     def watching(folder: Path, stack: ExitStack) -> Side:
@@ -96,7 +96,7 @@ def test_who_is_not_measured_is_stopped(scripted):
         return side
 
     contest.contest("m", {"a": scripted("a", 1.0), "b": watching}, POINTS, Limits(1, 60))
-    assert observed == [("T", "S")] * 3
+    assert observed == [("T", True)] * 3
 
 
 def settled(pid: int) -> str:

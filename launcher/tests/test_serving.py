@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -313,9 +314,15 @@ def test_no_child_outlives_a_launcher_that_is_killed(start: Start) -> None:
     until(lambda: not any(map(is_running, launcher.pids())), "the end of all children")
 
 
-def test_the_folder_of_a_killed_launcher_is_removed_by_the_next(start: Start, tmp_path: Path) -> None:
-    shared = tmp_path / "shared"
-    shared.mkdir()
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """The test's own, with room for a socket's name in its path: in /tmp, other tests' launchers would clear up."""
+    with tempfile.TemporaryDirectory(prefix="mr-", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def test_the_folder_of_a_killed_launcher_is_removed_by_the_next(start: Start, short_folder: Path) -> None:
+    shared = short_folder
     living, killed = start(TMPDIR=str(shared)).ready(), start(TMPDIR=str(shared)).ready()
     folders = [Path(launcher.router()["flags"]["worker-uds-path"]).parent for launcher in (living, killed)]
     killed.process.kill()
