@@ -20,9 +20,10 @@ KERNELS := $(shell find worker/kernels -name '*.rs' -o -name '*.toml' -o -name '
 # Processes for tests: the `conftest.py` at the top of each group of tests says which of them stay together.
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --dist loadgroup
+ROUTER := --workspace --locked --exclude millrace-kernels --exclude millrace-kernels-core
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false MILLRACE_ROUTER=$(CURDIR)/target/debug/millrace-router
 
-.PHONY: docs fuzz-api help setup serve test test-rust test-python check check-rust check-python fmt bench bench-worker bench-grammars bench-router bench-peers models soak proto lock lock-peers clean
+.PHONY: chaos docs fuzz fuzz-api help sanitize setup serve test test-rust test-python check check-rust check-python fmt bench bench-worker bench-quantized bench-step bench-grammars bench-health bench-router bench-overload bench-tenants bench-peers models soak proto lock lock-peers clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -58,13 +59,14 @@ serve: setup ## serve MODEL (default: the demo model) on PORT (default 3000); AR
 test: test-rust test-python ## every test of both languages
 
 test-rust:
-	cargo test --workspace --locked --exclude millrace-kernels --exclude millrace-kernels-core
+	cargo test $(ROUTER)
 	cargo test --release --locked -p millrace-kernels-core  # as they are installed: compiled once for both
 
+# Examples are as good as built; with them the programs have the tests' dependencies, which are not compiled again.
 test-python: $(VENV)/.python $(VENV)/.kernels
-	cargo build --locked --bins
+	cargo build $(ROUTER) --bins --examples
 	$(TEST_ENV) $(PYTEST) worker/tests launcher/tests benchmarks/tests
-	$(TEST_ENV) $(PYTEST) integration-tests
+	$(TEST_ENV) $(PYTEST) --no-loadscope-reorder integration-tests
 
 check: check-rust check-python ## format, lints, types, import boundaries, sizes
 
@@ -79,6 +81,7 @@ check-python: $(VENV)/.python
 	$(BIN)/basedpyright --level error
 	$(BIN)/lint-imports
 	$(BIN)/python .ci/sizes.py
+	$(BIN)/python .ci/dependencies.py
 
 fmt: $(VENV)/.python ## format everything
 	cargo fmt --all
@@ -127,24 +130,55 @@ bench-worker: setup ## the worker's own work per step, and the seconds until the
 	$(BIN)/python -m benchmarks.worker_host_work
 	$(BIN)/python -m benchmarks.startup
 
+bench-step: setup ## where the time of a decoding step goes: kernels, Python, what lies between worker and client
+	$(BIN)/python -m benchmarks.step_profile $(ARGS)
+
+bench-quantized: setup ## linear layers of 8 and 4 bits against bfloat16, in this CPU's kernels
+	$(BIN)/python -m benchmarks.quantized_linear $(ARGS)
+
 bench-grammars: setup ## what grammars cost: masks, compilations, and 16 streams of `mid` with one against 16 without
 	$(BIN)/python -m benchmarks.grammars $(ARGS)
 
-bench-router: setup ## the router alone, with a worker that answers at once; and how long prompts take to make; compile times of grammars
+bench-health: setup ## how fast health is answered while 256 rows compute and conversations of 500 messages are tokenized
+	$(BIN)/python -m benchmarks.health $(ARGS)
+
+bench-router: setup ## the router alone, with a worker that answers at once; and how long prompts take to make, cold and from memory; compile times of grammars
 	cargo build --release --locked -p millrace-client --bin millrace-fake-worker
 	$(BIN)/python -m benchmarks.router_alone $(ARGS)
 	cargo run --release --locked -p millrace-router --example chat_prompts -- launcher/millrace_launcher/demo
 	$(BIN)/python -m worker.tests.grammar.schemas | cargo run --quiet --release --locked -p millrace-router --example compile_grammars -- --times
 
+bench-overload: setup ## ten times what a server can do, for five minutes: throughput, latency of the admitted, refusals, memory
+	$(BIN)/python -m benchmarks.overload $(ARGS)
+
+bench-tenants: setup ## one tenant floods the server: what that costs another
+	$(BIN)/python -m benchmarks.tenants $(ARGS)
+	$(BIN)/python -m benchmarks.tenants --long-prompts $(ARGS)
+
+# The kernels as Python calls them. The sanitizer's library and C++'s are loaded before all others.
+SANITIZED := target/sanitized
+SANITIZE_ENV = PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0 \
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so.6)"
+sanitize: $(VENV)/.python $(VENV)/.kernels ## the worker's tests over kernels under the address sanitizer (Linux, gcc)
+	RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address" CARGO_TARGET_DIR=$(SANITIZED) \
+		cargo build --release --locked -p millrace-kernels --target $$(rustc -vV | sed -n 's/^host: //p')
+	cp $(SANITIZED)/*/release/libmillrace_kernels.so $(SANITIZED)/millrace_kernels.abi3.so
+	$(TEST_ENV) $(SANITIZE_ENV) PYTHONPATH=$(CURDIR)/$(SANITIZED) $(PYTEST) worker/tests/kernels worker/tests/models/test_parity.py worker/tests/sampling
+
 models: $(VENV)/.python $(VENV)/.kernels ## parity of every architecture, native and through transformers, on 1 and 2 ranks, into docs/models.md
 	$(TEST_ENV) $(BIN)/python -m worker.tests.models.table $(ARGS)
 
-soak: $(VENV)/.python $(VENV)/.kernels ## long runs: a change of every tensor of every model, 10^7 scheduler operations, kernels under the address sanitizer, 10,000 requests with memory held flat
+soak: $(VENV)/.python $(VENV)/.kernels ## long runs: a change of every tensor of every model, memory refused at every operator of a step, 10^7 scheduler operations, kernels under the address sanitizer, 10,000 requests with memory held flat, a step of more than 30 s with health held true
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address -Cdebug-assertions" cargo test --release --locked -p millrace-kernels-core --target $$(rustc -vV | sed -n 's/^host: //p')
 	$(TEST_ENV) MILLRACE_SOAK=1 $(PYTEST) worker/tests/models/test_sensitivity.py
+	$(TEST_ENV) MILLRACE_SOAK_FAULTS=100000 $(PYTEST) worker/tests/models/test_shortage.py
 	MILLRACE_SOAK_OPS=10000000 cargo test --release --locked -p millrace-scheduler -- --nocapture random
 	cargo build --locked --bins
 	$(TEST_ENV) MILLRACE_SOAK=1 $(BIN)/python -m pytest integration-tests -k soak -s
+
+SCALE ?= 1
+chaos: setup ## killed and stopped ranks, drains, rolling updates, disconnects: long runs with their figures, about half an hour (SCALE=0.1 shortens it, SHOWS="kills drain" takes some)
+	OMP_NUM_THREADS=1 SCALE=$(SCALE) $(BIN)/python integration-tests/chaos/must_show.py $(SHOWS)
 
 docs: $(VENV)/.python ## the pages of docs/ that are made from tables: flags.md, migrating-from-tgi.md
 	$(BIN)/python -m millrace_launcher.flags_doc docs/flags.md
@@ -154,6 +188,12 @@ SECONDS ?= 300
 fuzz-api: $(VENV)/.python $(VENV)/.kernels ## requests made up from the OpenAPI document, for SECONDS (default 300)
 	cargo build --locked --bins
 	$(TEST_ENV) $(BIN)/python integration-tests/fuzzing.py $(SECONDS)
+
+CASES ?= 200000
+fuzz: $(VENV)/.python $(VENV)/.kernels ## every parser on CASES inputs (default 200000) made from the kept corpus
+	CASES=$(CASES) cargo test --locked -p millrace-client --test fuzz
+	CASES=$(CASES) cargo test --locked -p millrace-router --lib -- http::tests::fuzz template_fuzz grammar::fuzz
+	CASES=$$(($(CASES) / 100)) $(TEST_ENV) $(BIN)/python -m pytest worker/tests/engine/test_plan_fuzz.py
 
 proto: $(BIN)/uv ## generate the Python stubs of proto/worker.proto
 	$(UV) run --quiet --no-project --isolated --with grpcio-tools==1.76.0 python proto/build_stubs.py

@@ -1,8 +1,9 @@
 """Random Llama checkpoints of three sizes for the benchmarks, made on the spot and kept under `target/benchmarks`.
 
 `tiny` (7 M, float32) costs nearly nothing, so it shows a server's own overhead; `mid` (152 M, bfloat16) is bound by
-memory bandwidth as real models are; `1b` (1.0 G, bfloat16) has the layers of a real model of that size. None has an
-end-of-sequence token: every stream runs to its length.
+memory bandwidth as real models are; `1b` (1.0 G, bfloat16) has the layers of a real model of that size, `1b-int8` and
+`1b-int4` are the same with weights of 8 and 4 bits (fewer_bits.py). None has an end-of-sequence token: every stream
+runs to its length.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from benchmarks import fewer_bits
+
 FOLDER = Path(__file__).resolve().parent.parent / "target" / "benchmarks"
 VOCABULARY = 8192
 # hidden, layers, intermediate, heads, KV heads, dtype
@@ -25,15 +28,20 @@ SHAPES = {
     "mid": (1024, 12, 2816, 16, 4, torch.bfloat16),
     "1b": (2048, 16, 8192, 32, 8, torch.bfloat16),
 }
+NAMES = [*SHAPES, "1b-int8", "1b-int4"]
 
 
-def path(shape: str) -> Path:
+def path(name: str) -> Path:
     """The checkpoint's folder; made when absent."""
-    folder = FOLDER / shape
+    folder = FOLDER / name
     if not (folder / "model.safetensors").exists():
-        unfinished = FOLDER / f"{shape}.unfinished"
+        unfinished = FOLDER / f"{name}.unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
-        make(unfinished, shape)
+        shape, _, form = name.partition("-")
+        if form:
+            fewer_bits.make(unfinished, path(shape), form)
+        else:
+            make(unfinished, shape)
         shutil.rmtree(folder, ignore_errors=True)
         unfinished.rename(folder)
     return folder
@@ -63,6 +71,16 @@ def make(folder: Path, shape: str) -> None:
     model.save_pretrained(folder)
     # What transformers' server needs to find no end-of-sequence either.
     model.generation_config.save_pretrained(folder)
+
+
+def form_of(folder: Path) -> str:
+    """`int8`, `int4`, or empty: the weights of the layers, where they are not in the checkpoint's number format."""
+    return folder.name.partition("-")[2]
+
+
+def plain(folder: Path) -> Path:
+    """The checkpoint that `folder` was made from, or itself."""
+    return folder.with_name(folder.name.partition("-")[0])
 
 
 def dtype_of(folder: Path) -> str:

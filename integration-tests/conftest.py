@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import checkpoints
 import httpx
+import openai
 import pytest
+from huggingface_hub import InferenceClient
 
+# Modules that take a minute or so, each about as long as ten others.
+LONGEST = ("test_transformers_backend.py", "test_chaos.py", "test_poison.py", "test_parity.py")
 START_SECONDS = 300.0  # generous: how long it takes on a busy machine is not what is tested
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Parallel processes (`pytest -n 2 --dist loadgroup`) take whole modules, whose tests share servers."""
+    """Parallel processes (`pytest -n 2 --dist loadgroup`) take whole modules, whose tests share servers: the longest
+    first, so that no process is left with one of them while the others have nothing to do."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
     for item in items:
         item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
 
@@ -79,14 +86,28 @@ class Server:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that nobody holds, and that the kernel gives to no connection of another test before it is listened on."""
+    first_given = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="utf-8").split()[0])
+    for _ in range(100):
+        # 0, any of those that are given, where they leave too few others.
+        port = random.SystemRandom().randrange(10_000, first_given) if first_given > 12_000 else 0
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return probe.getsockname()[1]
+    raise AssertionError("no port is free")
 
 
 @contextmanager
 def running(model: str | Path, log: Path, *arguments: str, **environment: str) -> Iterator[Server]:
     """A launcher that is ready, and is stopped at the end."""
+    with starting(model, log, *arguments, **environment) as server:
+        server.wait_healthy()
+        yield server
+
+
+@contextmanager
+def starting(model: str | Path, log: Path, *arguments: str, **environment: str) -> Iterator[Server]:
+    """A launcher that has just been started, and is stopped at the end."""
     port = free_port()
     launcher = str(Path(sys.executable).parent / "millrace-launcher")
     command = [launcher, "--model-id", str(model), "--hostname", "127.0.0.1", "--port", str(port), *arguments]
@@ -100,7 +121,6 @@ def running(model: str | Path, log: Path, *arguments: str, **environment: str) -
         )
     server = Server(f"http://127.0.0.1:{port}", process, log)
     try:
-        server.wait_healthy()
         yield server
     finally:
         if process.poll() is None:
@@ -132,6 +152,18 @@ def launch_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
         yield lambda model, *args, **env: stack.enter_context(
             running(model, logs / f"launcher-{free_port()}.log", *args, **env)
         )
+
+
+@pytest.fixture(scope="module")
+def hub(server: Server) -> InferenceClient:
+    """Of the module's own `server`."""
+    return InferenceClient(server.url)
+
+
+@pytest.fixture(scope="module")
+def ai(server: Server) -> openai.OpenAI:
+    """Of the module's own `server`."""
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="-", max_retries=0)
 
 
 @pytest.fixture(scope="session")

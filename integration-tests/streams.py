@@ -71,6 +71,12 @@ class Crowd:
         finally:
             self._pool.shutdown()
 
+    def give_up(self) -> None:
+        """Waits for streams whose server is gone, whatever they have come to."""
+        for future in self._futures:
+            future.exception(300)
+        self._pool.shutdown()
+
 
 def crowd_ids(url: str, requests: list[tuple[str, dict[str, Any]]]) -> list[list[int]]:
     """The ids of every stream, all having ended well."""

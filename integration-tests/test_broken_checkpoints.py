@@ -92,7 +92,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         r"MadeUpForCausalLM|made_up",
     ),
     "a quantization that is not read": (
-        lambda m: config(m, quantization_config={"quant_method": "gptq", "bits": 4}),
+        lambda m: config(m, quantization_config={"quant_method": "gptq", "bits": 3}),
         r"quantized \(gptq\), and transformers cannot load them here: .*requires",
     ),
     "broken config": (lambda m: (m / "config.json").write_text("{"), r"DownloadError.*config\.json cannot be read"),

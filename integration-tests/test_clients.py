@@ -11,22 +11,12 @@ import pytest
 from conftest import Launch, Server
 from huggingface_hub import InferenceClient
 
-PROMPT = "def check(server, reference"
+PROMPT = "def compare(server, reference"
 
 
 @pytest.fixture(scope="module")
 def server(checkpoint: Callable[..., Path], launch_module: Launch) -> Server:
     return launch_module(checkpoint(), "--dtype", "float32", "--max-total-tokens", "512")
-
-
-@pytest.fixture(scope="module")
-def hub(server: Server) -> InferenceClient:
-    return InferenceClient(server.url)
-
-
-@pytest.fixture(scope="module")
-def ai(server: Server) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="-", max_retries=0)
 
 
 def text_of(hub: InferenceClient, new_tokens: int) -> str:

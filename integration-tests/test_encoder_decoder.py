@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,14 @@ def test_generate_answers_as_its_stream_does(server: Server) -> None:
     assert [token["id"] for token in answer["details"]["tokens"]] == alone.ids
 
 
+def test_a_grammar_holds_what_is_decoded(server: Server) -> None:
+    held = {"type": "regex", "value": "[0-9]{3}-[a-c]{2}"}
+    for seed in range(3):
+        answer = server.generate("a question", max_new_tokens=40, do_sample=True, seed=seed, grammar=held, details=True)
+        assert re.fullmatch(held["value"], answer["generated_text"])
+        assert answer["details"]["finish_reason"] == "eos_token"
+
+
 def test_an_encoder_has_no_logprobs_of_the_prompt(server: Server) -> None:
     details = server.generate("a question", max_new_tokens=2, decoder_input_details=True, details=True)["details"]
     prompt = checkpoints.tokenizer()("a question").input_ids
@@ -92,11 +101,8 @@ def test_an_encoder_has_no_logprobs_of_the_prompt(server: Server) -> None:
     assert "nothing predicts its tokens" in server.output()
 
 
-@pytest.mark.parametrize("shards", [1, 2])
-def test_a_killed_worker_costs_no_request(
-    shards: int, folder: Path, reference: PreTrainedModel, launch: Launch
-) -> None:
-    server = launch(folder, *LIMITS, *CHUNKED, "--num-shard", str(shards))
+def test_a_killed_rank_costs_no_request(folder: Path, reference: PreTrainedModel, launch: Launch) -> None:
+    server = launch(folder, *LIMITS, *CHUNKED, "--num-shard", "2")
     undisturbed = streams.crowd_ids(server.url, requests(8))
     assert undisturbed[::2] == [greedy(reference, inputs) for inputs, _ in requests(8)[::2]]  # the others sample
     crowd = streams.Crowd(server.url, requests(8))

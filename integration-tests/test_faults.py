@@ -19,17 +19,22 @@ LIMITS = ("--dtype", "float32", "--max-total-tokens", "512", "--max-input-tokens
 REQUESTS = streams.mixed_requests(16, new_tokens=160)
 
 
-@pytest.mark.parametrize(("shards", "victim"), [(1, 0), (2, 0), (2, 1)])
-def test_a_killed_rank_costs_no_request(
-    shards: int, victim: int, checkpoint: Callable[..., Path], launch: Launch
-) -> None:
-    server = launch(checkpoint(), *LIMITS, "--num-shard", str(shards))
-    undisturbed = streams.crowd_ids(server.url, REQUESTS)
-    workers = sorted(server.children("millrace_worker"))
-    assert len(workers) == shards
+@pytest.fixture(scope="module")
+def server(checkpoint: Callable[..., Path], launch_module: Launch) -> Server:
+    """Of one rank; what happens to several is in chaos/test_chaos.py."""
+    return launch_module(checkpoint(), *LIMITS)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(server: Server) -> list[list[int]]:
+    return streams.crowd_ids(server.url, REQUESTS)
+
+
+def test_a_killed_rank_costs_no_request(server: Server, undisturbed: list[list[int]]) -> None:
+    [worker] = server.children("millrace_worker")
     crowd = streams.Crowd(server.url, REQUESTS)
     crowd.wait_started()
-    os.kill(workers[victim], signal.SIGKILL)
+    os.kill(worker, signal.SIGKILL)
     # HTTP stays open: health is the truth, and information is still there.
     assert httpx.get(f"{server.url}/info", timeout=10).status_code == 200
     transcripts = crowd.transcripts()
@@ -37,40 +42,8 @@ def test_a_killed_rank_costs_no_request(
     assert [t.ids for t in transcripts] == undisturbed
     assert all(t.indices == list(range(1, len(t.ids) + 1)) for t in transcripts)
     server.wait_healthy()
-    assert sorted(server.children("millrace_worker")) != workers
+    assert server.children("millrace_worker") != [worker]
     assert streams.crowd_ids(server.url, REQUESTS[:4]) == undisturbed[:4]
-
-
-def test_sigterm_lets_running_streams_finish(checkpoint: Callable[..., Path], launch: Launch) -> None:
-    server = launch(checkpoint(), *LIMITS)
-    undisturbed = streams.crowd_ids(server.url, REQUESTS)
-    crowd = streams.Crowd(server.url, REQUESTS)
-    crowd.wait_started()
-    server.process.send_signal(signal.SIGTERM)
-    transcripts = crowd.transcripts()
-    assert [t.error for t in transcripts] == [None] * 16
-    assert [t.ids for t in transcripts] == undisturbed
-    assert server.process.wait(60) == 0
-
-
-def test_no_orphans_when_the_launcher_is_killed(checkpoint: Callable[..., Path], launch: Launch) -> None:
-    server = launch(checkpoint(), *LIMITS, "--num-shard", "2")
-    children = server.children("")
-    assert len(children) == 3
-    server.process.kill()
-    server.process.wait()
-    deadline = time.monotonic() + 20
-    while any(alive(pid) for pid in children) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not [pid for pid in children if alive(pid)]
-
-
-def alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state != "Z"
 
 
 GAUGES = (
@@ -100,8 +73,7 @@ def vanish(server: Server, chance: random.Random) -> None:
             pass
 
 
-def test_clients_that_vanish_leave_nothing_behind(checkpoint: Callable[..., Path], launch: Launch) -> None:
-    server = launch(checkpoint(), *LIMITS)
+def test_clients_that_vanish_leave_nothing_behind(server: Server) -> None:
     expected = server.generate("still here?", max_new_tokens=20)
     chance = random.Random(20)
     for _ in range(300):
@@ -111,3 +83,14 @@ def test_clients_that_vanish_leave_nothing_behind(checkpoint: Callable[..., Path
         time.sleep(0.1)
     assert {name: server.metric(name) for name in GAUGES} == dict.fromkeys(GAUGES, 0.0)
     assert server.generate("still here?", max_new_tokens=20) == expected
+
+
+def test_sigterm_lets_running_streams_finish(server: Server, undisturbed: list[list[int]]) -> None:
+    """The last one: it is the end of the module's server."""
+    crowd = streams.Crowd(server.url, REQUESTS)
+    crowd.wait_started()
+    server.process.send_signal(signal.SIGTERM)
+    transcripts = crowd.transcripts()
+    assert [t.error for t in transcripts] == [None] * 16
+    assert [t.ids for t in transcripts] == undisturbed
+    assert server.process.wait(60) == 0

@@ -64,16 +64,6 @@ def server(checkpoint: Callable[..., Path], launch_module: Launch) -> Server:
     return launch_module(checkpoint(), *LIMITS, "--num-shard", "2")
 
 
-@pytest.fixture(scope="module")
-def hub(server: Server) -> InferenceClient:
-    return InferenceClient(server.url)
-
-
-@pytest.fixture(scope="module")
-def ai(server: Server) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="-", max_retries=0)
-
-
 def grammar(kind: str, value: Any) -> dict[str, Any]:
     return {"type": kind, "value": value}
 
@@ -149,6 +139,22 @@ def test_completions_and_objects_of_any_kind(ai: openai.OpenAI) -> None:
         ai.chat.completions.create(model="tgi", messages=[{"role": "user", "content": "x"}], response_format=bad)
     assert refused.value.param == "response_format"
     assert "at `/properties/a/not`: `not` is not supported" in str(refused.value)
+
+
+def test_each_of_several_answers_is_held_to_it(server: Server, ai: openai.OpenAI) -> None:
+    asked: Any = {"grammar": grammar("json", SCHEMA), "max_new_tokens": 300, "do_sample": True}
+    answer = server.generate(PROMPT, **asked, best_of=2, details=True)
+    texts = [answer["generated_text"], *(each["generated_text"] for each in answer["details"]["best_of_sequences"])]
+    form: Any = {"response_format": grammar("json", SCHEMA)}
+    several = ai.completions.create(model="tgi", prompt=PROMPT, n=2, max_tokens=300, seed=5, extra_body=form)
+    for text in [*texts, *(choice.text for choice in several.choices)]:
+        check(text)
+    streamed = ["", ""]
+    for chunk in ai.completions.create(
+        model="tgi", prompt=PROMPT, n=2, max_tokens=300, seed=5, stream=True, extra_body=form
+    ):
+        streamed[chunk.choices[0].index] += chunk.choices[0].text
+    assert streamed == [choice.text for choice in several.choices]
 
 
 def test_lengths_and_stop_strings_end_a_grammar_early(server: Server) -> None:

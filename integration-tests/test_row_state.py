@@ -49,6 +49,7 @@ def test_a_crowd_agrees_with_transformers_and_with_itself(
             assert ids == reference.greedy(checkpoints.tokenizer().encode(inputs), NEW_TOKENS)[0]
 
 
+@pytest.mark.parametrize("folder", ["mamba2"], indirect=True)
 def test_a_killed_worker_costs_no_token(server: Server, undisturbed: list[list[int]]) -> None:
     crowd = streams.Crowd(server.url, REQUESTS)
     crowd.wait_started()
@@ -78,11 +79,11 @@ def test_no_page_is_counted(server: Server, undisturbed: list[list[int]]) -> Non
     assert httpx.get(f"{server.url}/info", timeout=10).json()["max_total_tokens"] == 256
 
 
+@pytest.mark.parametrize("folder", ["mamba2"], indirect=True)
 def test_more_rows_than_memory_are_not_used(folder: Path, launch: Launch, undisturbed: list[list[int]]) -> None:
     """Room for two sequences: the others wait."""
-    config_bytes = {"mamba": 2 * 4 * 128 * (3 + 16), "mamba2": 2 * 4 * (3 * (128 + 2 * 2 * 16) + 8 * 16 * 16)}
-    kind = "mamba2" if "mamba2" in (folder / "config.json").read_text() else "mamba"
-    server = launch(folder, *CHUNKED, "--kv-cache-memory", str(2 * config_bytes[kind] + 1))
+    row_bytes = 2 * 4 * (3 * (128 + 2 * 2 * 16) + 8 * 16 * 16)
+    server = launch(folder, *CHUNKED, "--kv-cache-memory", str(2 * row_bytes + 1))
     assert streams.crowd_ids(server.url, REQUESTS) == undisturbed
     assert "rows 2, longest sequence 256" in server.output()  # written by now: the log comes behind what it tells of
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 import checkpoints
 import httpx
 import jsonschema
+import millrace_launcher
 import openai
 import pytest
 from conftest import Launch, Server
@@ -68,10 +69,13 @@ def mistral(tmp_path_factory: pytest.TempPathFactory, launch_module: Launch) -> 
 
 
 @pytest.fixture(scope="module")
-def plain(checkpoint: Callable[..., Path], launch_module: Launch) -> Server:
-    """A model whose template knows no tools; it is said to think first, without a mark for it."""
+def plain(tmp_path_factory: pytest.TempPathFactory, launch_module: Launch) -> Server:
+    """A model with the demo's template, which shows no tools; it is said to think first, without a mark for it."""
+    demo = Path(millrace_launcher.__file__).parent / "demo" / "tokenizer_config.json"
+    template = json.loads(demo.read_text(encoding="utf-8"))["chat_template"]
+    folder = with_template(checkpoints.make(tmp_path_factory.mktemp("plain")), template)
     flags = ("--dtype", "float32", "--max-total-tokens", "2048", "--reasoning-parser", "deepseek_r1")
-    return launch_module(checkpoint(), *flags)
+    return launch_module(folder, *flags)
 
 
 @pytest.fixture(params=["mistral", "plain"])
@@ -208,18 +212,22 @@ def test_a_call_that_is_cut_off_is_no_error(server: Server) -> None:
 
 
 def test_results_go_back_to_the_model(server: Server) -> None:
+    """Three turns of an agent's loop: it calls, is told what came of it, calls again, and answers."""
     ai = client(server)
-    answer = ai.chat.completions.create(**ASK, tools=TOOLS, tool_choice="now")  # pyright: ignore[reportCallIssue, reportArgumentType]
-    message = answer.choices[0].message
-    (call,) = message.tool_calls or []
-    history: list[Any] = [
-        *ASK["messages"],
-        message.model_dump(),
-        {"role": "tool", "tool_call_id": call.id, "content": "noon </s>"},
-    ]
-    said = ai.chat.completions.create(**ASK | {"messages": history, "max_tokens": 5}, tools=TOOLS)
-    assert said.usage is not None
-    assert said.usage.prompt_tokens > (answer.usage.prompt_tokens if answer.usage else 0)
+    history: list[Any] = list(ASK["messages"])
+    lengths: list[int] = []
+    for turn in range(3):
+        choice: Any = "now" if turn < 2 else "auto"
+        asked: Any = ASK | {"messages": history, "tools": TOOLS, "tool_choice": choice, "max_tokens": 60}
+        answer = ai.chat.completions.create(**asked)
+        assert answer.usage is not None
+        lengths.append(answer.usage.prompt_tokens)
+        message = answer.choices[0].message
+        history.append(message.model_dump(exclude_none=turn == 0))  # clients write what there is not in both ways
+        for call in message.tool_calls or []:
+            history.append({"role": "tool", "tool_call_id": call.id, "content": "noon </s>"})
+        assert message.tool_calls or turn == 2
+    assert lengths == sorted(set(lengths))
 
 
 def test_the_hubs_client_calls(server: Server) -> None:

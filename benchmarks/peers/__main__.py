@@ -41,7 +41,7 @@ def main() -> None:
 
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=list(models.SHAPES), choices=list(models.SHAPES))
+    parser.add_argument("--models", nargs="+", default=models.NAMES, choices=models.NAMES)
     parser.add_argument("--streams", nargs="+", type=int, default=[1, 16, 64], help="points with these only")
     parser.add_argument("--prompt-tokens", nargs="+", type=int, default=[128, 1024], help="points with these only")
     parser.add_argument("--new-tokens", type=int, default=128, help="of every stream (128)")
@@ -121,10 +121,14 @@ def roofline(outcomes: list[Outcome], names: list[str], bandwidth: float) -> lis
 
 
 def bytes_read_per_token(folder: Path) -> int:
-    """Every weight but the input embedding."""
+    """Every weight but the input embedding; what is quantized at load, in one byte."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     width = 4 if config["dtype"] == "float32" else 2
-    return (folder / "model.safetensors").stat().st_size - config["vocab_size"] * config["hidden_size"] * width
+    embedding = config["vocab_size"] * config["hidden_size"] * width
+    total = (folder / "model.safetensors").stat().st_size - embedding
+    if models.form_of(folder) == "int8":  # all but the head, of the embedding's size
+        total = (total - embedding) // width + embedding
+    return total
 
 
 if __name__ == "__main__":

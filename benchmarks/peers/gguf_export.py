@@ -1,7 +1,8 @@
 """A Llama checkpoint of `benchmarks/models.py` as a GGUF file; run by the Python of llama.cpp's environment.
 
-`python -m benchmarks.peers.gguf_export FOLDER FILE`. Matrices keep their number format (float32 or bfloat16), norms are
-float32 as llama.cpp wants them. The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
+`python -m benchmarks.peers.gguf_export FOLDER FILE [Q8_0|Q4_0]`. Matrices keep their number format (float32 or
+bfloat16), or those of the layers are quantized as said; norms are float32 as llama.cpp wants them. The format:
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 NORMAL, CONTROL = 1, 3  # gguf's kinds of tokens
 
 
-def main(folder: Path, file: Path) -> None:
+def main(folder: Path, file: Path, kind: str = "") -> None:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     unfinished = file.with_suffix(".unfinished")
     writer = gguf.GGUFWriter(unfinished, "llama")
@@ -28,7 +29,7 @@ def main(folder: Path, file: Path) -> None:
         to = names.get_name(name, try_suffixes=(".weight",))
         if to is None:
             raise SystemExit(f"{folder}: GGUF has no name for {name}")
-        add_tensor(writer, to, reordered(name, stored, config))
+        add_tensor(writer, to, reordered(name, stored, config), kind if ".layers." in name else "")
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -86,14 +87,22 @@ def reordered(name: str, tensor: np.ndarray, config: dict[str, Any]) -> np.ndarr
     return tensor
 
 
-def add_tensor(writer: Any, name: str, tensor: np.ndarray) -> None:
-    if tensor.dtype != np.uint16:
+def add_tensor(writer: Any, name: str, tensor: np.ndarray, kind: str) -> None:
+    if tensor.dtype != np.uint16 and not (kind and tensor.ndim == 2):
         writer.add_tensor(name, tensor)
     elif tensor.ndim == 1:
-        writer.add_tensor(name, (tensor.astype(np.uint32) << 16).view(np.float32))
+        writer.add_tensor(name, widened(tensor))
+    elif kind:
+        quantized = gguf.GGMLQuantizationType[kind]
+        writer.add_tensor(name, gguf.quants.quantize(widened(tensor), quantized), raw_dtype=quantized)
     else:
         writer.add_tensor(name, tensor.view(np.uint8), raw_dtype=gguf.GGMLQuantizationType.BF16)
 
 
+def widened(tensor: np.ndarray) -> np.ndarray:
+    """float32 of bfloat16 that is given as its 16 bits; float32 as it is."""
+    return (tensor.astype(np.uint32) << 16).view(np.float32) if tensor.dtype == np.uint16 else tensor
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])

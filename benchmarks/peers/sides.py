@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks import models, processes, serving
+from benchmarks import fewer_bits, models, processes, serving
 from benchmarks.contest import Point, Server, Side, Starter
 
 ENVIRONMENTS = Path(__file__).resolve().parent.parent.parent / "target" / "peers"
@@ -58,8 +58,12 @@ def start_millrace(folder: Path, stack: ExitStack, shared: Shared) -> Side:
     command += ["--hostname", "127.0.0.1", "--dtype", dtype, "--max-batch-size", str(shared.streams)]
     command += ["--kv-cache-memory", str(shared.cache_tokens * models.cache_bytes_per_token(folder))]
     command += ["--max-total-tokens", str(shared.sequence_tokens)]
+    form = models.form_of(folder)
+    if form == "int8":
+        command += ["--quantize", "eetq"]
     side = serving.start_server(processes.Program("millrace", command, {}), Server(port, "tgi", WHOLE_ANSWERS), stack)
-    return replace(side, about=f"through HTTP; weights, activations and KV {dtype}")
+    weights = {"": dtype, "int8": "int8, a scale for each output", "int4": "int4 (GPTQ), groups of 128"}[form]
+    return replace(side, about=f"through HTTP; weights {weights}; activations and KV {dtype}")
 
 
 def start_openvino(folder: Path, stack: ExitStack, shared: Shared, its_defaults: bool) -> Side:
@@ -67,7 +71,10 @@ def start_openvino(folder: Path, stack: ExitStack, shared: Shared, its_defaults:
     dtype = models.dtype_of(folder)
     short = {"float32": "f32", "bfloat16": "bf16"}[dtype]
     properties = [] if its_defaults else [f"INFERENCE_PRECISION_HINT={short}", f"KV_CACHE_PRECISION={short}"]
-    stored = "fp32" if dtype == "float32" else "fp16"
+    form = models.form_of(folder)
+    stored = form or ("fp32" if dtype == "float32" else "fp16")
+    if form and not its_defaults:  # left alone it computes with activations of 8 bits
+        properties.append("DYNAMIC_QUANTIZATION_GROUP_SIZE=0")
     limits = [str(shared.cache_tokens), str(shared.streams)]
     command = [python_of("openvino"), "-m", "benchmarks.peers.openvino_pipeline"]
     command += [str(exported_for_openvino(folder, stored)), *limits, *properties]
@@ -78,18 +85,27 @@ def start_openvino(folder: Path, stack: ExitStack, shared: Shared, its_defaults:
 
 
 def exported_for_openvino(folder: Path, stored: str) -> Path:
-    target = folder.parent / "openvino" / f"{folder.name}-{stored}"
+    plain = models.plain(folder)
+    target = folder.parent / "openvino" / f"{plain.name}-{stored}"
     if not target.exists():
         unfinished = target.with_suffix(".unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
         program = Path(python_of("openvino")).parent / "optimum-cli"
-        command = [str(program), "export", "openvino", "--model", str(folder), "--task", "text-generation-with-past"]
-        prepare([*command, "--weight-format", stored, str(unfinished)], "openvino")
+        command = [str(program), "export", "openvino", "--model", str(plain), "--task", "text-generation-with-past"]
+        command += ["--weight-format", stored]
+        if stored in ("int8", "int4"):
+            command += ["--sym"]
+        if stored == "int4":
+            command += ["--group-size", str(fewer_bits.GROUP), "--ratio", "1.0"]
+        prepare([*command, str(unfinished)], "openvino")
         unfinished.rename(target)
     return target
 
 
 def start_vllm(folder: Path, stack: ExitStack, shared: Shared) -> Side:
+    form = models.form_of(folder)
+    if form == "int8":
+        raise processes.DidNotStartError("on CPUs its weights of 8 bits go with activations of 8 bits only")
     port, cores, dtype = processes.free_port(), os.cpu_count() or 1, models.dtype_of(folder)
     cache_bytes = shared.cache_tokens * models.cache_bytes_per_token(folder)
     command = [python_of("vllm"), "-m", "vllm.entrypoints.cli.main", "serve", str(folder), "--served-model-name", "m"]
@@ -104,7 +120,8 @@ def start_vllm(folder: Path, stack: ExitStack, shared: Shared) -> Side:
     }
     program = processes.Program("vllm", command, environment)
     side = serving.start_server(program, Server(port, "m", WHOLE_ANSWERS), stack, seconds=600)
-    return replace(side, about=f"through HTTP; weights, activations and KV {dtype}")
+    weights = "int4 (the same checkpoint)" if form else dtype
+    return replace(side, about=f"through HTTP; weights {weights}; activations and KV {dtype}")
 
 
 def start_llama(folder: Path, stack: ExitStack, streams: int, longest: int) -> Side:
@@ -117,14 +134,17 @@ def start_llama(folder: Path, stack: ExitStack, streams: int, longest: int) -> S
     command += ["--parallel", str(streams), "--ctx-size", str(streams * slot), "--cache-ram", "0"]
     command += ["--cache-type-k", cache, "--cache-type-v", cache]
     side = serving.start_server(processes.Program("llama", command, {}), Server(port, "m", WHOLE_ANSWERS), stack)
-    return replace(side, about=f"through HTTP; weights and activations {dtype}, KV {cache}, {streams} x {slot} tokens")
+    weights = {"": f"weights and activations {dtype}", "int8": "Q8_0", "int4": "Q4_0"}[models.form_of(folder)]
+    return replace(side, about=f"through HTTP; {weights}, KV {cache}, {streams} x {slot} tokens")
 
 
 def as_gguf(folder: Path) -> Path:
     file = folder.parent / "gguf" / f"{folder.name}.gguf"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        prepare([python_of("llama"), "-m", "benchmarks.peers.gguf_export", str(folder), str(file)], "llama")
+        kind = {"": [], "int8": ["Q8_0"], "int4": ["Q4_0"]}[models.form_of(folder)]
+        command = [python_of("llama"), "-m", "benchmarks.peers.gguf_export", str(models.plain(folder)), str(file)]
+        prepare([*command, *kind], "llama")
     return file
 
 

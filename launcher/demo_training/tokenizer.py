@@ -11,11 +11,15 @@ BOS, EOS = "<s>", "</s>"
 ROLES = ("<|user|>", "<|assistant|>", "<|system|>")
 SPECIAL_TOKENS = (BOS, EOS, *ROLES)  # their ids are their places in this tuple
 
+# What tools answered comes as words of the user: the model has no token for them. Calls are JSON, as the server reads
+# them.
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
-    "{% if message['role'] not in ['system', 'user', 'assistant'] %}"
-    "{{ raise_exception('Unknown role ' + message['role'] + ': use system, user or assistant') }}{% endif %}"
-    "<|{{ message['role'] }}|>{{ message['content'] }}"
+    "{% if message['role'] not in ['system', 'user', 'assistant', 'tool'] %}"
+    "{{ raise_exception('Unknown role ' + message['role'] + ': use system, user, assistant or tool') }}{% endif %}"
+    "<|{{ 'user' if message['role'] == 'tool' else message['role'] }}|>{{ message['content'] or '' }}"
+    "{% for call in message['tool_calls'] or [] %}"
+    "{{ {'name': call['function']['name'], 'arguments': call['function']['arguments']} | tojson }}{% endfor %}"
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ '\n' }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )

@@ -11,6 +11,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from millrace_launcher.errors import LauncherError, Variant
+from millrace_launcher.fetching import Report, Say, unheard
 from millrace_launcher.logs import Log, worker_record
 from millrace_launcher.model_folder import pickled_files
 from millrace_launcher.process import Child, Ending
@@ -28,7 +29,7 @@ class Converter:
     environment: Mapping[str, str]
     cache: Path
 
-    def safetensors_of(self, weights: Path, log: Log) -> Path:
+    def safetensors_of(self, weights: Path, log: Log, say: Say = unheard) -> Path:
         """A folder with the tensors of the pickled files in `weights`, made now or at an earlier start.
 
         Raises `DownloadError` with the reason when the files cannot be converted.
@@ -39,15 +40,22 @@ class Converter:
             log.info(f"The weights in {weights} are pickled: serving what was converted from them, {target}")
             return target
         log.info(f"The weights in {weights} are pickled: converting them to safetensors, once, into {target}")
-        self._run((*self.program, f"--target={target}", *map(str, files)), log)
+        self._run((*self.program, f"--target={target}", *map(str, files)), log, say)
         return target
 
-    def _run(self, argv: tuple[str, ...], log: Log) -> None:
+    def _run(self, argv: tuple[str, ...], log: Log, say: Say) -> None:
         ended: SimpleQueue[Ending] = SimpleQueue()
+
+        def relay(stream: str, line: str) -> None:
+            record = worker_record(line, 0, stream)
+            log.write(replace(record, span={}))
+            if "file" in record.fields and "of" in record.fields:
+                say(Report(f"converting file {record.fields['file']} of {record.fields['of']} to safetensors"))
+
         try:
             child = Child(
                 Command(argv, self.environment),
-                on_line=lambda stream, line: log.write(replace(worker_record(line, 0, stream), span={})),
+                on_line=relay,
                 on_exit=ended.put,
             )
         except OSError as error:
@@ -55,15 +63,6 @@ class Converter:
         ending = ended.get()
         if ending.status:
             raise _failed(child.ending_in_words(ending))
-
-
-def hub_cache(given: Path | None) -> Path:
-    """Where models are kept: the folder that was given, or the hub library's own."""
-    if given is not None:
-        return given
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    return Path(HF_HUB_CACHE)
 
 
 def _fingerprint(files: list[Path]) -> str:

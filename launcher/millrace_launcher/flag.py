@@ -38,7 +38,8 @@ class Flag:
     """One row of the table; name and default are the field's.
 
     `default_text` describes a default that is worked out at start (the field itself then is None). `note` says why a
-    flag is refused or has no effect. `harmless` lists values of a refused flag that ask for nothing and so pass.
+    flag is refused or has no effect. `harmless` lists values of a refused flag that ask for nothing and so pass;
+    `refused` those of a served flag that do not, for the reason that `note` says.
     `secret` values never reach a command line or a log.
     """
 
@@ -51,6 +52,7 @@ class Flag:
     status: Status = Status.SERVED
     note: str = ""
     harmless: tuple[Any, ...] = ()
+    refused: tuple[Any, ...] = ()
     targets: tuple[Target, ...] = ()
     secret: bool = False
 

@@ -40,7 +40,8 @@ died {MAX_FAILURES_IN_A_ROW} times in a row; `WebserverCannotStart`, `WebserverF
 ## Restarts and stopping
 
 - When a worker dies while serving, all ranks of its group are killed and started again; the router stays up and the
-  running requests wait and go on. The first restart comes at once, the next after 1, 2, 4 … seconds. After
+  running requests wait and go on. The first restart comes at once, the next after 1, 2 and 4 seconds, or after
+  `--max-restart-wait-seconds` where that is less. After
   {MAX_FAILURES_IN_A_ROW} failures without {HEALTHY_SECONDS:g} seconds of health between them it ends (`ShardFailed`).
 - SIGINT, SIGTERM and SIGHUP: the router finishes running requests for at most `--graceful-termination-timeout`, then
   the workers get {WORKER_TERMINATION_SECONDS:g} seconds. A second signal, {ECHO_SECONDS:g} second or more after the

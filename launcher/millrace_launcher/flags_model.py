@@ -9,6 +9,11 @@ from millrace_launcher.flag import Flag, Group, Status, Target, row
 
 _ROUTER = (Target.ROUTER,)
 _WORKER = (Target.WORKER,)
+_QUANTIZATIONS = (
+    *("awq", "compressed-tensors", "eetq", "exl2", "gptq", "marlin"),
+    *("bitsandbytes", "bitsandbytes-nf4", "bitsandbytes-fp4", "fp8"),
+)
+_SERVED_QUANTIZATIONS = ("eetq", "bitsandbytes", "gptq", "awq")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,13 +68,13 @@ class ModelFlags:
         None,
         Flag(
             Group.MODEL,
-            v.one_of(
-                *("awq", "compressed-tensors", "eetq", "exl2", "gptq", "marlin"),
-                *("bitsandbytes", "bitsandbytes-nf4", "bitsandbytes-fp4", "fp8"),
-            ),
-            "Quantization of the weights.",
-            status=Status.REFUSED,
-            note="weights are not quantized at load yet; leave the flag out: a quantized checkpoint says so itself",
+            v.one_of(*_QUANTIZATIONS),
+            "Quantize the weights of linear layers at load: eetq and bitsandbytes are 8 bits with a scale for each "
+            "output, on CPUs. gptq and awq refuse a checkpoint that is not in that form and change nothing in one that "
+            "is.",
+            refused=tuple(name for name in _QUANTIZATIONS if name not in _SERVED_QUANTIZATIONS),
+            note="a quantized checkpoint says so itself; leave the flag out",
+            targets=_WORKER,
         ),
     )
     kv_cache_dtype: str | None = row(

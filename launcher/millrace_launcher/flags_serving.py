@@ -96,6 +96,35 @@ class ServingFlags:
     max_concurrent_requests: int = row(
         128, Flag(Group.BATCHING, v.COUNT_32, "Requests in progress before 429 is answered.", targets=_ROUTER)
     )
+    max_queued_tokens: int | None = row(
+        None,
+        Flag(
+            Group.BATCHING,
+            v.COUNT,
+            "Prompt tokens that may wait to be computed before newcomers get 429.",
+            default_text="any number",
+            targets=_ROUTER,
+        ),
+    )
+    max_queue_seconds: float | None = row(
+        None,
+        Flag(
+            Group.BATCHING,
+            v.NUMBER,
+            "How long newcomers may have to wait, by estimate, before they get 429 instead.",
+            default_text="any time",
+            targets=_ROUTER,
+        ),
+    )
+    refuse_in_stream: bool = row(
+        False,
+        Flag(
+            Group.BATCHING,
+            v.SWITCH,
+            "Refuse streams for overload as TGI does, with status 200 and an error event, instead of 429.",
+            targets=_ROUTER,
+        ),
+    )
     max_batch_prefill_tokens: int | None = row(
         None,
         Flag(
@@ -160,6 +189,16 @@ class ServingFlags:
     )
     api_key: str | None = row(
         None, Flag(Group.HTTP, v.SECRET, "Key that requests must carry as `Authorization: Bearer`.", secret=True)
+    )
+    api_key_file: str | None = row(
+        None,
+        Flag(
+            Group.HTTP,
+            v.PATH,
+            "TOML file of API keys: the name, weight and limits of each tenant, and its keys or their SHA-256. Read "
+            "again when it changes. With --api-key too, that one is the tenant `default`.",
+            targets=_ROUTER,
+        ),
     )
     cors_allow_origin: tuple[str, ...] = row(
         (),
@@ -251,6 +290,16 @@ class ServingFlags:
             targets=_ROUTER,
         ),
     )
+    max_connections: int = row(
+        4096,
+        Flag(
+            Group.HTTP,
+            v.COUNT,
+            "Connections at once, as far as the limit of open files allows; beyond them those that ask for nothing are "
+            "closed, the longest idle first.",
+            targets=_ROUTER,
+        ),
+    )
     lame_duck_seconds: int = row(
         0,
         Flag(
@@ -266,7 +315,8 @@ class ServingFlags:
         Flag(
             Group.OPERATION,
             v.SWITCH,
-            "Offer POST /admin/drain, which stops the server as SIGTERM does. Needs --api-key.",
+            "Offer POST /admin/drain, which stops the server as SIGTERM does. Needs --api-key or an admin in "
+            "--api-key-file.",
             targets=_ROUTER,
         ),
     )
@@ -278,6 +328,15 @@ class ServingFlags:
             "A step that takes so long, and ten times what such steps took before, counts as hung: its rank and the "
             "others are replaced.",
             targets=_ROUTER,
+        ),
+    )
+    max_restart_wait_seconds: int = row(
+        4,
+        Flag(
+            Group.OPERATION,
+            v.SECONDS,
+            "The longest pause before workers, or a router, that died again are started again; the pauses are 0, 1, 2 "
+            "and 4 seconds, as far as this allows.",
         ),
     )
     dump_folder: str | None = row(

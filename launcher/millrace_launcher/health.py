@@ -6,47 +6,46 @@ import contextlib
 import json
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-_ANSWER_SECONDS = 5.0
-_MAX_ANSWER_BYTES = 1 << 20
+from millrace_launcher.failures import Work
+
+ANSWER_SECONDS = 5.0
+_MAX_ANSWER_BYTES = 1 << 24
+_BLAMED = b'tgi_request_failure{err="generation"}'
+_STEPS = b"tgi_batch_inference_success{"
 
 
 @dataclass(frozen=True)
 class Hang:
-    """A rank that the router found to hang: `generation` is that of its group, 0 when the router does not know it."""
+    """A rank that the router found to hang: `generation` is that of its group, 0 when the router does not know it.
+    `every_step_fails`: it answers, but has to be replaced like one that does not."""
 
     rank: int
     generation: int
     reason: str
     report: str
+    every_step_fails: bool = False
 
 
 def get(host: str, port: int, path: str) -> tuple[int, bytes] | None:
-    """Status and body; None when nobody answers in HTTP. A plain socket: an HTTP library would cost start-up time."""
-    request = f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n"
+    """Status and body; None when nobody answers in HTTP. A plain socket: an HTTP library would cost start-up time.
+
+    HTTP/1.0, whose answers come in one piece.
+    """
+    request = f"GET {path} HTTP/1.0\r\nHost: {host}:{port}\r\n\r\n"
     try:
-        with socket.create_connection((host, port), timeout=_ANSWER_SECONDS) as connection:
+        with socket.create_connection((host, port), timeout=ANSWER_SECONDS) as connection:
             connection.sendall(request.encode())
             with connection.makefile("rb") as answer:
                 words = answer.readline().split(maxsplit=2)
-                head, _, body = answer.read(_MAX_ANSWER_BYTES).partition(b"\r\n\r\n")
+                _, _, body = answer.read(_MAX_ANSWER_BYTES).partition(b"\r\n\r\n")
     except OSError:
         return None
     if len(words) < 2 or not words[0].startswith(b"HTTP/1.") or not words[1].isdigit():
         return None
-    return int(words[1]), _unchunked(body) if b"transfer-encoding: chunked" in head.lower() else body
-
-
-def _unchunked(body: bytes) -> bytes:
-    parts: list[bytes] = []
-    while body:
-        size, _, rest = body.partition(b"\r\n")
-        length = int(size, 16)
-        parts.append(rest[:length])
-        body = rest[length + 2 :] if length else b""
-    return b"".join(parts)
+    return int(words[1]), body
 
 
 def is_healthy(host: str, port: int) -> bool:
@@ -55,16 +54,43 @@ def is_healthy(host: str, port: int) -> bool:
     return answer is not None and answer[0] == 200
 
 
-def find_hang(host: str, port: int) -> Hang | None:
-    """The rank that hangs, if `GET /livez` names one."""
+@dataclass(frozen=True)
+class Look:
+    """What `GET /livez` has shown. `works` None: nobody has answered, which can have other reasons than a router that
+    hangs (its connections are all taken, there are no more files to open). `hang`: the rank that hangs, if one does."""
+
+    works: bool | None
+    hang: Hang | None = None
+
+
+def look(host: str, port: int) -> Look:
     answer = get(host, port, "/livez")
-    if answer is None or answer[0] != 503:
-        return None
+    if answer is None:
+        return Look(None)
+    if answer[0] != 503:
+        return Look(True)
     try:
-        hung = json.loads(answer[1])["hung"]
-        return Hang(int(hung["rank"]), int(hung["generation"]), str(hung["reason"]), str(hung["report"]))
-    except (ValueError, TypeError, KeyError):
+        told = json.loads(answer[1])
+        hung = told["hung"]
+        fails = hung.get("every_step_fails") is True
+        hang = Hang(int(hung["rank"]), int(hung["generation"]), str(hung["reason"]), str(hung["report"]), fails)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return Look(False)
+    return Look("standstill_seconds" not in told, hang)
+
+
+def work_seen(host: str, port: int) -> Work | None:
+    """What the router has counted, by `GET /metrics`; None when it does not answer."""
+    answer = get(host, port, "/metrics")
+    if answer is None or answer[0] != 200:
         return None
+    lines = answer[1].splitlines()
+    return Work(num_blamed=_total(lines, _BLAMED), num_steps=_total(lines, _STEPS))
+
+
+def _total(lines: Sequence[bytes], prefix: bytes) -> int:
+    """The sum of the counters whose lines begin so; 0 without any."""
+    return sum(int(float(line.rsplit(maxsplit=1)[-1])) for line in lines if line.startswith(prefix))
 
 
 class Poller:

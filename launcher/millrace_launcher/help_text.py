@@ -41,6 +41,8 @@ def description(row: NamedFlag) -> str:
     if row.flag.status is not Status.SERVED:
         verb = "Refused" if row.flag.status is Status.REFUSED else "No effect"
         text += f" {verb}: {row.flag.note}."
+    elif row.flag.refused:
+        text += f" Other values are refused: {row.flag.note}."
     return text
 
 

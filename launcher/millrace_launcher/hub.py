@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from millrace_launcher.errors import LauncherError, Variant
+from millrace_launcher.fetching import Download, Report, Say, told, unheard
 from millrace_launcher.model_folder import check_model_folder, demo_folder, weights_among
 
 if TYPE_CHECKING:
@@ -64,13 +65,27 @@ class LocatedModel:
     commit: str | None = None
 
 
-def locate_model(source: ModelSource, log: Log) -> LocatedModel:
-    """The model's folder, complete and checked. Raises `DownloadError` with what to do."""
+def at_hand(source: ModelSource) -> LocatedModel | None:
+    """The model if it is known to be on this machine; None: the hub has to be asked. Raises `DownloadError` for a
+    folder that cannot be served, and for a name that is none."""
     folder = _local_folder(source.model_id)
     if folder is not None:
         check_model_folder(folder)
         return LocatedModel(folder)
-    folder = _fetch(source, log)
+    _check_name(source.model_id)
+    if not source.offline:
+        return None
+    folder = _from_cache(source, "HF_HUB_OFFLINE is set")
+    check_model_folder(folder)
+    return LocatedModel(folder, commit=folder.name)
+
+
+def locate_model(source: ModelSource, log: Log, say: Say = unheard) -> LocatedModel:
+    """The model's folder, complete and checked. Raises `DownloadError` with what to do."""
+    found = at_hand(source)
+    if found is not None:
+        return found
+    folder = _fetch(source, log, say)
     check_model_folder(folder)
     # The hub's cache keeps each commit in a folder of its name.
     return LocatedModel(folder, commit=folder.name)
@@ -94,6 +109,15 @@ def files_to_fetch(names: Iterable[str], *, with_code: bool = False) -> list[str
     return (sorted(weights) or weights_among(top)) + sorted(settings) + sorted(code)
 
 
+def hub_cache(given: Path | None) -> Path:
+    """Where models are kept: the folder that was given, or the hub library's own."""
+    if given is not None:
+        return given
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE)
+
+
 def _local_folder(model_id: str) -> Path | None:
     if model_id == "demo":
         return demo_folder()
@@ -105,20 +129,24 @@ def _local_folder(model_id: str) -> Path | None:
     return None
 
 
-def _fetch(source: ModelSource, log: Log) -> Path:
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+def _check_name(model_id: str) -> None:
+    from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
     try:
-        validate_repo_id(source.model_id)
+        validate_repo_id(model_id)
     except HFValidationError:
-        raise _failed(f"'{source.model_id}' is neither a folder on this machine nor a name on the hub") from None
-    if source.offline:
-        return _from_cache(source, "HF_HUB_OFFLINE is set")
+        raise _failed(f"'{model_id}' is neither a folder on this machine nor a name on the hub") from None
+
+
+def _fetch(source: ModelSource, log: Log, say: Say) -> Path:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    say(Report("the hub is asked for the model"))
     api = HfApi(endpoint=source.endpoint, token=source.token, library_name="millrace")
     try:
-        return _download(api, source, log)
+        return _download(api, source, log, say)
     except HfHubHTTPError as error:
         if error.response.status_code < 500:
             _explain(error, source)
@@ -138,7 +166,7 @@ def _http_library_error() -> type[Exception]:
     return HfHubHTTPError.__bases__[0]
 
 
-def _download(api: HfApi, source: ModelSource, log: Log) -> Path:
+def _download(api: HfApi, source: ModelSource, log: Log, say: Say) -> Path:
     from huggingface_hub.utils import disable_progress_bars
 
     repository = api.model_info(source.model_id, revision=source.revision, files_metadata=True)
@@ -153,12 +181,14 @@ def _download(api: HfApi, source: ModelSource, log: Log) -> Path:
         disable_progress_bars()
     total = sum(sizes[name] for name in wanted)
     log.info(f"Fetching {source.model_id}: {len(wanted)} files, {total / 1e9:.2f} GB, unless they are in the cache")
-    folder = api.snapshot_download(
-        source.model_id,
-        revision=repository.sha,
-        cache_dir=source.cache,
-        allow_patterns=[glob.escape(name) for name in wanted],
-    )
+    place = hub_cache(source.cache) / f"models--{source.model_id.replace('/', '--')}"
+    with told(Download(place, repository.sha or "", {name: sizes[name] for name in wanted}), say):
+        folder = api.snapshot_download(
+            source.model_id,
+            revision=repository.sha,
+            cache_dir=source.cache,
+            allow_patterns=[glob.escape(name) for name in wanted],
+        )
     _remember_revision(Path(folder), source, repository.sha)
     return Path(folder)
 

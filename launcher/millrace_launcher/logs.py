@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, TextIO
+
+from millrace_launcher.outlet import Outlet
 
 TARGET = "millrace_launcher"
 _WORKER_TARGET = "millrace_worker"
@@ -33,7 +36,7 @@ class Log:
     """Writes records of at least `level` to `stream`, one write per record; safe to use from every thread."""
 
     def __init__(self, stream: TextIO, *, level: str = "INFO", json_output: bool = False, colour: bool = False) -> None:
-        self._stream = stream
+        self._outlet = Outlet(stream)
         self._threshold = _LEVELS.index(level)
         self._json = json_output
         self.colour = colour
@@ -56,13 +59,9 @@ class Log:
             self.raw_line(_as_json(record) if self._json else _as_text(record, self.colour))
 
     def raw_line(self, line: str) -> None:
-        """A line that already has the right form, such as the router's. A reader that has gone stops nothing."""
-        with self._lock:
-            try:
-                self._stream.write(line + "\n")
-                self._stream.flush()
-            except (OSError, ValueError):
-                pass
+        """A line that has the right form already, as the router has it. Readers that are gone or hang stop nothing."""
+        with self._lock, contextlib.suppress(OSError, ValueError):
+            self._outlet.line(line)
 
 
 def log_from_environment(stream: TextIO, environment: Mapping[str, str], *, json_output: bool) -> Log:

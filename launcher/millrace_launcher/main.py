@@ -6,29 +6,33 @@ seconds and `--help` an instant.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import socket
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from millrace_launcher.conversion import Converter, hub_cache
+from millrace_launcher.conversion import Converter
 from millrace_launcher.errors import LauncherError, UsageError, Variant
+from millrace_launcher.fetching import Say
 from millrace_launcher.flags import FLAG_TABLE, Arguments
 from millrace_launcher.hardware import look_at_machine, runtime_report
 from millrace_launcher.help_text import help_text, usage, version
-from millrace_launcher.hub import LocatedModel, ModelSource, locate_model
+from millrace_launcher.hub import LocatedModel, ModelSource, at_hand, hub_cache, locate_model
 from millrace_launcher.interrupts import Interrupts
 from millrace_launcher.logs import Log, log_from_environment
 from millrace_launcher.model_folder import check_override, folder_with_other_weights, has_only_pickled_weights
 from millrace_launcher.notices import foreign_notices
 from millrace_launcher.parser import Information, parse
-from millrace_launcher.ports import ReservedPort, reserve_http_port, reserve_master_port
+from millrace_launcher.ports import listen_http, reserve_master_port
 from millrace_launcher.private_folder import PrivateFolder, remove_stale_folders
-from millrace_launcher.resolve import Programs, Settled, inherited, launch_plan, settle
-from millrace_launcher.shell import Shell
+from millrace_launcher.resolve import LaunchPlan, Programs, Settled, inherited, launch_plan, settle
+from millrace_launcher.shell import Fetch, Shell
 from millrace_launcher.timeline import Timeline
 
 _MAX_SHOWN_CHARACTERS = 120
@@ -36,7 +40,24 @@ _MAX_SHOWN_CHARACTERS = 120
 
 def main() -> int:
     """The entry point; the caller ends the process with what it returns."""
-    return run(Path(sys.argv[0]).name, sys.argv[1:], os.environ)
+    return serve(Path(sys.argv[0]).name, sys.argv[1:])
+
+
+def serve(program: str, argv: Sequence[str]) -> int:
+    """Serves by these words of a command line and this process's environment."""
+    return not_held(run(program, argv, os.environ))
+
+
+def not_held(status: int) -> int:
+    """The status. Ends the process now where Python would wait for others first: a download that was broken off has
+    threads that go on to its end."""
+    others = (thread for thread in threading.enumerate() if thread is not threading.main_thread())
+    if any(not thread.daemon for thread in others):
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(status)
+    return status
 
 
 def run(program: str, argv: Sequence[str], environment: Mapping[str, str], programs: Programs | None = None) -> int:
@@ -67,32 +88,42 @@ class Launch:
         self._log = log
         self._timeline = timeline
         self._folder: PrivateFolder | None = None
-        self._port: ReservedPort | None = None
 
     def serve(self, programs: Programs | None) -> int:
         """The exit status. Raises `LauncherError` for whatever keeps the server from starting or ends it unasked."""
         interrupts = Interrupts(self._remove_folder)
-        try:
-            settled = self._settle()
+        with contextlib.ExitStack() as closing:
+            closing.callback(self._remove_folder)
+            settled, listener = self._settle()
+            closing.callback(listener.close)
             programs = programs or find_programs(self._environment)
             for stale in remove_stale_folders():
                 self._log.info(f"Removed {stale}, left by a launcher that was killed")
             self._folder = PrivateFolder.make(self._arguments.shard_uds_path, settled.num_shard)
             self._timeline.mark("resolve")
-            model = self._model(self._folder, programs)
-            self._timeline.mark("fetch")
-            settled = settled.at_commit(model.commit)
-            plan = launch_plan(settled, programs, model.folder, self._folder.uds_prefix, self._childrens_environment())
-            commit = f", commit {model.commit}" if model.commit else ""
-            name = settled.arguments.model_id
-            self._log.info(f"Starting {plan.num_shard} shard(s) of {name} ({model.folder}{commit}) and the router")
-            shell = Shell(plan, self._log, self._timeline)
+            shell = Shell(self._beginning(settled, programs, self._folder), listener, self._log, self._timeline)
             interrupts.hand_over(shell.stop)
             return shell.run()
-        finally:
-            self._remove_folder()
 
-    def _settle(self) -> Settled:
+    def _beginning(self, settled: Settled, programs: Programs, private: PrivateFolder) -> LaunchPlan | Fetch:
+        """What to start; for a model that is not at hand, what to start meanwhile."""
+        model = self._model_at_hand(private)
+        if model is not None:
+            self._timeline.mark("fetch")
+            return self._plan(settled, programs, private, model)
+        early = launch_plan(settled, programs, None, private.uds_prefix, self._childrens_environment())
+        self._log.info(f"Starting the router; the model {settled.arguments.model_id} is fetched meanwhile")
+        return Fetch(early, lambda say: self._plan(settled, programs, private, self._fetched(private, programs, say)))
+
+    def _plan(self, settled: Settled, programs: Programs, private: PrivateFolder, model: LocatedModel) -> LaunchPlan:
+        settled = settled.at_commit(model.commit)
+        plan = launch_plan(settled, programs, model.folder, private.uds_prefix, self._childrens_environment())
+        commit = f", commit {model.commit}" if model.commit else ""
+        name = settled.arguments.model_id
+        self._log.info(f"Starting {plan.num_shard} shard(s) of {name} ({model.folder}{commit}) and the router")
+        return plan
+
+    def _settle(self) -> tuple[Settled, socket.socket]:
         machine = look_at_machine(self._environment)
         self._log.info(f"Arguments: {shown_arguments(self._arguments)}")
         if self._arguments.env:
@@ -102,32 +133,47 @@ class Launch:
             self._log.warn(notice)
         return self._with_port(settled)
 
-    def _with_port(self, settled: Settled) -> Settled:
-        """The port, held against other launchers; 0 becomes a number. A taken --master-port is said now, too."""
+    def _with_port(self, settled: Settled) -> tuple[Settled, socket.socket]:
+        """The port is listened on from now on; 0 becomes a number. A taken --master-port is said now, too."""
         arguments = settled.arguments
         if settled.num_shard > 1:
             reserve_master_port(arguments.master_port).release()
-        self._port = reserve_http_port(arguments.hostname, arguments.port)
-        return replace(settled, arguments=replace(arguments, port=self._port.number))
+        listener = listen_http(arguments.hostname, arguments.port)
+        number = int(listener.getsockname()[1])
+        return replace(settled, arguments=replace(arguments, port=number)), listener
 
-    def _model(self, private: PrivateFolder, programs: Programs) -> LocatedModel:
+    def _source(self) -> ModelSource:
         arguments = self._arguments
         source = ModelSource.from_environment(
             arguments.model_id, arguments.revision, arguments.huggingface_hub_cache, self._environment
         )
-        model = locate_model(replace(source, with_code=arguments.trust_remote_code), self._log)
-        weights = model.folder
-        if arguments.weights_cache_override is not None:
-            weights = Path(arguments.weights_cache_override)
-            check_override(weights)
+        return replace(source, with_code=arguments.trust_remote_code)
+
+    def _model_at_hand(self, private: PrivateFolder) -> LocatedModel | None:
+        """None: it has to be fetched or converted first."""
+        model = at_hand(self._source())
+        if model is None:
+            return None
+        weights = self._weights_of(model)
+        return None if has_only_pickled_weights(weights) else joined(model, weights, private)
+
+    def _fetched(self, private: PrivateFolder, programs: Programs, say: Say) -> LocatedModel:
+        """The model, brought here and made readable."""
+        source = self._source()
+        model = locate_model(source, self._log, say)
+        weights = self._weights_of(model)
         if has_only_pickled_weights(weights):
-            environment = inherited(self._environment)
-            weights = Converter(programs.converter, environment, hub_cache(source.cache)).safetensors_of(
-                weights, self._log
-            )
-        if weights == model.folder:
-            return model
-        return replace(model, folder=folder_with_other_weights(model.folder, weights, private.path / "model"))
+            converter = Converter(programs.converter, inherited(self._environment), hub_cache(source.cache))
+            weights = converter.safetensors_of(weights, self._log, say)
+        return joined(model, weights, private)
+
+    def _weights_of(self, model: LocatedModel) -> Path:
+        """The folder that its weights are read from. Raises `ArgumentValidation` or `DownloadError`."""
+        if self._arguments.weights_cache_override is None:
+            return model.folder
+        weights = Path(self._arguments.weights_cache_override)
+        check_override(weights)
+        return weights
 
     def _childrens_environment(self) -> Mapping[str, str]:
         """Children write into pipes, so whether their lines may be coloured is decided here, once for all lines."""
@@ -136,6 +182,13 @@ class Launch:
     def _remove_folder(self) -> None:
         if self._folder is not None:
             self._folder.remove()
+
+
+def joined(model: LocatedModel, weights: Path, private: PrivateFolder) -> LocatedModel:
+    """The model with the weights of another folder, unless it is the same."""
+    if weights == model.folder:
+        return model
+    return replace(model, folder=folder_with_other_weights(model.folder, weights, private.path / "model"))
 
 
 def find_programs(environment: Mapping[str, str]) -> Programs:

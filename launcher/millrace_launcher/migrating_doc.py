@@ -115,6 +115,11 @@ def document(deviations: list[dict[str, str]]) -> str:
         parts += [f"\n### {topic}\n", *(f"- {reason}" for reason in reasons)]
     parts.append(_FLAGS_HEAD)
     parts += _flags("Refused at start, with this reason", Status.REFUSED)
+    parts += [
+        f"- `{row.long}` with {', '.join(f'`{value}`' for value in row.flag.refused)}: {row.flag.note}."
+        for row in FLAG_TABLE
+        if row.flag.refused
+    ]
     parts += _flags("Accepted, and nothing to do", Status.NO_EFFECT)
     new = [row for row in FLAG_TABLE if row.long.removeprefix("--") not in FLAGS_OF_TGI]
     parts += ["\n### New here\n", *(f"- `{row.long}`: {description(row)}" for row in new)]

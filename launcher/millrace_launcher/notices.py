@@ -27,9 +27,15 @@ FOREIGN_ENVIRONMENT = (
     ForeignVariable("PREFILL_CHUNKING", _CHUNKS, silent=("1", "true", "True")),
     ForeignVariable("TGI_WIGGLE_ROOM", "memory is measured at start; see `--cuda-memory-fraction`"),
     ForeignVariable("REQUEST_LOGPROBS", "log-probabilities of prompt tokens are always allowed"),
-    ForeignVariable("EXLLAMA_VERSION", "these choose kernels for quantized weights, of which there are none yet"),
-    ForeignVariable("DISABLE_EXLLAMA", "these choose kernels for quantized weights, of which there are none yet"),
-    ForeignVariable("USE_CUTLASS_W8A8", "these choose kernels for quantized weights, of which there are none yet"),
+    ForeignVariable(
+        "EXLLAMA_VERSION", "these choose among CUDA kernels for quantized weights, of which there are none"
+    ),
+    ForeignVariable(
+        "DISABLE_EXLLAMA", "these choose among CUDA kernels for quantized weights, of which there are none"
+    ),
+    ForeignVariable(
+        "USE_CUTLASS_W8A8", "these choose among CUDA kernels for quantized weights, of which there are none"
+    ),
     ForeignVariable("XPU_MEMORY_FRACTION", "XPU devices are not served"),
     ForeignVariable("ZE_AFFINITY_MASK", "XPU devices are not served"),
 )

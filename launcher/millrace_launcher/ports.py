@@ -1,4 +1,4 @@
-"""Ports that no other launcher on this machine takes at the same time."""
+"""The port of HTTP, listened on from the first second, and ports that no other launcher on this machine takes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from millrace_launcher.errors import LauncherError, Variant, argument_error
 
 _ATTEMPTS = 100
+# As many connections as the router's own socket would hold.
+_WAITING_CLIENTS = 1024
 
 
 def _try_bind(host: str, port: int) -> socket.socket:
@@ -53,11 +55,14 @@ def reserve_port(host: str, wanted: int | None) -> ReservedPort:
     raise OSError(errno.EADDRINUSE, "no free port was found")
 
 
-def reserve_http_port(host: str, port: int) -> ReservedPort:
-    """The router's port; 0 is any. Raises `WebserverFailed` when the router could not listen there: known before a
-    model is fetched or loaded."""
+def listen_http(host: str, port: int) -> socket.socket:
+    """The router's port, listened on; 0 is any. Clients that connect wait for a router to take them, also while one is
+    replaced by another. Raises `WebserverFailed` when nobody can listen there: known before a model is fetched or
+    loaded."""
     try:
-        return reserve_port(host, port or None)
+        listener = _try_bind(host, port)
+        listener.listen(_WAITING_CLIENTS)
+        return listener
     except OSError as error:
         reason = "it is in use; choose another `--port`" if error.errno == errno.EADDRINUSE else error.strerror
         raise LauncherError(Variant.WEBSERVER_FAILED, f"cannot listen on {host} port {port}: {reason}") from None

@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import stat
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,11 +144,24 @@ def _check_prefix(prefix: str, num_shard: int) -> None:
     parent = Path(prefix).parent
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise argument_error(f"`--shard-uds-path`: {parent} is not a folder that can be written to")
+    mode = parent.stat().st_mode
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        raise argument_error(
+            f"`--shard-uds-path`: everybody can write to {parent} and replace the workers' sockets there; choose a "
+            "folder of your own"
+        )
 
 
 def _lock_prefix(prefix: str) -> IO[str]:
     """An open file, locked as long as this process lives."""
-    lock = Path(f"{prefix}.lock").open("w")  # noqa: SIM115 - its holder closes it
+    try:
+        # Others may write to this folder: a link that one of them has put there is not followed.
+        descriptor = os.open(f"{prefix}.lock", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise argument_error(
+            f"`--shard-uds-path`: {prefix}.lock cannot be opened ({error.strerror}); choose another prefix"
+        ) from None
+    lock = os.fdopen(descriptor, "w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

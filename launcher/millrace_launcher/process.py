@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import json
 import os
 import signal
 import subprocess
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, Any
 
 from millrace_launcher.complaint import Complaint
 from millrace_launcher.resolve import Command
@@ -46,8 +48,13 @@ class Child:
     """
 
     def __init__(
-        self, command: Command, on_line: Callable[[str, str], None], on_exit: Callable[[Ending], None]
+        self,
+        command: Command,
+        on_line: Callable[[str, str], None],
+        on_exit: Callable[[Ending], None],
+        passed: Sequence[int] = (),
     ) -> None:
+        """`passed`: descriptors that the child gets, under their numbers. Raises OSError when it cannot be started."""
         self.last_stderr_lines: deque[str] = deque(maxlen=_KEPT_STDERR_LINES)
         self._complaint = Complaint()
         self._on_line = on_line
@@ -61,13 +68,19 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             process_group=0,
+            pass_fds=passed,
         )
         streams = {"stdout": self._process.stdout, "stderr": self._process.stderr}
         self._pumps = [
             threading.Thread(target=self._pump, args=(name, pipe), daemon=True) for name, pipe in streams.items()
         ]
-        for thread in (*self._pumps, threading.Thread(target=self._watch, daemon=True)):
-            thread.start()
+        try:
+            for thread in (*self._pumps, threading.Thread(target=self._watch, daemon=True)):
+                thread.start()
+        except RuntimeError as error:  # no more threads are to be had
+            self.kill()
+            self._process.wait()
+            raise OSError(errno.EAGAIN, str(error)) from None
 
     @property
     def pid(self) -> int:
@@ -77,6 +90,13 @@ class Child:
         """How it ended, and why if it has said so. What was killed did not end for a reason of its own."""
         reason = None if ending.status == -signal.SIGKILL else self._complaint.reason
         return f"{ending}: {reason}" if reason else str(ending)
+
+    def tell(self, news: Mapping[str, Any]) -> None:
+        """A line on its stdin. Waits while the child has not read what was said before; who is gone is told nothing."""
+        with contextlib.suppress(OSError, ValueError):
+            if self._process.stdin is not None:
+                self._process.stdin.write(json.dumps(news).encode() + b"\n")
+                self._process.stdin.flush()
 
     def terminate(self) -> None:
         """SIGTERM to the child itself."""

@@ -29,6 +29,11 @@ class Command:
     def __repr__(self) -> str:
         return f"Command({' '.join(self.argv)})"
 
+    def listening_on(self, descriptor: int) -> Command:
+        """With a socket that it gets as systemd would pass it on. Nothing is left of the launcher's own such socket."""
+        sockets = {"LISTEN_FDS": "1", "LISTEN_FDS_FIRST_FD": str(descriptor), "LISTEN_PID": ""}
+        return replace(self, environment={**self.environment, **sockets})
+
 
 @dataclass(frozen=True)
 class Programs:
@@ -55,7 +60,10 @@ class Settled:
 
 @dataclass(frozen=True)
 class LaunchPlan:
-    """What runs: one router and `num_shard` workers. Every child is configured by this plan and by nothing else."""
+    """What runs: one router and `num_shard` workers. Every child is configured by this plan and by nothing else.
+
+    `model_path` None: the model is not there yet. The router can be started all the same, and is told later.
+    """
 
     model_id: str
     num_shard: int
@@ -68,7 +76,10 @@ class LaunchPlan:
     hostname: str
     port: int
     termination_timeout: float
+    longest_restart_wait: float
     dump_folder: Path
+    model_path: Path | None
+    revision: str | None
 
     def worker(self, rank: int, generation: int, master_port: int | None) -> Command:
         """The command of one rank; ranks of one group share the port, a single rank needs none."""
@@ -95,9 +106,9 @@ def settle(arguments: Arguments, machine: Machine, environment: Mapping[str, str
 
 
 def launch_plan(
-    settled: Settled, programs: Programs, model_path: Path, uds_prefix: str, environment: Mapping[str, str]
+    settled: Settled, programs: Programs, model_path: Path | None, uds_prefix: str, environment: Mapping[str, str]
 ) -> LaunchPlan:
-    """The commands of all children; the model is in `model_path` by now and the port is not 0."""
+    """The commands of all children; the port is not 0 by now."""
     arguments = settled.arguments
     shared = inherited(environment)
     router_environment = dict(shared)
@@ -105,7 +116,8 @@ def launch_plan(
         router_environment["API_KEY"] = arguments.api_key
     if settled.compute_type is not None:
         router_environment["COMPUTE_TYPE"] = settled.compute_type
-    places = {"--model-path": str(model_path), "--worker-uds-path": uds_prefix, "--num-shard": settled.num_shard}
+    model = {"--await-model": True} if model_path is None else {"--model-path": str(model_path)}
+    places = model | {"--worker-uds-path": uds_prefix, "--num-shard": settled.num_shard}
     router_argv = (*programs.router, *_pairs({"--model-id": arguments.model_id} | places))
     return LaunchPlan(
         model_id=arguments.model_id,
@@ -123,7 +135,10 @@ def launch_plan(
         hostname=arguments.hostname,
         port=arguments.port,
         termination_timeout=float(arguments.graceful_termination_timeout + arguments.lame_duck_seconds),
+        longest_restart_wait=float(arguments.max_restart_wait_seconds),
         dump_folder=Path(arguments.dump_folder or tempfile.gettempdir()),
+        model_path=model_path,
+        revision=arguments.revision,
     )
 
 
@@ -166,6 +181,8 @@ def _refuse_what_is_not_served(arguments: Arguments) -> None:
         asked_for = value != row.default and value not in row.flag.harmless
         if row.flag.status is Status.REFUSED and asked_for:
             raise argument_error(f"`{row.long}` (or {row.environment}) is refused: {row.flag.note}")
+        if value in row.flag.refused:
+            raise argument_error(f"`{row.long} {value}` (or {row.environment}) is refused: {row.flag.note}")
 
 
 def _settle_limits(arguments: Arguments) -> Arguments:

@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from millrace_launcher.conversion import Converter, hub_cache
+from millrace_launcher.conversion import Converter
 from millrace_launcher.errors import LauncherError, Variant
+from millrace_launcher.hub import hub_cache
 from millrace_launcher.logs import Log
 from millrace_launcher.model_folder import pickled_files
 
@@ -55,6 +56,13 @@ def test_a_failure_ends_the_start_with_the_reason(weights: Path, tmp_path: Path)
         LauncherError, match=r"cannot be converted to safetensors: exit status 1: bad weights"
     ) as caught:
         converter(tmp_path).safetensors_of(weights, Log(io.StringIO()))
+    assert caught.value.variant is Variant.DOWNLOAD
+
+
+def test_a_program_that_cannot_be_started_ends_the_start_with_the_reason(weights: Path, tmp_path: Path) -> None:
+    missing = Converter((str(tmp_path / "nowhere"),), dict(os.environ), tmp_path / "cache")
+    with pytest.raises(LauncherError, match=r"nowhere cannot be started: No such file") as caught:
+        missing.safetensors_of(weights, Log(io.StringIO()))
     assert caught.value.variant is Variant.DOWNLOAD
 
 

@@ -172,6 +172,16 @@ def test_a_hub_that_answers_with_errors_leaves_the_cache(hub: StandInHub, source
     assert found(source) == online
 
 
+def test_a_cache_that_cannot_be_written_is_named(source: ModelSource, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert "cannot be stored: " in refusal(replace(source, cache=tmp_path / "file" / "cache"))
+
+
+def test_what_the_hub_refuses_for_other_reasons_is_told_as_it_is(hub: StandInHub, source: ModelSource) -> None:
+    hub.repositories[NAME].status = 418
+    assert "the hub answered 418" in refusal(source)
+
+
 def test_an_incomplete_cache_is_not_taken_for_a_model(hub: StandInHub, source: ModelSource) -> None:
     found(source)
     folder = next((source.cache or Path()).glob("*/snapshots/*"))

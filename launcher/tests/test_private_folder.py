@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
 import shutil
+import stat
 import tempfile
 import threading
 from pathlib import Path
@@ -86,6 +88,34 @@ def test_a_folder_that_is_lost_before_it_is_locked_is_made_anew(monkeypatch: pyt
     assert remove_stale_folders() == []
 
 
+def test_a_folder_that_is_lost_at_once_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between its making and that of its lock file."""
+    made = private_folder._short_private_path
+    lost: list[Path] = []
+
+    def lose_the_first() -> Path:
+        path = made()
+        if not lost:
+            path.rmdir()
+            lost.append(path)
+        return path
+
+    monkeypatch.setattr(private_folder, "_short_private_path", lose_the_first)
+    mine = PrivateFolder.make(None, 1)
+    assert mine.path.is_dir()
+    assert [mine.path] != lost
+
+
+def test_where_paths_are_too_long_for_sockets_it_lies_elsewhere(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = temporary / ("d" * 100)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    assert PrivateFolder.make(None, 1).path.parent == temporary
+    assert not list(deep.iterdir())
+
+
 def test_a_place_where_files_cannot_be_locked_is_refused(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def without_locks(*_: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
@@ -128,3 +158,49 @@ def test_launchers_that_start_and_are_killed_together_keep_their_own_folders(tem
     assert faults == []
     remove_stale_folders()
     assert list(temporary.iterdir()) == []
+
+
+def test_only_its_user_can_look_into_a_private_folder() -> None:
+    mask = os.umask(0)
+    try:
+        mine = PrivateFolder.make(None, 1)
+    finally:
+        os.umask(mask)
+    assert stat.S_IMODE(mine.path.stat().st_mode) == 0o700
+    mine.remove()
+
+
+def test_links_that_others_have_laid_are_not_followed(temporary: Path) -> None:
+    """In a folder where everybody may write, somebody waits with a link under the name of the lock."""
+    victim = temporary / "victim"
+    victim.write_text("precious")
+    prefix = temporary / "workers"
+    Path(f"{prefix}.lock").symlink_to(victim)
+    with pytest.raises(LauncherError, match=r"workers\.lock cannot be opened"):
+        PrivateFolder.make(str(prefix), 1)
+    assert victim.read_text() == "precious"
+    Path(f"{prefix}.lock").unlink()
+    Path(f"{prefix}.lock").symlink_to(temporary / "not there yet")
+    with pytest.raises(LauncherError, match=r"workers\.lock cannot be opened"):
+        PrivateFolder.make(str(prefix), 1)
+    assert not (temporary / "not there yet").exists()
+
+
+def test_a_folder_in_which_everybody_may_replace_the_sockets_is_refused(temporary: Path) -> None:
+    everybodys = temporary / "everybodys"
+    everybodys.mkdir()
+    everybodys.chmod(0o777)
+    with pytest.raises(LauncherError, match="everybody can write"):
+        PrivateFolder.make(str(everybodys / "worker"), 1)
+    everybodys.chmod(0o1777)
+    PrivateFolder.make(str(everybodys / "worker"), 1).remove()
+
+
+def test_a_link_inside_a_stale_folder_leads_to_no_removal(temporary: Path) -> None:
+    dead = killed(PrivateFolder.make(None, 1))
+    elsewhere = temporary / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "precious").touch()
+    (dead.path / "model").symlink_to(elsewhere)
+    assert remove_stale_folders() == [dead.path]
+    assert (elsewhere / "precious").exists()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from millrace_launcher.process import Child, Ending
@@ -70,6 +72,28 @@ while data:
     run = Run(program)
     run.wait()
     assert run.lines["stdout"] == (lines if lines[-1] else lines[:-1])
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3])
+def test_a_child_whose_threads_cannot_be_had_is_none(monkeypatch: pytest.MonkeyPatch, nth: int) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    real_popen, real_start, num_starts = subprocess.Popen, threading.Thread.start, iter(range(1, 9))
+
+    def popen(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        started.append(real_popen(*arguments, **options))
+        return started[-1]
+
+    def start(thread: threading.Thread) -> None:
+        if next(num_starts) == nth:
+            raise RuntimeError("can't start new thread")
+        real_start(thread)
+
+    monkeypatch.setattr("millrace_launcher.process.subprocess.Popen", popen)
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(OSError, match="can't start new thread"):
+        Run("import time; time.sleep(600)")
+    (process,) = started
+    assert process.returncode == -signal.SIGKILL
 
 
 def test_both_streams_are_read_at_the_same_time() -> None:

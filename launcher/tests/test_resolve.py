@@ -144,7 +144,6 @@ def test_contradictions_are_refused(line: str, first: str, second: str) -> None:
 
 
 REFUSED = [
-    "--quantize gptq",
     "--speculate 2",
     "--kv-cache-dtype fp8_e5m2",
     "--lora-adapters a@b@c",
@@ -166,9 +165,22 @@ def test_every_refused_flag_is_in_the_table_above() -> None:
     assert refused == {line.split()[0] for line in REFUSED}
 
 
+def test_only_8_bits_are_quantized_at_load() -> None:
+    (row,) = (row for row in FLAG_TABLE if row.name == "quantize")
+    for name in row.flag.kind.choices:
+        if name in ("eetq", "bitsandbytes", "gptq", "awq"):
+            assert settled(f"--quantize {name}").arguments.quantize == name
+            continue
+        with pytest.raises(
+            LauncherError, match=f"`--quantize {name}` .* a quantized checkpoint says so itself"
+        ) as caught:
+            settled(f"--quantize {name}")
+        assert caught.value.variant is Variant.ARGUMENT_VALIDATION
+
+
 @pytest.mark.parametrize(
     ("variable", "text"),
-    [("QUANTIZE", "awq"), ("LORA_ADAPTERS", "a"), ("SPECULATE", "1")],
+    [("QUANTIZE", "exl2"), ("LORA_ADAPTERS", "a"), ("SPECULATE", "1")],
 )
 def test_what_is_not_served_is_refused_from_the_environment_too(variable: str, text: str) -> None:
     with pytest.raises(LauncherError, match=variable):
@@ -263,7 +275,7 @@ def test_the_router_gets_every_flag_of_its_own() -> None:
         "--disable-grammar-support --max-concurrent-requests=128 --max-batch-prefill-tokens=4096 --max-batch-size=3 "
         "--waiting-served-ratio=1.2 --max-waiting-tokens=20 --prefix-caching=false --validation-workers=2 "
         "--hostname=0.0.0.0 --port=8080 --cors-allow-origin=http://a --json-output --hung-step-seconds=30 "
-        "--head-timeout-seconds=60 --lame-duck-seconds=0 --graceful-termination-timeout=90 "
+        "--head-timeout-seconds=60 --max-connections=4096 --lame-duck-seconds=0 --graceful-termination-timeout=90 "
         "--reasoning-parser=auto --tool-call-parser=auto"
     )
     assert sorted(plan.router.argv[1:]) == sorted(words.split())
@@ -271,7 +283,8 @@ def test_the_router_gets_every_flag_of_its_own() -> None:
 
 def test_a_worker_gets_its_flags_and_its_place_in_the_group() -> None:
     plan = plan_of(
-        "--num-shard 2 --dtype float32 --trust-remote-code --kv-cache-memory 1000 --watermark-delta=-1 --json-output"
+        "--num-shard 2 --dtype float32 --quantize eetq --trust-remote-code --kv-cache-memory 1000 "
+        "--watermark-delta=-1 --json-output"
     )
     command = plan.worker(rank=1, generation=3, master_port=4321)
     assert command.argv == (
@@ -279,6 +292,7 @@ def test_a_worker_gets_its_flags_and_its_place_in_the_group() -> None:
         "--model-path=/m",
         "--uds-path=/s/worker",
         "--dtype=float32",
+        "--quantize=eetq",
         "--trust-remote-code",
         "--model-impl=auto",
         "--cuda-memory-fraction=1.0",

@@ -6,108 +6,17 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from millrace_launcher.supervisor import AT_ONCE, CUT, ECHO_SECONDS
 
+from launcher.tests.fakes.launched import PATIENCE, Launcher, is_running, until
 from launcher.tests.fakes.stand_in_hub import Repository, StandInHub
-
-FAKES = Path(__file__).parent / "fakes"
-PATIENCE = 60.0  # generous: a test that waits this long has failed
-
-
-def until(condition: Callable[[], Any], what: str) -> Any:
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        value = condition()
-        if value:
-            return value
-        time.sleep(0.02)
-    raise AssertionError(f"waited in vain for {what}")
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-class Launcher:
-    """A launcher with fake children, its log, and the notes that its children left."""
-
-    def __init__(self, folder: Path, *flags: str, **environment: str) -> None:
-        self.notes_folder = folder / "notes"
-        self.notes_folder.mkdir(parents=True, exist_ok=True)
-        model = folder / "model"
-        model.mkdir(exist_ok=True)
-        for name in ("config.json", "tokenizer.json", "model.safetensors"):
-            (model / name).write_text("{}")
-        self.temporary = folder / "tmp"
-        self.temporary.mkdir(exist_ok=True)
-        model_flags = [] if "--model-id" in flags else ["--model-id", str(model)]
-        port_flags = [] if "--port" in flags else ["--port", "0"]
-        base = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "PYTHONPATH")}
-        self.process = subprocess.Popen(
-            [sys.executable, str(FAKES / "serve.py"), *model_flags, *port_flags, *flags],
-            env={**base, "FAKE_DIR": str(self.notes_folder), "TMPDIR": str(self.temporary), **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.lines: list[str] = []
-        self.errors: list[str] = []
-        for pipe, kept in ((self.process.stdout, self.lines), (self.process.stderr, self.errors)):
-            threading.Thread(target=self._collect, args=(pipe, kept), daemon=True).start()
-
-    @staticmethod
-    def _collect(pipe: Any, kept: list[str]) -> None:
-        for line in pipe:
-            kept.append(line.rstrip("\n"))
-
-    @property
-    def log(self) -> str:
-        return "\n".join(self.lines)
-
-    def notes(self, kind: str) -> list[dict[str, Any]]:
-        paths = sorted(self.notes_folder.glob(f"{kind}-*.json"), key=lambda path: path.stat().st_mtime_ns)
-        return [json.loads(path.read_text()) for path in paths]
-
-    def workers(self, rank: int) -> list[dict[str, Any]]:
-        return self.notes(f"worker-{rank}")
-
-    def router(self) -> dict[str, Any]:
-        return until(lambda: self.notes("router"), "the router")[0]
-
-    def pids(self) -> list[int]:
-        notes = [*self.notes("worker"), *self.notes("router")]
-        return [note["pid"] for note in notes] + [note["child"] for note in notes if note.get("child")]
-
-    def ready(self) -> Launcher:
-        until(lambda: "Ready: " in self.log or self.process.poll() is not None, "readiness")
-        assert self.process.poll() is None, self.errors
-        return self
-
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
-        return self.ended()
-
-    def ended(self) -> int:
-        until(lambda: self.process.poll() is not None, "the launcher's end")
-        return self.process.wait()
-
-    def leaves_nothing(self) -> bool:
-        """No process of its own, no file in its temporary folder."""
-        gone = until(lambda: not any(map(is_running, self.pids())), "the end of all children")
-        return gone and not list(self.temporary.iterdir())
 
 
 @pytest.fixture
@@ -217,12 +126,34 @@ def test_a_killed_rank_is_replaced_with_its_group_while_the_router_stays(start: 
     assert launcher.leaves_nothing()
 
 
+@pytest.mark.parametrize("can_write", [True, False])
+def test_a_hang_is_reported_and_the_group_replaced_whether_the_report_can_be_kept_or_not(
+    start: Start, tmp_path: Path, can_write: bool
+) -> None:
+    dumps = tmp_path / "dumps"
+    if not can_write:
+        dumps.touch()  # a file where the folder should be
+    launcher = start("--num-shard", "2", "--dump-folder", str(dumps)).ready()
+    (launcher.notes_folder / "hang").touch()
+    until(lambda: len(launcher.workers(0)) == 2 and len(launcher.workers(1)) == 2, "a new group")
+    (launcher.notes_folder / "hang").unlink()
+    assert len(launcher.notes("router")) == 1, "the router stays"
+    if can_write:
+        (report,) = dumps.iterdir()
+        assert "rank 1 of group 1 hung: it stands still" in report.read_text()
+        assert report.read_text().count("stacks of this rank") == 2
+    else:
+        until(lambda: "report of the hang cannot be written" in launcher.log, "a warning")
+    assert launcher.stop() == 0
+
+
 def test_a_group_that_dies_again_and_again_ends_the_launcher(start: Start) -> None:
     launcher = start(FAKE_WORKER="die-when-restarted").ready()
     os.kill(launcher.workers(0)[0]["pid"], signal.SIGKILL)
     assert launcher.ended() == 1
     assert launcher.errors[-1].startswith('Error: ShardFailed("rank 0 ended: exit status 7; 5 failures in a row')
     assert len(launcher.workers(0)) == 5
+    assert "5 failures in a row" in launcher.told()[-1]["end"]["reason"]
     assert "router: draining" in launcher.lines
     assert launcher.leaves_nothing()
 
@@ -243,7 +174,7 @@ def test_a_worker_that_cannot_start_ends_everything_with_its_last_words(start: S
 def test_a_router_that_ends_takes_the_workers_along(start: Start) -> None:
     launcher = start(FAKE_ROUTER="die-at-start")
     assert launcher.ended() == 1
-    assert launcher.errors == ['Error: WebserverFailed("the router ended: exit status 3: the router has a headache")']
+    assert launcher.errors == ['Error: WebserverFailed("the router ended: exit status 9: the router has a headache")']
     assert "error: the router has a headache" in launcher.lines
     assert launcher.leaves_nothing()
 
@@ -264,6 +195,30 @@ def test_a_router_that_is_killed_while_serving_is_started_again_and_the_workers_
     assert (len(launcher.notes("router")), len(launcher.workers(0))) == (2, 1)
     assert launcher.stop() == 0
     assert launcher.leaves_nothing()
+
+
+@pytest.mark.parametrize("how", ["stopped", "says so"])
+def test_a_router_that_hangs_is_replaced_and_the_workers_stay(start: Start, how: str) -> None:
+    launcher = start(FAKE_ANSWER_SECONDS="0.4").ready()
+    router = launcher.router()["pid"]
+    if how == "stopped":
+        os.kill(router, signal.SIGSTOP)
+    else:
+        (launcher.notes_folder / f"still-{router}").touch()
+    until(lambda: "Serving again" in launcher.log, "another router")
+    assert "The router hangs: killing it" in launcher.log
+    assert (len(launcher.notes("router")), len(launcher.workers(0))) == (2, 1)
+    assert launcher.stop() == 0
+    assert launcher.leaves_nothing()
+
+
+def test_a_router_that_has_no_time_for_questions_is_left_alone(start: Start) -> None:
+    launcher = start(FAKE_ANSWER_SECONDS="0.2").ready()
+    (launcher.notes_folder / "busy").touch()
+    time.sleep(3)
+    assert is_running(launcher.router()["pid"])
+    assert len(launcher.notes("router")) == 1
+    assert "hangs" not in launcher.log
 
 
 def test_a_router_that_is_killed_again_and_again_ends_everything(start: Start) -> None:
@@ -390,6 +345,34 @@ def test_a_master_port_in_use_is_refused_before_anything_starts(start: Start) ->
     assert launcher.pids() == []
 
 
+def test_a_group_that_cannot_be_started_again_is_tried_again_until_it_can(start: Start) -> None:
+    """Its port is taken by another program between two groups; the router lives on, and serves when it is free."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    launcher = start("--num-shard", "2", "--master-port", str(port)).ready()
+    with socket.create_server(("127.0.0.1", port)):
+        os.kill(launcher.workers(0)[0]["pid"], signal.SIGKILL)
+        until(lambda: f"`--master-port` {port} is in use" in launcher.log, "a start that fails")
+    until(lambda: "Serving again" in launcher.log, "another group")
+    assert [len(launcher.workers(rank)) for rank in (0, 1)] == [2, 2]
+    assert len(launcher.notes("router")) == 1
+    assert launcher.stop() == 0
+    assert launcher.leaves_nothing()
+
+
+@pytest.mark.parametrize("kind", ["router", "worker-0"])
+def test_a_program_that_cannot_be_started_again_is_a_failure_in_a_row(start: Start, kind: str) -> None:
+    launcher = start("--max-restart-wait-seconds", "0", FAKE_STARTS=f"{kind}:1").ready()
+    os.kill(launcher.notes(kind)[0]["pid"], signal.SIGKILL)
+    assert launcher.ended() == 1
+    variant = "WebserverFailed" if kind == "router" else "ShardFailed"
+    assert launcher.errors[-1].startswith(f'Error: {variant}("')
+    assert "cannot be started: Resource temporarily unavailable" in launcher.errors[-1]
+    if kind != "router":
+        assert "router: draining" in launcher.lines, "its streams get an end"
+    assert launcher.leaves_nothing()
+
+
 def test_a_given_master_port_is_used(start: Start) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
@@ -452,9 +435,20 @@ def test_a_model_from_the_hub_is_fetched_and_served(start: Start, tmp_path: Path
     launcher = start(*flags, HF_ENDPOINT=hub.url).ready()
     router = launcher.router()
     assert router["flags"]["model-id"] == "some/model"
-    assert router["flags"]["revision"] == "a" * 40
-    assert Path(router["flags"]["model-path"]).is_relative_to(cache)
+    assert "--await-model" in router["argv"]
+    assert "model-path" not in router["flags"]
+    told = launcher.told()
+    assert any("downloading" in news["progress"]["words"] for news in told[:-1])
+    assert told[-1]["model"]["revision"] == "a" * 40
+    model = Path(told[-1]["model"]["path"])
+    assert model.is_relative_to(cache)
+    assert f"--model-path={model}" in launcher.workers(0)[0]["argv"]
     assert "Fetching some/model: 3 files" in launcher.log
+    # A router that follows knows from its start what the first one was told.
+    os.kill(router["pid"], signal.SIGKILL)
+    until(lambda: len(launcher.notes("router")) == 2, "another router")
+    flags = launcher.notes("router")[1]["flags"]
+    assert (flags["model-path"], flags["revision"]) == (str(model), "a" * 40)
     hub.close()
 
 
@@ -463,14 +457,61 @@ def test_a_local_folders_revision_is_what_the_user_says(start: Start) -> None:
     assert start("--revision", "mine").ready().router()["flags"]["revision"] == "mine"
 
 
-def test_a_stop_while_fetching_ends_with_status_0(start: Start, tmp_path: Path) -> None:
+@pytest.fixture
+def slow_hub(tmp_path: Path) -> Iterator[tuple[StandInHub, tuple[str, ...]]]:
+    """A hub that does not answer, and the flags of a model on it."""
     hub = StandInHub()
     hold = threading.Event()
     hub.repositories["some/model"] = Repository({"config.json": b"{}"}, hold=hold)
-    flags = ("--model-id", "some/model", "--huggingface-hub-cache", str(tmp_path / "cache"))
-    launcher = start(*flags, HF_ENDPOINT=hub.url)
-    until(lambda: hub.requests, "the first request")
-    assert launcher.stop() == 0
-    assert launcher.leaves_nothing()
+    yield hub, ("--model-id", "some/model", "--huggingface-hub-cache", str(tmp_path / "cache"))
     hold.set()
     hub.close()
+
+
+SlowHub = tuple[StandInHub, tuple[str, ...]]
+
+
+def test_a_stop_while_fetching_ends_with_status_0(start: Start, slow_hub: SlowHub) -> None:
+    hub, flags = slow_hub
+    launcher = start(*flags, HF_ENDPOINT=hub.url)
+    until(lambda: hub.requests and launcher.notes("router"), "the first request")
+    assert launcher.stop() == 0
+    assert launcher.leaves_nothing()
+
+
+def test_http_is_open_while_the_model_is_fetched(start: Start, slow_hub: SlowHub) -> None:
+    hub, flags = slow_hub
+    launcher = start(*flags, HF_ENDPOINT=hub.url, FAKE_REMINDER_SECONDS="0.5")
+    until(lambda: hub.requests, "the first request")
+    port = int(launcher.router()["flags"]["port"])
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as client:
+        client.sendall(b"GET /health HTTP/1.0\r\n\r\n")
+        assert b" 503 " in client.recv(100)
+    until(lambda: "Not ready after 1 s: the hub is asked for the model" in launcher.log, "the reminder")
+    assert launcher.workers(0) == []
+
+
+def test_a_model_that_cannot_be_fetched_ends_the_router_too(start: Start) -> None:
+    hub = StandInHub()
+    launcher = start("--model-id", "no/model", HF_ENDPOINT=hub.url)
+    assert launcher.ended() == 1
+    assert launcher.errors[-1].startswith('Error: DownloadError("there is no model no/model on the hub')
+    assert launcher.leaves_nothing()
+    hub.close()
+
+
+def test_a_router_that_dies_while_the_model_is_fetched_is_not_waited_for(start: Start, slow_hub: SlowHub) -> None:
+    hub, flags = slow_hub
+    launcher = start(*flags, HF_ENDPOINT=hub.url, FAKE_ROUTER="die-at-start")
+    assert launcher.ended() == 1
+    assert launcher.errors == ['Error: WebserverFailed("the router ended: exit status 9: the router has a headache")']
+
+
+def test_clients_wait_while_a_router_is_replaced(start: Start) -> None:
+    launcher = start().ready()
+    router = launcher.router()
+    os.kill(router["pid"], signal.SIGKILL)
+    for _ in range(20):  # a refused connection would raise
+        with socket.create_connection(("127.0.0.1", int(router["flags"]["port"])), timeout=PATIENCE) as client:
+            client.sendall(b"GET /health HTTP/1.0\r\n\r\n")
+            assert client.recv(100).startswith(b"HTTP/1.0 ")

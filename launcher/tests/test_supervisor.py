@@ -5,20 +5,13 @@ Children are written `router`, and `1.0` for rank 0 of generation 1. What the su
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from millrace_launcher.errors import Variant
-from millrace_launcher.supervisor import (
-    CUT,
-    DRAIN_WITHOUT_WORKERS_SECONDS,
-    HEALTHY_SECONDS,
-    KILL_SECONDS,
-    MAX_FAILURES_IN_A_ROW,
+from millrace_launcher.actions import (
     ROUTER,
-    ROUTER_END_SECONDS,
-    STACKS_SECONDS,
-    WORKER_TERMINATION_SECONDS,
     Action,
     AnnounceReady,
     AskStacks,
@@ -27,15 +20,26 @@ from millrace_launcher.supervisor import (
     KeepDump,
     Kill,
     Say,
-    Stage,
     StartRouter,
     StartWorkers,
-    Supervisor,
+    TellEnd,
     Terminate,
-    backoff_seconds,
+)
+from millrace_launcher.errors import Variant
+from millrace_launcher.failures import MAX_FAILURES_IN_A_ROW, Work, backoff_seconds
+from millrace_launcher.supervisor import (
+    CUT,
+    DRAIN_WITHOUT_WORKERS_SECONDS,
+    HEALTHY_SECONDS,
+    KILL_SECONDS,
+    ROUTER_END_SECONDS,
+    STACKS_SECONDS,
+    WORKER_TERMINATION_SECONDS,
+    Stage,
+    Supervisor,
 )
 
-TIMEOUT = 90.0
+TIMEOUT, LONGEST_WAIT = 90.0, 4.0
 
 
 def drawn(child: ChildId) -> str:
@@ -61,6 +65,8 @@ def drawn_action(action: Action) -> str | None:
             text = f"kill {drawn(child)}"
         case AskStacks(child):
             text = f"stacks {drawn(child)}"
+        case TellEnd():
+            text = "tell the end"
         case KeepDump(child):
             text = f"dump {drawn(child)}"
         case AnnounceReady():
@@ -84,14 +90,29 @@ def play(supervisor: Supervisor, event: str, now: float) -> list[Action]:
             return supervisor.health(health == "healthy", now)
         case ["stop"]:
             return supervisor.stop_requested(now)
+    return play_without_a_child(supervisor, event, now)
+
+
+def play_without_a_child(supervisor: Supervisor, event: str, now: float) -> list[Action]:
+    match event.split():
         case ["tick"]:
             return supervisor.tick(now)
+        case ["blamed", blamed, "steps", steps]:
+            return supervisor.work_seen(Work(int(blamed), int(steps)), now)
+        case ["router", "works" | "silent" as sign]:
+            return supervisor.router_looked_at(sign == "works", now)
+        case ["fetch"]:
+            return supervisor.begin_fetching(now)
+        case ["fetched"]:
+            return supervisor.fetched(now)
+        case ["fetch", "failed"]:
+            return supervisor.fetch_failed(Variant.DOWNLOAD, "no such model", now)
     raise ValueError(event)
 
 
 def check(picture: str, num_shard: int = 2) -> Supervisor:
     """Plays a picture and compares every line; the supervisor is returned as it ends."""
-    supervisor = Supervisor(num_shard, TIMEOUT)
+    supervisor = Supervisor(num_shard, TIMEOUT, LONGEST_WAIT)
     for line in picture.strip().splitlines():
         event, _, expected = line.strip().partition("|")
         time, _, event = event.strip().partition(" ")
@@ -107,10 +128,39 @@ def test_a_life_without_trouble() -> None:
         1 unhealthy   |
         2 healthy     | ready
         9 stop        | term router
-        10 gone router | term 1.0, term 1.1
+        10 gone router 0 | term 1.0, term 1.1
         11 gone 1.1   |
         12 gone 1.0   | exit 0
     """)
+
+
+def test_a_model_that_is_not_there_is_fetched_while_the_router_tells_of_it() -> None:
+    check("""
+        0 fetch       | start router
+        3 fetched     | start workers 1
+        4 healthy     | ready
+    """)
+
+
+@pytest.mark.parametrize(
+    ("event", "end"),
+    [("fetch failed", "exit DownloadError"), ("stop", "exit 0"), ("gone router", "exit WebserverFailed")],
+)
+def test_what_ends_a_fetch_ends_everything_and_starts_no_worker(event: str, end: str) -> None:
+    if event == "gone router":
+        check(f"""
+            0 fetch       | start router
+            1 gone router | {end}
+            2 fetched     |
+        """)
+    else:
+        check(f"""
+            0 fetch       | start router
+            1 {event}     | term router
+            2 fetched     |
+            3 gone router | {end}
+            4 fetch failed |
+        """)
 
 
 def test_a_worker_that_ends_while_starting_ends_everything() -> None:
@@ -144,7 +194,7 @@ def test_a_router_that_ends_while_serving_is_started_again_and_the_workers_stay(
         21 gone router |
         21 stop        | term 1.0, term 1.1
         22 gone 1.0    |
-        22 gone 1.1    | exit 0
+        22 gone 1.1    | exit 3
     """)
 
 
@@ -193,27 +243,6 @@ def test_a_lost_rank_takes_its_group_along_and_a_new_group_starts_when_all_are_g
     """)
 
 
-def test_failures_without_health_between_them_wait_longer_and_then_end_everything() -> None:
-    supervisor = check(
-        """
-        0 begin        | start workers 1, start router
-        1 healthy      | ready
-        2 gone 1.0     | start workers 2
-        3 gone 2.0     |
-        4 tick         | start workers 3
-        5 gone 3.0     |
-        6.9 tick       |
-        7 tick         | start workers 4
-        8 gone 4.0     |
-        12 tick        | start workers 5
-        13 gone 5.0    | term router
-        14 gone router | exit ShardFailed
-    """,
-        num_shard=1,
-    )
-    assert supervisor.failures == MAX_FAILURES_IN_A_ROW
-
-
 def test_health_for_a_while_forgives_earlier_failures() -> None:
     supervisor = check(
         """
@@ -225,10 +254,10 @@ def test_health_for_a_while_forgives_earlier_failures() -> None:
     """,
         num_shard=1,
     )
-    assert supervisor.failures == 1
+    assert supervisor.failures.in_a_row == 1
     assert supervisor.wants_health
     supervisor.health(True, 4 + HEALTHY_SECONDS)
-    assert supervisor.failures == 0
+    assert supervisor.failures.in_a_row == 0
     assert not supervisor.wants_health
 
 
@@ -245,11 +274,11 @@ def test_health_that_breaks_off_does_not_forgive() -> None:
     """,
         num_shard=1,
     )
-    assert supervisor.failures == 1
+    assert supervisor.failures.in_a_row == 1
 
 
 def test_what_a_router_says_just_after_the_loss_is_about_the_old_workers() -> None:
-    supervisor = Supervisor(1, TIMEOUT)
+    supervisor = Supervisor(1, TIMEOUT, LONGEST_WAIT)
     supervisor.begin(0)
     supervisor.health(True, 1)
     supervisor.child_exited(ChildId(0, 1), "killed by SIGKILL", 2)
@@ -260,7 +289,7 @@ def test_what_a_router_says_just_after_the_loss_is_about_the_old_workers() -> No
 
 
 def test_it_knows_since_when_it_waits() -> None:
-    supervisor = Supervisor(1, TIMEOUT)
+    supervisor = Supervisor(1, TIMEOUT, LONGEST_WAIT)
     supervisor.begin(3)
     assert supervisor.waiting_since == 3
     supervisor.health(True, 5)
@@ -280,7 +309,7 @@ def test_a_rank_that_survives_its_kill_ends_everything() -> None:
         1 healthy      | ready
         2 gone 1.0     | kill 1.1
         11.9 tick      |
-        12 tick        | term router
+        12 tick        | tell the end, term router
         13 gone router |
         18 tick        | exit ShardFailed
     """)
@@ -297,6 +326,18 @@ def test_a_router_that_does_not_drain_in_time_is_killed() -> None:
         99 gone 1.0    |
         {99 + WORKER_TERMINATION_SECONDS} tick | kill 1.1
         105 gone 1.1   | exit {CUT}
+    """)
+
+
+@pytest.mark.parametrize("status", [1, -9, CUT])
+def test_a_router_that_does_not_end_well_while_it_drains_has_cut_requests(status: int) -> None:
+    check(f"""
+        0 begin                | start workers 1, start router
+        1 healthy              | ready
+        2 stop                 | term router
+        3 gone router {status} | term 1.0, term 1.1
+        4 gone 1.1             |
+        4 gone 1.0             | exit {CUT}
     """)
 
 
@@ -319,7 +360,7 @@ def test_a_rank_that_hangs_is_asked_for_its_stacks_and_replaced_with_its_group()
         12.5 hangs 3.0  | stacks 3.0, stacks 3.1
         13 tick         | dump 3.0, kill 3.0, kill 3.1
         13 gone 3.0     |
-        13 gone router  |
+        13 gone router 0 |
         13 gone 3.1     | exit 0
     """)
 
@@ -378,14 +419,14 @@ def test_a_group_lost_while_draining_is_restarted_because_running_requests_need_
         2 stop         | term router
         3 gone 1.0     | kill 1.1
         4 gone 1.1     | start workers 2
-        9 gone router  | term 2.0, term 2.1
+        9 gone router 0 | term 2.0, term 2.1
         9 gone 2.0     |
         9 gone 2.1     | exit 0
     """)
 
 
 def test_groups_that_keep_dying_cut_draining_short() -> None:
-    supervisor = Supervisor(1, TIMEOUT)
+    supervisor = Supervisor(1, TIMEOUT, LONGEST_WAIT)
     supervisor.begin(0)
     supervisor.health(True, 0)
     supervisor.stop_requested(1)
@@ -417,14 +458,15 @@ def test_a_child_that_survives_every_kill_does_not_hold_the_launcher() -> None:
 
 @pytest.mark.parametrize(("failures", "seconds"), [(1, 0), (2, 1), (3, 2), (4, 4), (5, 8), (6, 16), (7, 30), (50, 30)])
 def test_backoff(failures: int, seconds: float) -> None:
-    assert backoff_seconds(failures) == seconds
+    assert backoff_seconds(failures, 30) == seconds
+    assert backoff_seconds(failures, 0) == 0
 
 
 class World:
     """Children that obey: what is killed or terminated goes some events later. Checks the invariants at each step."""
 
     def __init__(self, num_shard: int) -> None:
-        self.supervisor = Supervisor(num_shard, TIMEOUT)
+        self.supervisor = Supervisor(num_shard, TIMEOUT, LONGEST_WAIT)
         self.num_shard = num_shard
         self.now = 0.0
         self.alive: set[ChildId] = set()
@@ -487,6 +529,7 @@ EVENTS = st.one_of(
     st.tuples(st.just("lose"), st.integers(0, 4)),
     st.tuples(st.just("obey"), st.integers(0, 4)),
     st.tuples(st.just("hang"), st.integers(0, 4)),
+    st.tuples(st.just("look"), st.booleans()),
     st.tuples(st.just("stop"), st.none()),
 )
 
@@ -516,6 +559,8 @@ def test_any_life_keeps_the_invariants_and_can_be_ended(
             case "hang":
                 child = ChildId(int(value or 0), world.supervisor.generation - int(value or 0) // 3)
                 world.take(world.supervisor.rank_hangs(child, "silent", world.now))
+            case "look":
+                world.take(world.supervisor.router_looked_at(bool(value), world.now))
             case "stop":
                 stopped = True
                 world.take(world.supervisor.stop_requested(world.now))
@@ -541,7 +586,7 @@ def test_a_group_that_never_stays_healthy_is_started_a_stated_number_of_times(ga
             break
         world.lose(victims[0])
         world.lose(victims[1])
-        world.advance(backoff_seconds(world.supervisor.failures))
+        world.advance(backoff_seconds(world.supervisor.failures.in_a_row, LONGEST_WAIT))
     assert world.starts == MAX_FAILURES_IN_A_ROW
     world.settle()
     assert world.exit is not None
@@ -549,4 +594,4 @@ def test_a_group_that_never_stays_healthy_is_started_a_stated_number_of_times(ga
 
 
 def test_kill_time_is_longer_than_any_wait_between_restarts() -> None:
-    assert max(backoff_seconds(failures) for failures in range(1, MAX_FAILURES_IN_A_ROW)) < KILL_SECONDS
+    assert backoff_seconds(MAX_FAILURES_IN_A_ROW - 1, math.inf) < KILL_SECONDS

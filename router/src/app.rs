@@ -11,24 +11,35 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use listenfd::ListenFd;
 use millrace_client::ShardedClient;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::task::{JoinError, JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
-use crate::connections;
+use crate::connections::{self, Terms};
 use crate::detokenize::Detokenizer;
 use crate::drain::{Drain, Ending};
 use crate::engine::{Engine, EngineError, EngineHandle, EngineText, READER_PATIENCE};
 use crate::health::Health;
 use crate::http;
+use crate::launcher::{Cause, News};
+use crate::overload::Backlog;
 use crate::telemetry::Metrics;
+use crate::tenants::{BadKeyFile, Tenants};
 use crate::tokenizer::{LoadError, TextModel};
 
 /// How often recorded samples are folded into their buckets.
 const UPKEEP: Duration = Duration::from_secs(5);
+/// How often the file of keys is looked at.
+const KEYS_UPKEEP: Duration = Duration::from_secs(1);
+/// Of the largest bodies that are taken: so much is read of a body that is too large, to keep its connection.
+const LEFTOVER_BODIES: u64 = 4;
+/// A body that has been coming for so long makes room when there are no more connections.
+const SLOW_BODY: Duration = Duration::from_secs(5);
 /// What clients get to take their last bytes when no request is left or the engine has failed.
 const LAST_WORDS: Duration = Duration::from_secs(3);
 
@@ -37,6 +48,10 @@ const LAST_WORDS: Duration = Duration::from_secs(3);
 pub enum AppError {
     #[error("cannot listen on {address}: {source}")]
     Listen { address: SocketAddr, source: io::Error },
+    #[error("the socket that was passed on in LISTEN_FDS cannot be used: {0}")]
+    Inherit(io::Error),
+    #[error(transparent)]
+    Keys(#[from] BadKeyFile),
     #[error(transparent)]
     Text(#[from] LoadError),
     #[error(transparent)]
@@ -47,8 +62,14 @@ pub enum AppError {
     Http(#[from] io::Error),
 }
 
-/// Opens the port: clients can connect before anything is loaded.
+/// Opens the port: clients can connect before anything is loaded. A socket that was passed on as systemd does it
+/// (`LISTEN_FDS`) is taken instead: whoever passed it keeps it open when this process ends, so that clients can wait for
+/// the next one.
 pub async fn listen(config: &Config) -> Result<TcpListener, AppError> {
+    if let Some(listener) = ListenFd::from_env().take_tcp_listener(0).map_err(AppError::Inherit)? {
+        listener.set_nonblocking(true)?;
+        return Ok(TcpListener::from_std(listener)?);
+    }
     let host = config.hostname.parse().unwrap_or_else(|_| {
         tracing::warn!(hostname = config.hostname, "not an address: listening on 0.0.0.0");
         IpAddr::V4(Ipv4Addr::UNSPECIFIED)
@@ -64,18 +85,49 @@ pub async fn run(
     metrics: Metrics,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<Ending, AppError> {
-    let config = Arc::new(config);
-    let text = Arc::new(load_text(&config).await?);
-    let health = Health::default();
-    let stop = CancellationToken::new();
+    let (_, nothing) = mpsc::unbounded_channel();
+    run_told(config, listener, metrics, nothing, shutdown).await
+}
+
+/// As `run`; `news` says where the model is, if the configuration awaits that.
+pub async fn run_told(
+    config: Config,
+    listener: TcpListener,
+    metrics: Metrics,
+    mut news: UnboundedReceiver<News>,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> Result<Ending, AppError> {
+    let tenants = Tenants::load(&config)?;
+    let (health, stop) = (Health::default(), CancellationToken::new());
+    let front = http::Front::new(&config, &health, &metrics, &tenants);
+    let tune = |connection: &TcpStream| tune(connection, READER_PATIENCE);
+    let terms = Terms {
+        patience: Duration::from_secs(config.head_timeout_seconds),
+        most: connections::most_connections(config.max_connections),
+        slow: SLOW_BODY,
+        reader_patience: READER_PATIENCE,
+        leftover_bytes: LEFTOVER_BODIES * config.payload_limit as u64,
+    };
+    let server = tokio::spawn(connections::serve(listener, front.clone().routes(), stop.clone(), terms, tune));
+    let mut shutdown = Box::pin(shutdown);
+    let (config, text) = tokio::select! {
+        found = find_text(config, &mut news, &health) => found?,
+        () = &mut shutdown => {
+            stop.cancel();
+            let _closed = tokio::time::timeout(LAST_WORDS, server).await;
+            return Ok(Ending::Drained);
+        }
+    };
     let detokenizer = Arc::new(Detokenizer::new(text.tokenizer()));
     let engine_text = EngineText {
         detokenizer: Arc::clone(&detokenizer),
         eos_token_ids: text.eos_token_ids(),
         model_max_length: text.model_max_length(),
     };
-    let (engine, engine_task) = spawn_engine(&config, engine_text, &health, &metrics, &stop);
+    let backlog = Backlog::new(&config);
+    let (engine, engine_task) = spawn_engine(&config, engine_text, (&health, &metrics, &backlog), &stop);
     spawn_upkeep(metrics.clone(), stop.clone());
+    spawn_reloads(&tenants, stop.clone());
     let num_places = config.max_places();
     let places = Arc::new(Semaphore::new(num_places as usize));
     let cut = Arc::new(AtomicBool::new(false));
@@ -83,17 +135,17 @@ pub async fn run(
     spawn_stop(shutdown, drain, Arc::clone(&places), Arc::clone(&cut), stop.clone());
     let context = http::Context {
         config: Arc::clone(&config),
-        health,
+        health: health.clone(),
         engine,
         text,
         detokenizer,
         metrics,
+        backlog,
         places: Arc::clone(&places),
+        tenants,
     };
-    let tune = |connection: &TcpStream| tune(connection, READER_PATIENCE);
-    let patience = Duration::from_secs(config.head_timeout_seconds);
-    let routes = http::router(context);
-    let server = tokio::spawn(connections::serve(listener, routes, stop.clone(), patience, tune));
+    front.open(http::router(context));
+    spawn_listener(news, health, stop.clone());
     end(server, engine_task, emptied(&stop, &places, num_places)).await?;
     Ok(if cut.load(Ordering::Relaxed) { Ending::Cut } else { Ending::Drained })
 }
@@ -157,6 +209,44 @@ fn cut_off_after(_connection: &TcpStream, _patience: Duration) -> io::Result<()>
     Ok(())
 }
 
+/// The text side of the model, once that is there; the configuration then says where.
+async fn find_text(
+    mut config: Config,
+    news: &mut UnboundedReceiver<News>,
+    health: &Health,
+) -> Result<(Arc<Config>, Arc<TextModel>), AppError> {
+    if config.await_model {
+        health.tell(Some("the model is being looked for".into()));
+        let place = loop {
+            match news.recv().await {
+                Some(News::Progress(progress)) => health.tell(Some(progress)),
+                Some(News::Model(place)) => break place,
+                // A signal to stop follows, or nobody is left to say anything and this process is about to be ended.
+                Some(News::End(_)) | None => std::future::pending().await,
+            }
+        };
+        tracing::info!("the model is in {}", place.path.display());
+        config = place.into_config(&config);
+    }
+    health.tell(Some("the tokenizer is being read".into()));
+    let text = load_text(&config).await?;
+    health.tell(None);
+    Ok((Arc::new(config), Arc::new(text)))
+}
+
+/// Ends everything when the launcher says that there will be no workers any more.
+fn spawn_listener(mut news: UnboundedReceiver<News>, health: Health, stop: CancellationToken) {
+    tokio::spawn(stop.run_until_cancelled_owned(async move {
+        while let Some(news) = news.recv().await {
+            if let News::End(Cause { reason }) = news {
+                tracing::error!(reason, "there will be no workers any more: every request ends now");
+                health.hurry();
+                health.ask_to_drain();
+            }
+        }
+    }));
+}
+
 async fn load_text(config: &Config) -> Result<TextModel, AppError> {
     let (path, tokenizer_config) = (config.model_path(), config.tokenizer_config_path.clone());
     let load = move || TextModel::load(&path, tokenizer_config.as_deref());
@@ -167,8 +257,7 @@ async fn load_text(config: &Config) -> Result<TextModel, AppError> {
 fn spawn_engine(
     config: &Arc<Config>,
     text: EngineText,
-    health: &Health,
-    metrics: &Metrics,
+    (health, metrics, backlog): (&Health, &Metrics, &Backlog),
     stop: &CancellationToken,
 ) -> (EngineHandle, JoinHandle<Result<(), EngineError>>) {
     let (handle, commands) = EngineHandle::new();
@@ -178,6 +267,7 @@ fn spawn_engine(
         commands,
         health: health.clone(),
         metrics: metrics.clone(),
+        backlog: backlog.clone(),
         text,
         patience: READER_PATIENCE,
     };
@@ -185,10 +275,31 @@ fn spawn_engine(
     let task = tokio::spawn(async move {
         let _stop_when_over = stop_when_over;
         let outcome = engine.run().await;
+        health.rest();
         health.drain();
         outcome
     });
     (handle, task)
+}
+
+/// Reads the file of keys again when it has changed, as mounted secrets do.
+fn spawn_reloads(tenants: &Tenants, stop: CancellationToken) {
+    if !tenants.has_file() {
+        return;
+    }
+    let tenants = tenants.clone();
+    tokio::spawn(stop.run_until_cancelled_owned(async move {
+        let mut ticks = tokio::time::interval(KEYS_UPKEEP);
+        loop {
+            ticks.tick().await;
+            let tenants = tenants.clone();
+            match tokio::task::spawn_blocking(move || tenants.refresh()).await {
+                Ok(Ok(None)) | Err(_) => {}
+                Ok(Ok(Some(num_tenants))) => tracing::info!(num_tenants, "the file of API keys has been read again"),
+                Ok(Err(error)) => tracing::error!("{error}; the API keys stay as they were"),
+            }
+        }
+    }));
 }
 
 fn spawn_upkeep(metrics: Metrics, stop: CancellationToken) {

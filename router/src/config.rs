@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Parser;
 use clap::builder::BoolishValueParser;
@@ -28,6 +29,9 @@ pub struct Config {
     /// Folder with tokenizer.json, `tokenizer_config.json` and config.json; the model id if absent.
     #[arg(long, env)]
     pub model_path: Option<PathBuf>,
+    /// Open the port at once and wait for the model's folder, which whoever starts this program says on standard input.
+    #[arg(long)]
+    pub await_model: bool,
     #[arg(long, env)]
     pub revision: Option<String>,
     /// Further names that requests may use for this model.
@@ -63,6 +67,15 @@ pub struct Config {
     pub max_stop_sequences: usize,
     #[arg(long, env, default_value_t = 5)]
     pub max_top_n_tokens: u32,
+    /// Prompt tokens that may wait to be computed before newcomers get 429; any number if absent.
+    #[arg(long, env, value_parser = clap::value_parser!(u64).range(1..))]
+    pub max_queued_tokens: Option<u64>,
+    /// Seconds that a newcomer may have to wait, by estimate, before it gets 429 instead; any number if absent.
+    #[arg(long, env, value_parser = seconds)]
+    pub max_queue_seconds: Option<f64>,
+    /// Refuse streams for overload as the original does: status 200 and an error event, instead of 429.
+    #[arg(long, env, value_parser = BoolishValueParser::new())]
+    pub refuse_in_stream: bool,
     /// Prompt tokens of one request; `max_total_tokens - 1` if absent.
     #[arg(long, env)]
     pub max_input_tokens: Option<u32>,
@@ -102,6 +115,9 @@ pub struct Config {
     /// A connection is closed when a request's head, or the next request, has not come for so long.
     #[arg(long, env, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     pub head_timeout_seconds: u64,
+    /// Connections at once; beyond them those that ask for nothing are closed, the longest idle first.
+    #[arg(long, env, default_value_t = 4096, value_parser = at_least_one)]
+    pub max_connections: usize,
     /// After the signal to stop, newcomers are still served for so long, while health says already that they should not
     /// come.
     #[arg(long, env, default_value_t = 0)]
@@ -109,6 +125,9 @@ pub struct Config {
     /// Then, what runs may take so long to end.
     #[arg(long, env, default_value_t = 90)]
     pub graceful_termination_timeout: u64,
+    /// File of API keys and their tenants (TOML).
+    #[arg(long, env)]
+    pub api_key_file: Option<PathBuf>,
     /// Offer POST /admin/drain. Needs an API key.
     #[arg(long, env, value_parser = BoolishValueParser::new())]
     pub admin_routes: bool,
@@ -181,8 +200,10 @@ impl Config {
         let mut config = Self::try_parse_from(arguments)?;
         let set = |name: &str| environment(name).filter(|value| !value.is_empty());
         config.api_key = set("API_KEY").map(Secret);
-        if config.admin_routes && config.api_key.is_none() {
-            let problem = "--admin-routes needs an API key, in the variable API_KEY: anyone could stop this server\n";
+        config.api_key_file = config.api_key_file.filter(|file| !file.as_os_str().is_empty());
+        if config.admin_routes && config.api_key.is_none() && config.api_key_file.is_none() {
+            let problem = "--admin-routes needs an API key, in the variable API_KEY or in the file of --api-key-file: \
+                           anyone could stop this server\n";
             return Err(clap::Error::raw(clap::error::ErrorKind::MissingRequiredArgument, problem));
         }
         config.lifeline = set("MILLRACE_LIFELINE").is_some_and(|value| value == "stdin");
@@ -275,6 +296,15 @@ fn cloud_route(name: &str, path: Option<String>) -> Result<Option<String>, clap:
     Ok(Some(path).filter(|path| !OWN_PATHS.contains(&path.as_str())))
 }
 
+/// A time that can be waited for.
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if seconds > 0.0 && Duration::try_from_secs_f64(seconds).is_ok() => Ok(seconds),
+        Ok(_) => Err("must be more than 0".to_owned()),
+        Err(error) => Err(format!("{error}")),
+    }
+}
+
 fn at_least_one(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(0) => Err("must be at least 1".to_owned()),
@@ -343,9 +373,19 @@ mod tests {
 
     #[test]
     fn numbers_that_cannot_work_are_refused() {
-        for flag in ["--validation-workers", "--max-batch-size", "--num-shard", "--max-batch-prefill-tokens"] {
+        for flag in [
+            "--validation-workers",
+            "--max-batch-size",
+            "--num-shard",
+            "--max-batch-prefill-tokens",
+            "--max-queued-tokens",
+        ] {
             assert!(read(&[flag, "0"], &[]).is_err(), "{flag} 0");
         }
+        for wrong in ["0", "-1", "inf", "nan", "1e30", "x"] {
+            assert!(read(&[&format!("--max-queue-seconds={wrong}")], &[]).is_err(), "{wrong}");
+        }
+        assert_eq!(read(&["--max-queue-seconds", "0.5"], &[]).unwrap().max_queue_seconds, Some(0.5));
         assert!(read(&["--port", "70000"], &[]).is_err());
     }
 }

@@ -49,16 +49,21 @@ impl Drain {
                 "stopping: not ready any more, newcomers are still served"
             );
             self.health.lame_duck();
-            sleep(self.lame_duck).await;
+            tokio::select! {
+                () = sleep(self.lame_duck) => {}
+                () = self.health.hurried() => {}
+            }
         }
         tracing::info!("stopping: running requests finish, new ones are refused");
         self.health.drain();
         // It errs if nobody can take places any more, which is as good as having them all.
-        if timeout(self.grace, places.acquire_many(self.num_places)).await.is_ok() {
-            return;
+        tokio::select! {
+            biased;
+            ended = timeout(self.grace, places.acquire_many(self.num_places)) => if ended.is_ok() { return },
+            () = self.health.hurried() => {}
         }
         let running = self.num_places as usize - places.available_permits().min(self.num_places as usize);
-        tracing::warn!(running, "time is up: the requests that still run end with an error");
+        tracing::warn!(running, "nothing is waited for any more: the requests that still run end with an error");
         cut.store(true, Ordering::Relaxed);
         self.engine.end_all();
         let _ended = timeout(LAST_EVENTS, places.acquire_many(self.num_places)).await;

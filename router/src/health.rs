@@ -1,10 +1,13 @@
 //! What the server can do now: written by the engine, read by every handler, never blocking.
 
 use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
-use millrace_client::Vitals;
-use serde::Serialize;
+use millrace_client::{Vital, Vitals};
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use utoipa::ToSchema;
 
@@ -21,6 +24,22 @@ pub enum Phase {
     Leaving,
     /// Stopping: what runs finishes, newcomers are refused.
     Draining,
+}
+
+/// What a start is at: in words and, where that can be counted, in bytes; `total` 0: it cannot.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct Progress {
+    pub words: String,
+    #[serde(default)]
+    pub done: u64,
+    #[serde(default)]
+    pub total: u64,
+}
+
+impl From<&str> for Progress {
+    fn from(words: &str) -> Self {
+        Self { words: words.to_owned(), ..Self::default() }
+    }
 }
 
 /// What requests may ask for; known once the workers have prepared.
@@ -64,7 +83,13 @@ pub struct Hung {
     pub reason: String,
     /// What was known then: steps in flight, ranks, the scheduler's figures. No text of any request.
     pub report: String,
+    /// It answers, and whatever it computes fails: no request is to blame.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub every_step_fails: bool,
 }
+
+/// An engine that has not come round for so long stands still: it does so several times a second.
+const STANDSTILL: Duration = Duration::from_secs(4);
 
 /// Cheap to clone; one writer per fact.
 #[derive(Clone, Debug)]
@@ -73,8 +98,12 @@ pub struct Health {
     model: Arc<RwLock<Option<ServedModel>>>,
     hung: Arc<RwLock<Option<Hung>>>,
     vitals: Arc<RwLock<Vitals>>,
+    told: Arc<RwLock<Option<Progress>>>,
+    /// When the engine has come round last; `None` while there is none.
+    beat: Arc<RwLock<Option<Instant>>>,
     draining: CancellationToken,
     asked_to_drain: CancellationToken,
+    hurried: CancellationToken,
 }
 
 impl Default for Health {
@@ -84,8 +113,11 @@ impl Default for Health {
             model: Arc::default(),
             hung: Arc::default(),
             vitals: Arc::default(),
+            told: Arc::default(),
+            beat: Arc::default(),
             draining: CancellationToken::new(),
             asked_to_drain: CancellationToken::new(),
+            hurried: CancellationToken::new(),
         }
     }
 }
@@ -115,6 +147,12 @@ impl Health {
         *self.vitals.write().unwrap_or_else(PoisonError::into_inner) = vitals;
     }
 
+    /// Which group a rank is of, as it says itself; 0: it has not said so.
+    pub fn generation(&self, rank: usize) -> u32 {
+        let vitals = self.vitals.read().unwrap_or_else(PoisonError::into_inner).all();
+        vitals.get(rank).map_or(0, |vital| vital.generation)
+    }
+
     /// A rank hangs.
     pub fn hang(&self, hung: Hung) {
         self.recover();
@@ -129,17 +167,56 @@ impl Health {
         (!is_replaced).then_some(hung)
     }
 
-    /// What keeps the workers from being ready, in words.
-    pub fn progress(&self) -> String {
+    /// The engine has come round.
+    pub fn beat(&self) {
+        *self.beat.write().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// There is no engine any more.
+    pub fn rest(&self) {
+        *self.beat.write().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// For how long the engine has not come round, if that is too long: whatever is said here is not true any more then.
+    pub fn standstill(&self) -> Option<Duration> {
+        let beat = *self.beat.read().unwrap_or_else(PoisonError::into_inner);
+        beat.map(|beat| beat.elapsed()).filter(|silence| *silence > STANDSTILL)
+    }
+
+    /// Whether requests are served now.
+    pub fn is_serving(&self) -> bool {
+        self.phase() == Phase::Serving && self.standstill().is_none()
+    }
+
+    /// What has to be done before there are workers; `None`: nothing any more.
+    pub fn tell(&self, progress: Option<Progress>) {
+        *self.told.write().unwrap_or_else(PoisonError::into_inner) = progress;
+    }
+
+    /// What is being waited for, if anything.
+    pub fn waits_for(&self) -> Option<Progress> {
+        matches!(self.phase(), Phase::Starting | Phase::Recovering).then(|| self.progress())
+    }
+
+    /// What keeps the server from being ready.
+    pub fn progress(&self) -> Progress {
+        if let Some(told) = self.told.read().unwrap_or_else(PoisonError::into_inner).clone() {
+            return told;
+        }
         let vitals = self.vitals.read().unwrap_or_else(PoisonError::into_inner).all();
-        let known = |vital: &&millrace_client::Vital| vital.total > 0;
-        let Some(slowest) = vitals.iter().filter(known).min_by_key(|vital| vital.done) else {
-            return "the workers are being started".to_owned();
+        let known = |vital: &&Vital| vital.total > 0;
+        let Some(slowest) = vitals.iter().filter(known).min_by_key(|vital| (vital.done, vital.bytes_read)) else {
+            return "the workers are being started".into();
         };
         if slowest.stage.is_empty() {
-            return "the workers are loaded, and are being prepared".to_owned();
+            return "the workers are loaded, and are being prepared".into();
         }
-        format!("the workers are loading, stage {} of {}: {}", slowest.done + 1, slowest.total, slowest.stage)
+        let Vital { done: stage, total: stages, bytes_read: done, bytes_to_read: total, .. } = *slowest;
+        let mut words = format!("the workers are loading, stage {} of {stages}: {}", stage + 1, slowest.stage);
+        if total > 0 {
+            let _always_written = write!(words, ", {} of {} MiB", done >> 20, total >> 20);
+        }
+        Progress { words, done, total }
     }
 
     /// Workers are ready.
@@ -169,6 +246,16 @@ impl Health {
     /// Somebody with the right to do so asks the server to stop.
     pub fn ask_to_drain(&self) {
         self.asked_to_drain.cancel();
+    }
+
+    /// Nothing can be computed any more: a server that stops need not wait for its requests.
+    pub fn hurry(&self) {
+        self.hurried.cancel();
+    }
+
+    /// Completes when there is nothing to wait for.
+    pub async fn hurried(&self) {
+        self.hurried.cancelled().await;
     }
 
     /// Completes when somebody has asked the server to stop.

@@ -1,13 +1,14 @@
 //! The router's process: reads its configuration, serves until told to stop, answers with an exit code.
 
-use std::io::Read;
 use std::process::ExitCode;
 
 use millrace_router::app::{self, AppError};
 use millrace_router::config::Config;
 use millrace_router::drain::Ending;
-use millrace_router::telemetry::{Metrics, init_logs, log_start};
+use millrace_router::launcher::{self, News};
+use millrace_router::telemetry::{Metrics, init_logs, log_panics, log_start};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -21,11 +22,13 @@ const AT_ONCE: u8 = 4;
 async fn main() -> ExitCode {
     let config = Config::from_process();
     init_logs(&config);
+    log_panics();
     log_start(&config);
-    if config.lifeline {
-        std::thread::spawn(follow_lifeline);
+    let (heard, news) = mpsc::unbounded_channel();
+    if config.lifeline || config.await_model {
+        std::thread::spawn(move || follow_lifeline(&heard));
     }
-    match serve(config).await {
+    match serve(config, news).await {
         Ok(Ending::Drained) => ExitCode::SUCCESS,
         Ok(Ending::Cut) => ExitCode::from(CUT),
         Err(error) => {
@@ -35,11 +38,11 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn serve(config: Config) -> Result<Ending, AppError> {
+async fn serve(config: Config, news: UnboundedReceiver<News>) -> Result<Ending, AppError> {
     let metrics = Metrics::install().expect("nothing else in this process installs a recorder");
     let shutdown = shutdown_signal()?;
     let listener = app::listen(&config).await?;
-    app::run(config, listener, metrics, shutdown).await
+    app::run_told(config, listener, metrics, news, shutdown).await
 }
 
 /// Completes at the first SIGTERM or SIGINT; the second ends the process.
@@ -71,12 +74,10 @@ fn leave_at_once() {
     std::process::exit(AT_ONCE.into());
 }
 
-/// Reads standard input to its end: then whoever started this process is gone, and so are its clients.
+/// Follows standard input to its end: then whoever started this process is gone, and so are its clients.
 #[expect(clippy::exit, reason = "the launcher is dead: nobody waits for a graceful end")]
-fn follow_lifeline() {
-    let mut buffer = [0_u8; 64];
-    let mut stdin = std::io::stdin().lock();
-    while matches!(stdin.read(&mut buffer), Ok(read) if read > 0) {}
+fn follow_lifeline(heard: &UnboundedSender<News>) {
+    launcher::follow(std::io::stdin().lock(), heard);
     // Not a word to the log: the launcher read both output pipes, and a write to a broken one would panic.
     std::process::exit(1);
 }

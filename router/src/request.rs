@@ -5,11 +5,19 @@ use std::time::Instant;
 
 use millrace_scheduler::Sampling;
 
+use crate::tenants::Tenant;
+
 /// One generation, for one prompt. `best_of > 1` makes it a group of sequences that share the prompt's pages.
 #[derive(Clone, Debug)]
 pub struct ValidRequest {
     /// `x-request-id`, or made here; in logs and error records.
     pub request_id: Arc<str>,
+    /// Whom it is for: their share, and whose prefixes it may find.
+    pub tenant: Arc<Tenant>,
+    /// Lower is sooner, among the tenant's own requests.
+    pub priority: i32,
+    /// Sets its prefixes apart from those of requests without it.
+    pub cache_salt: Option<Arc<str>>,
     /// Token ids after truncation, special tokens included; never empty.
     pub prompt: Vec<u32>,
     /// One entry per sequence: the same parameters with different seeds.

@@ -6,12 +6,19 @@
 mod bound;
 mod chat;
 mod control_tokens;
+mod cuts;
 mod files;
 #[cfg(test)]
 pub(crate) mod fixture;
 mod memo;
+mod python_json;
 mod template;
+#[cfg(test)]
+mod template_fuzz;
+#[cfg(test)]
+mod template_limits_test;
 mod thoughts;
+mod whole;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,6 +30,7 @@ pub use thoughts::Thoughts;
 
 use chat::Chat;
 use files::ModelFiles;
+use whole::Prompts;
 
 use crate::grammar::Vocabulary;
 
@@ -59,6 +67,7 @@ pub struct TextModel {
     /// Bytes of text in one token, if there is a bound.
     longest_token: Option<usize>,
     chat: Chat,
+    prompts: Prompts,
 }
 
 impl TextModel {
@@ -83,6 +92,7 @@ impl TextModel {
         eos_token_ids.dedup();
 
         let longest_token = bound::longest_token(&files.tokenizer, &tokenizer);
+        let prompts = Prompts::new(&files.tokenizer, &tokenizer);
         let chat = Chat::new(&tokenizer, &files.chat_templates, &files.special_tokens);
         Ok(Self {
             tokenizer,
@@ -90,6 +100,7 @@ impl TextModel {
             model_max_length: files.model_max_length,
             longest_token,
             chat,
+            prompts,
         })
     }
 
@@ -129,8 +140,7 @@ impl TextModel {
 
     /// Ids of a prompt. Special tokens written out in it are parsed, and the tokenizer adds its own.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, EncodeError> {
-        let encoding = self.tokenizer.encode_fast(text, true).map_err(|error| EncodeError(error.to_string()))?;
-        Ok(encoding.get_ids().to_vec())
+        self.prompts.encode(&self.tokenizer, text)
     }
 
     /// As `encode`, with the bytes of `text` behind each token.
@@ -176,6 +186,8 @@ fn is_control(token: &AddedToken) -> bool {
     token.special || (token.content.starts_with('<') && token.content.ends_with('>'))
 }
 
+#[cfg(test)]
+mod cuts_test;
 #[cfg(test)]
 mod pieces_test;
 #[cfg(test)]

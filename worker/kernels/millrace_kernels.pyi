@@ -10,6 +10,8 @@ INTERFACE: int
 """Raised with every change of what the worker calls."""
 
 Dtype = Literal["float32", "bfloat16"]
+Activation = str | tuple[float, float]
+"""silu, relu, relu2, gelu or gelu_tanh; or alpha and limit of a gate that is clamped."""
 
 @final
 class Machine:
@@ -40,10 +42,10 @@ class Linear:
         shape: tuple[int, int],
         dtypes: tuple[str, str],
         bias: list[float] | None,
-        epilogue: tuple[str | None, bool],
+        epilogue: tuple[Activation | None, bool],
     ) -> Linear:
         """Packs the weight of `shape` (outputs, inputs): the tensor may go. `dtypes`: of weight and input, and of the
-        result. `epilogue`: "silu", "relu", "gelu", "gelu_tanh" or None; whether the weight is [gate; up]."""
+        result. `epilogue`: an activation or None; whether the weight is [gate; up]."""
     @staticmethod
     def supports(dtype_name: str, shape: tuple[int, int], gated: bool) -> bool: ...
     def apply(self, x: int, rows: int, out: int) -> None:
@@ -55,6 +57,48 @@ class Linear:
     def num_bytes(self) -> int: ...
 
 @final
+class QuantizedLinear:
+    """As `Linear`, over a weight of 8 or 4 bits: scale * (code - zero), by output and group of inputs."""
+
+    def __new__(
+        cls,
+        machine: Machine,
+        weight: tuple[int, int, int],
+        form: tuple[int, int, int, int],
+        dtypes: tuple[str, str, str],
+        bias: list[float] | None,
+        epilogue: tuple[Activation | None, bool],
+    ) -> QuantizedLinear:
+        """Packs the weight: the tensors may go. `weight`: addresses of codes, scales and zeros (0: none). `form`:
+        outputs, inputs, inputs of a group, bits. `dtypes`: of the input, the scales and the result. Raises ValueError
+        for what `supports` does not agree to."""
+    @staticmethod
+    def supports(form: tuple[int, int, int, int], gated: bool) -> bool: ...
+    def apply(self, x: int, rows: int, out: int) -> None:
+        """Writes [rows, outputs], or half as many columns when gated."""
+    @property
+    def num_bytes(self) -> int: ...
+
+@final
+class Experts:
+    """A mixture's experts: each token goes through those that it has chosen, and what they give is added up."""
+
+    def __new__(
+        cls,
+        machine: Machine,
+        experts: list[tuple[Linear | QuantizedLinear, Linear | QuantizedLinear]],
+        weigh_input: bool,
+    ) -> Experts:
+        """`experts`: what each goes up and down by, down to float32. `weigh_input`: a token's weights scale what its
+        experts take, not what they give. Raises ValueError for experts that are not of one kind."""
+    def scratch_rows(self, tokens: int, choices: int) -> int:
+        """Rows of each scratch tensor that a call needs."""
+    def apply(self, x: tuple[int, int], chosen: tuple[int, int, int], scratch: tuple[int, int, int], out: int) -> None:
+        """`x`: rows, and their number. `chosen`: int64 and float32 [rows, choices], and the choices. `scratch`: rows as
+        the experts take them, as they go up, and float32 as they come down. `out`: float32. Raises ValueError for an
+        expert that there is not."""
+
+@final
 class Exchange:
     """One rank's end of a memory that the ranks of one machine share. All ranks call the same, in the same order."""
 
@@ -63,6 +107,11 @@ class Exchange:
         this rank waits; what it raises ends the exchange for good."""
     @staticmethod
     def shared_bytes(size: int) -> int: ...
+    def begin_step(self) -> None:
+        """Until `end_step`, exchanges raise ConnectionAbortedError when another rank has ended the step early."""
+    def end_step(self, outcome: int) -> tuple[int, int]:
+        """Says how the step went here, 0 being well, up to 255, and waits for the others. Answers the worst outcome and
+        the first rank that had it; afterwards the exchange is in order, wherever in the step each rank stopped."""
     def sum(self, x: int, count: int) -> None:
         """Sums float32 over the ranks, in place: the same bits on each."""
     def broadcast(self, x: int, bytes: int) -> None:
@@ -134,3 +183,23 @@ class Attention:
         """`kv`: the layer's pages, of the pool that the step was made for. `qkv` [T, (heads + 2 KV heads) *
         dimensions]. `turns`: float32 [T, 2 R], the cosines of R / 2 pairs twice, negative sines, sines; and R. Both 0:
         no rotation. `out` [T, heads * dimensions]."""
+
+@final
+class Sampler:
+    """Chooses the next token of every row of a step, with the numbers of `millrace_worker.sampling`."""
+
+    def __new__(cls, machine: Machine, watermark: tuple[int, float]) -> Sampler:
+        """`watermark`: the largest word of a green token, with its highest bit flipped, and what green tokens gain."""
+    def sample(
+        self,
+        scores: tuple[int, int, int],
+        parameters: tuple[NDArray[np.float32], NDArray[np.int64]],
+        step: NDArray[np.int64],
+        counts: tuple[int, int],
+        out: tuple[int, int],
+    ) -> tuple[bytes, bytes, bytes] | None:
+        """`scores`: float32 [R, V], R, V. `parameters`: [R, 8] temperature, top-p, typical-p, -log(min-p), penalties
+        for repetition, frequency, presence, count; [R, 4] features (1 watermark, 2 penalties, 4 narrowing, 8 drawn),
+        top-k, how many of the best, the row among the counts. `step` [R, 4]: two words of noise, the token before, how
+        many tokens there are. `counts`: float32 [rows, V] of all tokens and of the output, or zeros. `out`: int64 [R]
+        and float32 [R]. Answers how many of the best each row has (int64), their ids (int64), logprobs (float32)."""

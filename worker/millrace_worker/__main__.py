@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import gc
 import logging
 import os
 import signal
@@ -85,7 +86,10 @@ def load(config: WorkerConfig, loading: Future[Rank], server: WorkerServer, endi
 
         logs.info("imported", import_ms=round((time.perf_counter() - started) * 1000))
         pulse.stage = STAGES.index("loading the weights")
-        rank = load_rank(config)
+        rank = load_rank(config, pulse.read)
+        # Libraries and weights stay: no collection of garbage, with which Prepare begins, looks through them again.
+        gc.collect()
+        gc.freeze()
         pulse.stage = len(STAGES)
         loading.set_result(rank)
         server.set_serving()

@@ -11,6 +11,10 @@ from pathlib import Path
 DTYPES = ("float32", "bfloat16", "float16")
 # Who computes the model: see `models.choice`.
 MODEL_IMPLS = ("auto", "native", "transformers")
+# Names of what weights can be brought into at load: 8 bits with a scale for each output.
+QUANTIZATIONS = ("eetq", "bitsandbytes")
+# Names of what they are in already, in checkpoints that are read so.
+STORED_QUANTIZATIONS = ("gptq", "awq")
 LOG_LEVELS = ("trace", "debug", "info", "warn", "warning", "error")
 
 # Linux keeps a unix socket's path in 108 bytes, the last of them zero.
@@ -29,6 +33,7 @@ class WorkerConfig:
     uds_path: str
     dtype: str | None = None
     model_impl: str = "auto"
+    quantize: str | None = None
     trust_remote_code: bool = False
     rope_scaling: str | None = None
     rope_factor: float | None = None
@@ -89,6 +94,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--uds-path", required=True, help="listens on the unix socket PREFIX-RANK", metavar="PREFIX")
     parser.add_argument("--dtype", choices=DTYPES, help="default: the model's on a GPU; on a CPU what it computes best")
     parser.add_argument("--model-impl", choices=MODEL_IMPLS, default="auto", help="who computes the model")
+    parser.add_argument(
+        "--quantize",
+        choices=(*QUANTIZATIONS, *STORED_QUANTIZATIONS),
+        help="weights in 8 bits, on a CPU; gptq and awq say what the checkpoint holds",
+    )
     parser.add_argument("--rope-scaling", choices=("linear", "dynamic"), help="stretches rotary positions")
     parser.add_argument("--rope-factor", type=_stretch, help="by how much; alone it means linear")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")

@@ -1,19 +1,39 @@
 """The tensor-parallel group: what ranks exchange within a forward pass, and nothing else.
 
-Every rank calls the same collectives in the same order; that follows from every rank running the same plan.
+Every rank calls the same collectives in the same order; that follows from every rank running the same plan. Nobody
+who talks to a rank's sockets is asked who they are, so these are bound to the address where the ranks meet (this
+machine's own, unless the operator says otherwise) and never to all addresses, as torch would.
 """
 
 from __future__ import annotations
 
+import os
+import socket
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from datetime import timedelta
+from enum import IntEnum
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# A rank that waits longer than this in one collective has lost its peers.
+# A rank that waits longer than this in one collective has lost its peers. A dead one is noticed at once, and the router
+# notices one that stands still while it serves; this is for what neither sees, and longer than any load.
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+
+
+class RankGoneError(RuntimeError):
+    """Another rank has ended, or does not answer."""
+
+
+class Outcome(IntEnum):
+    """How a step went on a rank; the worst of all ranks' counts."""
+
+    DONE = 0
+    LEFT = 1  # it waited for one that had failed
+    FAILED = 2
+    SHORT = 3  # for want of memory
 
 
 @dataclass(frozen=True)
@@ -22,6 +42,24 @@ class Group:
 
     rank: int = 0
     size: int = 1
+
+    @property
+    def stays_in_step(self) -> bool:
+        """Whether a step may fail on one rank without the others waiting for it for ever."""
+        return self.size == 1
+
+    def begin_step(self) -> None:
+        """What is exchanged from now on belongs to a step, which every rank ends."""
+
+    def end_step(self, outcome: Outcome) -> tuple[Outcome, int]:
+        """How the step went for all ranks, and on which rank it went so. Waits for them where they stay in step."""
+        return outcome, self.rank
+
+    def catch_up(self) -> None:
+        """Ends as failed what other ranks have begun and this one has not been told of; it is between two streams."""
+
+    def abandon(self) -> None:
+        """Nobody waits for the answer to what is computed: other ranks may not take part in it any more."""
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum of `x` over the ranks, in place."""
@@ -56,12 +94,48 @@ def connect(rank: int, size: int, device: torch.device) -> Group:
     """
     if size == 1:
         return Group()
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    stay_on_this_machine(host, os.environ)
     dist.init_process_group(
         backend="nccl" if device.type == "cuda" else "gloo",
-        init_method="env://",
+        store=meeting_place(host, port, rank, size),
         rank=rank,
         world_size=size,
         timeout=COLLECTIVE_TIMEOUT,
         device_id=device if device.type == "cuda" else None,
     )
     return Group(rank, size)
+
+
+def meeting_place(host: str, port: int, rank: int, size: int) -> dist.Store:  # pyright: ignore[reportPrivateImportUsage]
+    """Where the ranks tell each other their addresses: rank 0 listens on `host` and on no other address. Left to
+    itself torch's store listens on all, and takes keys from anyone. Raises OSError when rank 0 cannot listen there."""
+    listening = _listen(host, port) if rank == 0 else None
+    return dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage] - documented under this name
+        host, port, size, is_master=rank == 0, timeout=COLLECTIVE_TIMEOUT, master_listen_fd=listening
+    )
+
+
+def _listen(host: str, port: int) -> int:
+    """A descriptor that listens there; the store closes it."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind, protocol) as bound:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+        bound.listen()
+        return bound.detach()
+
+
+def stay_on_this_machine(host: str, environment: MutableMapping[str, str]) -> None:
+    """Ranks that meet on the loopback interface also exchange there: gloo and NCCL would take whichever interface this
+    machine's name or its routes point to. What the operator has set stays."""
+    if not _is_loopback(host):
+        return
+    interface = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
+    if interface is not None:
+        environment.setdefault("GLOO_SOCKET_IFNAME", interface)
+        environment.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")
+
+
+def _is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import torch
 
 from millrace_worker import logs
 from millrace_worker.answer import NO_TOKEN, Stopwatch, add_failure, add_prompt_logprobs, add_tokens
+from millrace_worker.distributed import Outcome, RankGoneError
 from millrace_worker.grammar import GrammarRows, NoGrammars
 from millrace_worker.inputs import InputBuilder
 from millrace_worker.model import in_rows, paged
@@ -17,14 +19,19 @@ from millrace_worker.proto import worker_pb2
 from millrace_worker.rows import ParsedPlan, PlanError, Rows, RowsShape, column
 from millrace_worker.runner import Runner
 from millrace_worker.sampling import SamplingRows, Watermark
+from millrace_worker.shortage import drop_references, is_out_of_memory, release_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from millrace_worker.cpu_kernels import Machine
     from millrace_worker.distributed import Group
     from millrace_worker.grammar import Vocabulary
     from millrace_worker.model import Model
     from millrace_worker.rows import Column, Work
+
+OUT_OF_MEMORY = "the device ran out of memory in this step"
+SEE_LOG = "the server's log has the details"
 
 
 class RankLostError(RuntimeError):
@@ -34,13 +41,22 @@ class RankLostError(RuntimeError):
 @dataclass(frozen=True)
 class EngineParts:
     """What a loaded rank has before rows and pool are sized. `vocabulary`: on the rank that samples, where its model
-    can be held to grammars."""
+    can be held to grammars. `kernels`: this CPU's, where there are any."""
 
     model: Model
     group: Group
     device: torch.device
     watermark: Watermark
     vocabulary: Vocabulary | None = None
+    kernels: Machine | None = None
+
+
+@dataclass(frozen=True)
+class StepFault:
+    """What the router is told of a step that failed. `message` is for the client too."""
+
+    outcome: Outcome
+    message: str
 
 
 class Engine:
@@ -50,7 +66,7 @@ class Engine:
         self.shape = shape
         self._group = parts.group
         self._model = parts.model
-        sampling = SamplingRows(shape.max_rows, parts.device, parts.watermark)
+        sampling = SamplingRows(shape.max_rows, parts.device, parts.watermark, parts.kernels)
         grammars = NoGrammars("this worker cannot hold its model to grammars")
         if shape.grammars and parts.vocabulary is not None:
             grammars = GrammarRows(shape.max_rows, parts.vocabulary, shape.vocab_size, sampling.workspace)
@@ -76,26 +92,47 @@ class Engine:
     def compute_parsed(self, parsed: ParsedPlan) -> worker_pb2.StepResult:
         """One forward pass. A fault fails the sequences of this plan, by id, and the stream lives on.
 
-        Raises RankLostError when that is not possible: with several ranks (the others may wait in a collective), or
-        when the device itself is gone.
+        Raises RankLostError when that is not possible: with several ranks that cannot be kept in step (the others may
+        wait in a collective), or when the device itself is gone.
         """
-        plan = parsed.plan
-        try:
-            result = self.step(parsed)
-        except Exception as error:
-            logs.error("a step failed", step=plan.step, error=f"{type(error).__name__}: {error}")
-            if self._group.size > 1 or _device_is_gone(error):
-                raise RankLostError(f"step {plan.step} failed: {type(error).__name__}") from error
-            result = self._failed_step(plan, error)
+        self._group.begin_step()
+        outcome = self._agree(self._try(parsed))
+        # An error is gone by now, and with it what its frames held.
+        result = self._failed_step(parsed.plan, outcome) if isinstance(outcome, StepFault) else outcome
         self._progress += 1
         result.progress = self._progress
         return result
+
+    def _try(self, parsed: ParsedPlan) -> worker_pb2.StepResult | StepFault:
+        try:
+            return self.step(parsed)
+        except Exception as error:
+            if isinstance(error, RankGoneError) or not self._group.stays_in_step or _device_is_gone(error):
+                raise RankLostError(f"step {parsed.plan.step} failed: {type(error).__name__}: {error}") from error
+            fault = StepFault(_outcome(error), _message(error))
+            if fault.outcome is not Outcome.LEFT:  # the rank that it left for tells why
+                logs.error("a step failed", step=parsed.plan.step, error=f"{type(error).__name__}: {error}")
+            drop_references(error)
+            return fault
+
+    def _agree(self, own: worker_pb2.StepResult | StepFault) -> worker_pb2.StepResult | StepFault:
+        """A step that has failed on one rank has failed on all: what each of them holds must stay the same."""
+        outcome = own.outcome if isinstance(own, StepFault) else Outcome.DONE
+        worst, rank = self._group.end_step(outcome)
+        if worst == outcome:
+            return own
+        message = OUT_OF_MEMORY if worst is Outcome.SHORT else f"the step failed on rank {rank}; {SEE_LOG}"
+        return StepFault(worst, message)
+
+    def abandon(self) -> None:
+        """Nobody waits for the step that is computed. Any thread may say so."""
+        self._group.abandon()
 
     def step(self, parsed: ParsedPlan) -> worker_pb2.StepResult:
         """As `compute_parsed`, but a fault of the step raises."""
         watch = Stopwatch()
         plan, work = parsed.plan, parsed.work
-        if isinstance(work, PlanError):
+        if isinstance(work, Exception):
             raise work
         result = worker_pb2.StepResult(step=plan.step)
         living = self._admit(plan, work)
@@ -121,8 +158,16 @@ class Engine:
 
     @torch.inference_mode()
     def trial(self, plan: worker_pb2.StepPlan) -> None:
-        """Computes a plan to see what it takes: nothing is answered, every fault raises."""
-        self.step(self.parse(plan))
+        """Computes a plan to see what it takes: nothing is answered, every fault raises, also that of another rank."""
+        self._group.begin_step()
+        outcome = Outcome.FAILED
+        try:
+            self.step(self.parse(plan))
+            outcome = Outcome.DONE
+        finally:
+            worst, rank = self._group.end_step(outcome)
+        if worst is not Outcome.DONE:
+            raise RuntimeError(f"it failed on rank {rank}: its log says why")
         if self._rows.failures:
             raise PlanError(next(iter(self._rows.failures.values())))
 
@@ -151,23 +196,33 @@ class Engine:
         device = self._rows.device
         paged(self._model).copy_pages(torch.from_numpy(sources).to(device), torch.from_numpy(targets).to(device))
 
-    def _failed_step(self, plan: worker_pb2.StepPlan, error: Exception) -> worker_pb2.StepResult:
+    def _failed_step(self, plan: worker_pb2.StepPlan, fault: StepFault) -> worker_pb2.StepResult:
         """Every sequence of the plan has failed: their rows take no part until they are released. The router tries them
-        again in halves, until it knows of whom the step failed."""
-        if _is_out_of_memory(error) and self._rows.device.type == "cuda":
-            torch.cuda.empty_cache()
-        result = worker_pb2.StepResult(step=plan.step, whole_step=True)
+        again, in halves or in smaller steps."""
+        is_short = fault.outcome is Outcome.SHORT
+        if is_short:
+            release_memory(self._rows.device)
+        self._release_again(plan)
+        result = worker_pb2.StepResult(step=plan.step, whole_step=True, out_of_memory=is_short)
         working = plan.work.rows[: len(plan.work.rows) // 4 * 4]  # the plan itself may be what is wrong
-        self._rows.fail(plan.admitted, column(working), _message(error))
+        self._rows.fail(plan.admitted, column(working), fault.message)
         self._add_failures(result, plan, column(working))
         named = {failure.sequence for failure in result.failed}
         for admission in plan.admitted:
             if admission.sequence not in named:  # its row was not free, or there is no such row
-                result.failed.append(worker_pb2.Failure(sequence=admission.sequence, message=_message(error)))
+                result.failed.append(worker_pb2.Failure(sequence=admission.sequence, message=fault.message))
         num_answers = sum(1 for flag in plan.work.samples if flag)
         result.token_ids = np.full(num_answers, NO_TOKEN, dtype="<u4").tobytes()
         result.logprobs = np.zeros(num_answers, dtype="<f4").tobytes()
         return result
+
+    def _release_again(self, plan: worker_pb2.StepPlan) -> None:
+        """The fault may have come before all that the plan releases was released. Who has been admitted to such a row
+        since has failed with the step."""
+        with contextlib.suppress(PlanError):
+            released = column(plan.released)
+            self._rows.release(released)
+            self._forget(released.tolist())
 
     def _add_failures(self, result: worker_pb2.StepResult, plan: worker_pb2.StepPlan, working: Column) -> None:
         """The failed among the sequences that this plan admits or works on, each once."""
@@ -185,16 +240,17 @@ def _message(error: Exception) -> str:
     """What the client may read: never a library's text, which could quote its input."""
     if isinstance(error, PlanError):
         return f"the step was refused: {error}"
-    if _is_out_of_memory(error):
-        return "the device ran out of memory in this step"
-    return f"the step failed in the model ({type(error).__name__}); the server's log has the details"
+    if is_out_of_memory(error):
+        return OUT_OF_MEMORY
+    return f"the step failed in the model ({type(error).__name__}); {SEE_LOG}"
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    """torch has an exception of its own for accelerators; on CPUs its allocator raises a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+def _outcome(error: Exception) -> Outcome:
+    if isinstance(error, ConnectionAbortedError):  # the exchange's: another rank has failed
+        return Outcome.LEFT
+    return Outcome.SHORT if is_out_of_memory(error) else Outcome.FAILED
 
 
 def _device_is_gone(error: Exception) -> bool:
     """After an error other than "out of memory" that the accelerator itself reports, every later call fails too."""
-    return isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError)
+    return isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error)

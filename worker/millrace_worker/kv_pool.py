@@ -60,5 +60,7 @@ class KvPool:
         self.values.index_fill_(1, pages, 0)
 
     def copy(self, sources: Tensor, targets: Tensor) -> None:
-        """Copies whole pages of all layers; all sources are read before any target is written."""
-        self.values.index_copy_(1, targets.long(), self.values.index_select(1, sources.long()))
+        """Copies whole pages of all layers; of a layer, all sources are read before any target is written."""
+        sources, targets = sources.long(), targets.long()
+        for pages in self.pages:  # one by one: all at once would need their memory once more
+            pages.index_copy_(0, targets, pages.index_select(0, sources))

@@ -12,12 +12,14 @@ from pathlib import Path
 import torch
 
 from millrace_worker import cpu_kernels, logs, shared_memory
-from millrace_worker.config import DTYPES, WorkerConfig
+from millrace_worker.config import DTYPES, STORED_QUANTIZATIONS, WorkerConfig
 from millrace_worker.distributed import connect
 from millrace_worker.engine import EngineParts
 from millrace_worker.grammar import Vocabulary, VocabularyError, read_vocabulary
 from millrace_worker.memory import bytes_held
 from millrace_worker.model import FEATURES, Model
+from millrace_worker.models.changes import Changes
+from millrace_worker.models.checkpoint import OnRead, unwatched
 from millrace_worker.models.choice import Choice, ModelAsk, choose, load
 from millrace_worker.models.scaling import Stretch
 from millrace_worker.rank import Identity, Rank
@@ -27,15 +29,17 @@ from millrace_worker.sampling import Watermark
 BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
 
-def load_rank(config: WorkerConfig) -> Rank:
-    """Takes the device, joins the other ranks and reads this rank's part of the weights."""
+def load_rank(config: WorkerConfig, on_read: OnRead = unwatched) -> Rank:
+    """Takes the device, joins the other ranks and reads this rank's part of the weights; `on_read` is told of it."""
     torch.set_num_threads(config.threads)
     started = time.perf_counter()
     device = choose_device(config.rank)
     model_config = json.loads((config.model_path / "config.json").read_text(encoding="utf-8"))
     dtype = choose_dtype(config.dtype, model_config, device)
-    stretch = asked_stretch(config)
-    choice = choose(config.model_path, config.model_impl, stretch)
+    changes = asked_changes(config)
+    if changes.quantize is not None and device.type != "cpu":
+        raise ValueError(f"--quantize {config.quantize}: weights are quantized on CPUs only; leave the flag out")
+    choice = choose(config.model_path, config.model_impl, changes, device)
     kernels = cpu_kernels.find(config.cpu_kernels, config.threads) if device.type == "cpu" else None
     group = connect(config.rank, config.world_size, device)
     if kernels is not None:
@@ -49,7 +53,8 @@ def load_rank(config: WorkerConfig) -> Rank:
         group=group,
         kernels=kernels,
         trust_remote_code=config.trust_remote_code,
-        stretch=stretch,
+        changes=changes,
+        on_read=on_read,
     )
     # Beside the weights, which take longer wherever reading the vocabulary takes long.
     reader = ThreadPoolExecutor(1, "vocabulary")
@@ -68,12 +73,15 @@ def load_rank(config: WorkerConfig) -> Rank:
     vocabulary, missing = await_vocabulary(reading)
     log_capabilities(model, choice, missing)
     watermark = Watermark(config.watermark_gamma, config.watermark_delta)
-    parts = EngineParts(model=model, group=group, device=device, watermark=watermark, vocabulary=vocabulary)
+    parts = EngineParts(
+        model=model, group=group, device=device, watermark=watermark, vocabulary=vocabulary, kernels=kernels
+    )
     identity = Identity(
         architecture=(model_config.get("architectures") or ["unknown"])[0],
         dtype=dtype,
         device_name=device_name(device),
         weight_bytes=weight_bytes,
+        quantization=choice.quantization,
         missing=missing,
     )
     return Rank(config, parts, identity)
@@ -99,6 +107,12 @@ def log_capabilities(model: Model, choice: Choice, further: Mapping[str, str]) -
     )
     for feature, reason in missing.items():
         logs.warning("a feature is not available with this model", feature=feature, reason=reason)
+
+
+def asked_changes(config: WorkerConfig) -> Changes:
+    """What `--quantize` names is done at load, or has been done to the checkpoint."""
+    stored = config.quantize if config.quantize in STORED_QUANTIZATIONS else None
+    return Changes(asked_stretch(config), None if stored else config.quantize, stored)
 
 
 def asked_stretch(config: WorkerConfig) -> Stretch | None:

@@ -109,6 +109,11 @@ class RowModel(Model, Protocol):
     whatever its row held; any other starts where the row's last one ended.
     """
 
+    @property
+    def encodes_prompts(self) -> bool:
+        """Whether the step that brings the last token of a prompt computes all of it, however long."""
+        ...
+
     def allocate_rows(self, max_rows: int, max_sequence_tokens: int) -> None:
         """Makes the state of all rows; an earlier one is dropped first."""
         ...

@@ -29,6 +29,8 @@ class StepEngine(Protocol):
 
     def compute_parsed(self, parsed: ParsedPlan) -> worker_pb2.StepResult: ...
 
+    def abandon(self) -> None: ...
+
 
 class StepPipeline:
     """`read`, `compute` and `results` run in a thread each, `compute` in the one that computes for the whole process.
@@ -47,6 +49,7 @@ class StepPipeline:
     def end(self) -> None:
         """The step that runs is the last one: it is answered, plans that wait are not."""
         self._ended.set()
+        self._engine.abandon()
         self._plans.put(None)
 
     def read(self, plans: Iterator[worker_pb2.StepPlan]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import secrets
 import time
 from collections.abc import Mapping
@@ -12,13 +13,14 @@ import torch
 
 from millrace_worker import logs
 from millrace_worker.engine import Engine, EngineParts
-from millrace_worker.grammar import host_bytes
+from millrace_worker.grammar import FULL_LEXER_BYTES, host_bytes
 from millrace_worker.memory import peak_beyond, room_for_pool
-from millrace_worker.model import FEATURES, Reach, paged
+from millrace_worker.model import FEATURES, Reach, in_rows, paged
 from millrace_worker.proto import worker_pb2
 from millrace_worker.rows import RowsShape
+from millrace_worker.shortage import release_memory
 from millrace_worker.store import StoreSize, Trial, store_of
-from millrace_worker.worst_case import decode_plan, prefill_plan
+from millrace_worker.worst_case import decode_plans, late_prefill_plan, long_prompt_plans, mixed_plan, prefill_plan
 
 if TYPE_CHECKING:
     from millrace_worker.config import WorkerConfig
@@ -30,6 +32,13 @@ CPU_TRIAL_FLOPS = 2e10
 CPU_TRIAL_SCORES = 1 << 22
 CPU_TRIAL_CONTEXT = 1 << 16
 MIN_TRIAL_TOKENS = 16
+# Of what steps take on a CPU: what its allocator keeps of earlier ones, in pieces of other sizes.
+CPU_KEPT_SHARE = 0.5
+# Whatever the steps take: one order of sizes leaves other holes in a heap than another. The same trial differs by 15
+# MiB from one process to the next.
+CPU_KEPT_BYTES = 32 << 20
+# So many queries of one chunk may attend together: what they make of the context grows with both.
+MAX_QUERIES = 256
 
 
 class NotPreparedError(RuntimeError):
@@ -44,6 +53,7 @@ class Identity:
     dtype: torch.dtype
     device_name: str
     weight_bytes: int
+    quantization: str = ""  # of the weights, where they are not plain
     missing: Mapping[str, str] = field(default_factory=dict)  # beyond what the model says of itself
 
 
@@ -71,7 +81,7 @@ class Rank:
         reach = paged(model).reach if model.page_size else Reach()
         return worker_pb2.ModelDescription(
             architecture=identity.architecture,
-            implementation=model.implementation,
+            implementation=model.implementation + (f" ({identity.quantization})" if identity.quantization else ""),
             dtype=str(identity.dtype).removeprefix("torch."),
             device=self._parts.device.type,
             device_name=identity.device_name,
@@ -98,12 +108,16 @@ class Rank:
         """
         self._take_device()
         if self._prepared is not None and self.is_prepared_for(request):
+            self._parts.group.catch_up()
             return self._prepared[1]
         started = time.perf_counter()
         self._check(request)
         self._engine = self._prepared = None
         self._release_memory()
-        workspace_bytes = self._run_worst_case(request) + self._grammar_bytes(request)
+        grammar_bytes = self._grammar_bytes(request)
+        workspace_bytes = self._run_worst_case(request)
+        if self._parts.device.type == "cpu":
+            workspace_bytes += grammar_bytes
         self._release_memory()
         room = room_for_pool(self._config, self._parts.device, workspace_bytes)
         size = self._store.size(request, room)
@@ -118,13 +132,12 @@ class Rank:
             max_rows=size.max_rows,
         )
         self._prepared = (request, prepared)
-        self._log_budget(prepared, size, time.perf_counter() - started)
+        self._log_budget(prepared, size, grammar_bytes, time.perf_counter() - started)
         return prepared
 
     def _grammar_bytes(self, request: worker_pb2.PrepareRequest) -> int:
-        """Matchers are the host's: on a GPU nothing of them lies on the device."""
-        held = request.grammars and self._parts.vocabulary is not None and self._parts.device.type == "cpu"
-        return host_bytes(request.max_rows) if held else 0
+        """Of matchers, on the host: with a GPU nothing of them lies on the device."""
+        return host_bytes(request.max_rows) if request.grammars and self._parts.vocabulary is not None else 0
 
     def _take_device(self) -> None:
         """Events, streams and what names no device belong to the calling thread's current device, which is the first
@@ -143,26 +156,63 @@ class Rank:
             )
 
     def _release_memory(self) -> None:
-        if self._parts.device.type == "cuda":
-            torch.cuda.empty_cache()
+        gc.collect()
+        release_memory(self._parts.device)
 
     def _run_worst_case(self, request: worker_pb2.PrepareRequest) -> int:
-        """Peak bytes of the largest prompt step and of the fullest decode step, over a store just large enough."""
+        """Bytes that no step takes more of, beyond weights and store. A device runs the largest steps themselves."""
         longest = request.max_sequence_tokens or self._parts.model.max_positions
         tokens, max_rows = request.max_step_tokens, min(request.max_rows, request.max_step_tokens)
-        rows, context = max_rows, min(longest, tokens)
-        if self._parts.device.type == "cpu":
-            tokens, rows, context = self._shorten(tokens, rows, context)
-        device = self._parts.device
+        trial = Trial(longest, tokens, max_rows, min(longest, tokens))
+        device, model = self._parts.device, self._parts.model
+        encodes = not model.page_size and in_rows(model).encodes_prompts
+        if device.type == "cpu":
+            trial = self._shorten(trial)
         room = room_for_pool(self._config, device, 0)
-        size = self._agree(self._store.trial_size(Trial(longest, tokens, rows, context), request, room))
-        rows = min(rows, size.max_rows)
+        size = self._agree(self._store.trial_size(trial, request, room))
+        rows = min(trial.rows, size.max_rows)
         engine = self._build_engine(request, size)
-        prefill, decode = prefill_plan(engine.shape, tokens), decode_plan(engine.shape, rows, context)
-        touched = self._store.touched_bytes(size) if device.type == "cpu" else 0
-        prefill_bytes = peak_beyond(lambda: engine.trial(prefill), device) * request.max_step_tokens // tokens
-        decode_bytes = max(0, peak_beyond(lambda: engine.trial(decode), device) - touched) * max_rows // rows
-        return max(prefill_bytes, decode_bytes)
+        prefill, decodes = prefill_plan(engine.shape, trial.tokens), decode_plans(engine.shape, rows, trial.context)
+        late_tokens = min(trial.tokens, longest)
+        if device.type != "cpu":
+            late = late_prefill_plan(engine.shape, late_tokens, longest)
+            plans = [prefill, late, *decodes, mixed_plan(engine.shape, rows, tokens)]
+            plans += long_prompt_plans(engine.shape, size.max_sequence_tokens - 1) if encodes else []
+            return self._measure(engine, plans) + self._rows_bytes(request, longest)
+        # Parts of it, each as if the whole of it grew with the tokens, rows or context that were left out. A step has
+        # them all, at worst at the same time.
+        late_bytes = self._late_bytes(
+            engine, min(late_tokens, MIN_TRIAL_TOKENS), min(late_tokens, MAX_QUERIES), longest
+        )
+        num_prompt_tokens = max(tokens, size.max_sequence_tokens) if encodes else tokens
+        prefill_bytes = self._measure(engine, [prefill]) * num_prompt_tokens // trial.tokens
+        decode_bytes = max(0, self._measure(engine, decodes) - self._store.touched_bytes(size)) * max_rows // rows
+        return int((late_bytes + prefill_bytes + decode_bytes) * (1 + CPU_KEPT_SHARE)) + CPU_KEPT_BYTES
+
+    def _late_bytes(self, engine: Engine, tokens: int, queries: int, longest: int) -> int:
+        """What the last `queries` tokens of the longest prompt take, by what `tokens` of them take behind two contexts:
+        beyond what does not depend on it, as much more as context and queries are larger."""
+        context = min(longest, max(tokens, CPU_TRIAL_CONTEXT // tokens))
+        # The first one also takes what only first ones do.
+        first, alone, behind = (
+            self._measure(engine, [late_prefill_plan(engine.shape, tokens, n)]) for n in (tokens, tokens, context)
+        )
+        grown = max(0, behind - alone) * (longest - tokens) // max(1, context - tokens)
+        return first + grown * queries // tokens
+
+    def _measure(self, engine: Engine, plans: list[worker_pb2.StepPlan]) -> int:
+        self._release_memory()
+
+        def run() -> None:
+            for plan in plans:
+                engine.trial(plan)
+
+        return peak_beyond(run, self._parts.device)
+
+    def _rows_bytes(self, request: worker_pb2.PrepareRequest, longest: int) -> int:
+        """Of the tokens and page tables of all rows on the device, which are made after the store."""
+        page_size = self._parts.model.page_size
+        return request.max_rows * (8 * (longest + 1) + (4 * -(-longest // page_size) if page_size else 0))
 
     def _agree(self, size: StoreSize) -> StoreSize:
         """Rank 0's: every rank must try the same plans, and ranks may have different room."""
@@ -170,14 +220,15 @@ class Rank:
         agreed = self._parts.group.broadcast(torch.tensor(figures, device=self._parts.device))
         return StoreSize(*agreed.tolist())
 
-    def _shorten(self, tokens: int, rows: int, context: int) -> tuple[int, int, int]:
+    def _shorten(self, trial: Trial) -> Trial:
         """What of the worst case a CPU runs in little time: activations grow with tokens, scores with rows."""
         weights = max(1, self._identity.weight_bytes // self._identity.dtype.itemsize)
         affordable = int(CPU_TRIAL_FLOPS * self._config.threads / (2 * weights))
         # Every rank must try the same plans, and ranks may hold weights of different sizes: rank 0's figure counts.
         affordable = int(self._parts.group.broadcast(torch.tensor([affordable])))
-        rows = min(rows, max(1, CPU_TRIAL_SCORES // self._parts.model.vocab_size))
-        return min(tokens, max(MIN_TRIAL_TOKENS, affordable)), rows, min(context, max(1, CPU_TRIAL_CONTEXT // rows))
+        rows = min(trial.rows, max(1, CPU_TRIAL_SCORES // self._parts.model.vocab_size))
+        tokens = min(trial.tokens, max(MIN_TRIAL_TOKENS, affordable))
+        return Trial(trial.longest, tokens, rows, min(trial.context, max(1, CPU_TRIAL_CONTEXT // rows)))
 
     def _build_engine(self, request: worker_pb2.PrepareRequest, size: StoreSize) -> Engine:
         model = self._parts.model
@@ -195,13 +246,15 @@ class Rank:
         )
         return Engine(self._parts, shape)
 
-    def _log_budget(self, prepared: worker_pb2.Prepared, size: StoreSize, seconds: float) -> None:
+    def _log_budget(self, prepared: worker_pb2.Prepared, size: StoreSize, grammar_bytes: int, seconds: float) -> None:
         mib = {
             "weights_mib": prepared.weight_bytes,
             "workspaces_mib": prepared.workspace_bytes,
             "pool_mib" if size.num_pages else "rows_mib": self._store.num_bytes(size),
             "left_mib": prepared.free_bytes,
         }
+        if grammar_bytes:
+            mib |= {"host_grammars_mib": grammar_bytes, "host_grammar_most_mib": FULL_LEXER_BYTES}
         pool = {"pool_pages": size.num_pages, "pool_tokens": size.num_pages * self._parts.model.page_size}
         logs.info(
             "memory budget",

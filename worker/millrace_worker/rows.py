@@ -85,16 +85,16 @@ def column(data: bytes) -> Column:
 
 @dataclass(frozen=True)
 class ParsedPlan:
-    """A plan and its work columns, or what is wrong with them."""
+    """A plan and its work columns, or why there are none."""
 
     plan: worker_pb2.StepPlan
-    work: Work | PlanError
+    work: Work | PlanError | MemoryError
 
     @classmethod
     def of(cls, plan: worker_pb2.StepPlan) -> ParsedPlan:
         try:
             return cls(plan, read_work(plan))
-        except PlanError as error:
+        except (PlanError, MemoryError) as error:
             return cls(plan, error)
 
 
@@ -155,13 +155,14 @@ class Rows:
     def apply(self, plan: worker_pb2.StepPlan) -> None:
         """Releases, admits and grows, in that order. A sequence that cannot be taken is noted in `failures`."""
         if plan.released:
-            self._release(column(plan.released))
+            self.release(column(plan.released))
         for admission in plan.admitted:
             self._admit(admission)
         if plan.grown.rows:
             self._grow(plan.grown)
 
-    def _release(self, rows: Column) -> None:
+    def release(self, rows: Column) -> None:
+        """Their sequences have left; once more changes nothing."""
         self._check_range("released rows", rows, self.shape.max_rows)
         self._held[rows] = False
         self.prompt_logprobs[rows] = False

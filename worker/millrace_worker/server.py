@@ -7,6 +7,7 @@ health are answered by the server's threads during a step. This module imports n
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -85,6 +86,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         context: grpc.ServicerContext,  # noqa: ARG002
     ) -> worker_pb2.Heartbeat:
         pulse = self._pulse
+        bytes_read, bytes_to_read = pulse.weights
         return worker_pb2.Heartbeat(
             progress=pulse.progress,
             is_computing=pulse.is_computing,
@@ -92,6 +94,8 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
             stage=pulse.stage_name,
             done=pulse.stage,
             total=len(STAGES),
+            bytes_read=bytes_read,
+            bytes_to_read=bytes_to_read,
         )
 
     def Describe(  # noqa: N802 - the service's name
@@ -110,7 +114,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
                 return self._compute_thread.submit(rank.prepare, request).result()
             except ValueError as error:
                 context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
-            except (RuntimeError, MemoryError) as error:
+            except BaseException as error:  # a panic in a kernel is no `Exception`: the call would have no end
                 logs.error("Prepare failed", error=f"{type(error).__name__}: {error}")
                 context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"the worst case does not run: {error}")
 
@@ -176,7 +180,12 @@ class WorkerServer:
         self._server = grpc.server(ThreadPoolExecutor(SERVER_THREADS, "grpc"), options=SERVER_OPTIONS)
         worker_pb2_grpc.add_WorkerServicer_to_server(service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        self._server.add_insecure_port(f"unix:{path}")
+        # Whoever can connect is obeyed. The file is made with this process's mask: only its own user may.
+        mask = os.umask(0o177)
+        try:
+            self._server.add_insecure_port(f"unix:{path}")
+        finally:
+            os.umask(mask)
         self._server.start()
 
     def set_serving(self) -> None:
@@ -200,7 +209,11 @@ def remove_stale_socket(path: Path) -> None:
         probe.settimeout(1.0)
         try:
             probe.connect(str(path))
-        except OSError:
+        except (ConnectionRefusedError, FileNotFoundError):  # only these mean that nobody is there
             path.unlink(missing_ok=True)
             return
+        except OSError as error:
+            raise OSError(
+                f"somebody listens on {path} and does not answer ({error}): choose another --uds-path"
+            ) from None
     raise FileExistsError(f"another worker listens on {path}: choose another --uds-path")

@@ -21,17 +21,19 @@ import torch.distributed as dist
 from torch import Tensor
 
 from millrace_worker import logs
-from millrace_worker.distributed import COLLECTIVE_TIMEOUT, Group
+from millrace_worker.distributed import COLLECTIVE_TIMEOUT, Group, Outcome, RankGoneError
 
 if TYPE_CHECKING:
     from millrace_kernels import Exchange
 
-# Bytes behind the exchange's own, in which rank 0 proves that a file is the one it made.
+# How long a rank waits for others in a step whose stream is over: they may not have been told of it, and catch up when
+# the next router prepares them.
+ABANDONED_SECONDS = 20.0
+
+# Bytes behind the exchange's own: of each rank, how many steps it has begun; and a proof of rank 0's that a file is
+# the one it made.
+COUNT_BYTES = 8
 TOKEN_BYTES = 8
-
-
-class RankGoneError(RuntimeError):
-    """Another rank has ended, or does not answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +43,34 @@ class SharedMemoryGroup(Group):
     exchange: Exchange
     memory: SharedMemory
 
+    @property
+    def stays_in_step(self) -> bool:
+        return True
+
+    def begin_step(self) -> None:
+        self.memory.is_abandoned = False
+        self.memory.count_step()
+        self.exchange.begin_step()
+
+    def end_step(self, outcome: Outcome) -> tuple[Outcome, int]:
+        self.memory.begin()
+        worst, rank = self.exchange.end_step(outcome)
+        return Outcome(worst), rank
+
+    def catch_up(self) -> None:
+        # A router that dies may have told some ranks of a step and not others: those would wait for these for ever.
+        for _ in range(self.memory.num_missed()):
+            self.begin_step()
+            self.end_step(Outcome.FAILED)
+
+    def abandon(self) -> None:
+        self.memory.is_abandoned = True
+
     def all_reduce(self, x: Tensor) -> Tensor:
-        if x.dtype is not torch.float32 or not _plain(x):
+        if not _plain(x) or not x.is_floating_point() or x.dtype is torch.float64:
             return super().all_reduce(x)
+        if x.dtype is not torch.float32:
+            return x.copy_(self.all_reduce(x.float()))
         self.memory.begin()
         self.exchange.sum(x.data_ptr(), x.numel())
         return x
@@ -76,8 +103,12 @@ class SharedMemory:
         """Takes the descriptor over. Raises OSError when the memory cannot be had."""
         self._descriptor = descriptor
         self._others = [other for other in range(size) if other != rank]
+        self._rank = rank
+        self._counts_at = num_bytes - TOKEN_BYTES - COUNT_BYTES * size
+        self._steps = 0
         self._mapped = mmap.mmap(descriptor, num_bytes)
         self._began = 0.0
+        self.is_abandoned = False  # the step that is computed
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, rank)
 
     @property
@@ -86,6 +117,18 @@ class SharedMemory:
 
     def token(self) -> int:
         return int.from_bytes(self._mapped[-TOKEN_BYTES:], "little")
+
+    def count_step(self) -> None:
+        """A step begins."""
+        self._steps += 1
+        at = self._counts_at + COUNT_BYTES * self._rank
+        self._mapped[at : at + COUNT_BYTES] = self._steps.to_bytes(COUNT_BYTES, "little")
+
+    def num_missed(self) -> int:
+        """How many steps more than this rank another has begun."""
+        starts = (self._counts_at + COUNT_BYTES * other for other in self._others)
+        begun = (int.from_bytes(self._mapped[at : at + COUNT_BYTES], "little") for at in starts)
+        return max(0, *begun, self._steps) - self._steps
 
     def begin(self) -> None:
         """An exchange begins: from now on the others have COLLECTIVE_TIMEOUT."""
@@ -103,6 +146,8 @@ class SharedMemory:
         waited = time.monotonic() - self._began
         if waited > COLLECTIVE_TIMEOUT.total_seconds():
             raise RankGoneError(f"the other ranks have not answered for {waited:.0f} seconds")
+        if self.is_abandoned and waited > ABANDONED_SECONDS:
+            raise RankGoneError("the other ranks take no part in a step whose stream is over")
 
 
 def join(group: Group) -> Group:
@@ -112,7 +157,7 @@ def join(group: Group) -> Group:
 
     if group.size == 1:
         return group
-    num_bytes = Exchange.shared_bytes(group.size) + TOKEN_BYTES
+    num_bytes = Exchange.shared_bytes(group.size) + COUNT_BYTES * group.size + TOKEN_BYTES
     made = _make(num_bytes) if group.rank == 0 else None
     process, descriptor, token = (os.getpid(), *made) if made is not None else (0, -1, 0)
     told = torch.tensor([process, descriptor, token])

@@ -28,6 +28,9 @@ class Role(Enum):
     SELECTED = auto()  # what its input selects of its state
     STEPS = auto()  # how far each channel of it goes
     MLP_DELTA = auto()  # what the MLP adds to it
+    SORTED = auto()  # a mixture's tokens, once for each expert that they have chosen, expert by expert
+    EXPERTS = auto()  # what the experts give, in the same order
+    MIXED = auto()  # what the mixture adds to the residual stream
     DELTA_NORMED = auto()  # either of them, normalized once more
     STREAM = auto()  # the residual stream itself, where an operator makes it anew: never in a workspace
     LOGITS = auto()  # outlives the step that computes it: never in a workspace

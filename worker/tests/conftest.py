@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 
 
@@ -12,3 +14,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         values = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
         case = values.get("case")
         item.add_marker(pytest.mark.xdist_group(case if isinstance(case, str) else item.nodeid.split("::")[0]))
+
+
+def pytest_collection_finish() -> None:
+    """torch and transformers are half a million objects, which every collection of garbage would look through; and what
+    the worker prepares begins with several."""
+    gc.collect()
+    gc.freeze()

@@ -80,6 +80,18 @@ def test_tokens_and_configuration_belong_together(model, tokenizer):
     assert tokenizer.model_max_length == config.max_position_embeddings
 
 
+def test_a_conversation_goes_on_behind_a_call(tokenizer):
+    call = {"id": "1", "type": "function", "function": {"name": "now", "arguments": {"zone": "UTC"}}}
+    history = [
+        {"role": "user", "content": "Time?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "noon"},
+    ]
+    prompt = tokenizer.apply_chat_template(history, tokenize=False, add_generation_prompt=True)
+    written = '{"name": "now", "arguments": {"zone": "UTC"}}'
+    assert prompt == f"<s><|user|>Time?\n<|assistant|>{written}</s><|user|>noon\n<|assistant|>"
+
+
 def test_any_text_survives_the_tokenizer(tokenizer):
     rng = random.SystemRandom()
     for text in (

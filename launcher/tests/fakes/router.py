@@ -14,9 +14,14 @@ flags = {word.partition("=")[0].removeprefix("--"): word.partition("=")[2] for w
 folder = Path(os.environ["FAKE_DIR"])
 
 
+told_of_the_end = threading.Event()
+
+
 def watch_lifeline() -> None:
-    while os.read(0, 1024):
-        pass
+    for line in sys.stdin:
+        print(f"router was told: {line}", end="", flush=True)
+        if '"end"' in line:
+            told_of_the_end.set()
     os._exit(1)
 
 
@@ -34,6 +39,22 @@ def dim(text: str) -> str:
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
+        if self.path == "/livez" and (folder / "hang").exists():
+            hung = {"rank": 1, "generation": 1, "reason": "it stands still", "report": "figures\n"}
+            body = json.dumps({"ok": False, "hung": hung}).encode()
+            self.send_response(503)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+            return
+        if (folder / "busy").exists():  # as when all connections are taken
+            while True:
+                threading.Event().wait(0.05)
+        if self.path == "/livez":
+            self.send_response(503 if (folder / f"still-{os.getpid()}").exists() else 200)
+            self.send_header("content-length", "0")
+            self.end_headers()
+            return
         self.send_response(200 if workers_accept() and behaviour != "never-ready" else 503)
         self.send_header("content-length", "0")
         self.end_headers()
@@ -43,6 +64,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 def end(*_: object) -> None:
+    if os.environ.get("FAKE_WORKER") == "die-when-restarted":
+        told_of_the_end.wait(5)  # a real router goes on to listen while it drains
     print("router: draining", flush=True)
     os._exit(0)
 
@@ -56,7 +79,7 @@ note.with_suffix(".part").write_text(
 note.with_suffix(".part").rename(note)
 if behaviour == "die-at-start":
     print("error: the router has a headache", file=sys.stderr, flush=True)
-    os._exit(3)
+    os._exit(9)
 if behaviour.startswith("log-"):
     message = '`max_total_tokens` is 9, which is "too" large'
     time = "2026-01-02T03:04:05.678901Z"
@@ -68,6 +91,8 @@ if behaviour.startswith("log-"):
     }
     print(forms[behaviour], flush=True)
     os._exit(1)
-server = http.server.ThreadingHTTPServer((flags["hostname"], int(flags["port"])), Handler)
+server = http.server.ThreadingHTTPServer((flags["hostname"], int(flags["port"])), Handler, bind_and_activate=False)
+server.socket.close()
+server.socket = socket.socket(fileno=int(os.environ["LISTEN_FDS_FIRST_FD"]))
 print("router: listening", flush=True)
 server.serve_forever()

@@ -34,6 +34,7 @@ def note(**facts: object) -> None:
 
 threading.Thread(target=watch_lifeline, daemon=True).start()
 signal.signal(signal.SIGTERM, signal.SIG_IGN if behaviour == "ignore-term" else lambda *_: os._exit(0))
+signal.signal(signal.SIGUSR1, lambda *_: print("stacks of this rank", file=sys.stderr, flush=True))
 earlier_generations = len(list(folder.glob(f"worker-{rank}-*.json")))
 child = subprocess.Popen(["sleep", "600"]) if behaviour == "has-child" else None
 note(child=child and child.pid)

@@ -47,11 +47,11 @@ async fn measure(world_size: u32, num_rows: u32, in_flight: u64) -> Result<Durat
 }
 
 async fn run(steps: &mut StepStream, num_rows: u32, in_flight: u64) -> Result<Duration, Box<dyn Error>> {
-    steps.send(&plan(1, num_rows))?;
+    steps.send(&plan(1, num_rows));
     steps.next().await?;
     let started = Instant::now();
     for step in 2..2 + NUM_STEPS {
-        steps.send(&plan(step, num_rows))?;
+        steps.send(&plan(step, num_rows));
         while steps.num_in_flight() as u64 >= in_flight {
             steps.next().await?;
         }

@@ -107,6 +107,12 @@ mod tests {
     }
 
     #[test]
+    fn a_bound_beyond_all_time_is_the_longest_there_is() {
+        assert_eq!(Bound::new(FLOOR).limit(f64::MAX), Duration::MAX);
+        assert_eq!(Bound::new(Duration::from_secs(u64::MAX)).limit(1.0), Duration::MAX);
+    }
+
+    #[test]
     fn one_slow_step_is_forgotten() {
         let mut bound = Bound::new(FLOOR);
         bound.learn(1.0, Duration::from_secs(100));

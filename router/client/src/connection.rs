@@ -57,11 +57,19 @@ pub struct Unreachable {
 impl Client {
     /// Connects to `unix:PATH` or `http://HOST:PORT`. Errs when nobody accepts there within five seconds.
     pub async fn connect(endpoint: &str) -> Result<Self, Unreachable> {
+        Self::connect_within(CONNECT_TIMEOUT, endpoint, open(endpoint)).await
+    }
+
+    async fn connect_within(
+        limit: Duration,
+        endpoint: &str,
+        opening: impl Future<Output = Result<Channel, tonic::transport::Error>>,
+    ) -> Result<Self, Unreachable> {
         let unreachable = |reason| Unreachable { endpoint: endpoint.to_owned(), reason };
-        match tokio::time::timeout(CONNECT_TIMEOUT, open(endpoint)).await {
+        match tokio::time::timeout(limit, opening).await {
             Ok(Ok(channel)) => Ok(Self::over(channel)),
             Ok(Err(error)) => Err(unreachable(with_causes(&error))),
-            Err(_) => Err(unreachable(format!("no answer within {CONNECT_TIMEOUT:?}"))),
+            Err(_) => Err(unreachable(format!("no answer within {limit:?}"))),
         }
     }
 
@@ -153,7 +161,41 @@ fn add_causes(mut text: String, mut cause: Option<&dyn std::error::Error>) -> St
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Error, ErrorKind};
+    use std::task::{Context, Poll};
+
     use super::*;
+
+    /// A transport that has broken.
+    #[derive(Clone)]
+    struct Broken;
+
+    impl Service<http::Request<Body>> for Broken {
+        type Response = http::Response<Body>;
+        type Error = Error;
+        type Future = std::future::Pending<Result<Self::Response, Error>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+            Poll::Ready(Err(ErrorKind::BrokenPipe.into()))
+        }
+
+        fn call(&mut self, _: http::Request<Body>) -> Self::Future {
+            std::future::pending()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_step_stream_over_a_broken_transport_is_an_error() {
+        let status = Client::over(Broken).run().await.expect_err("nothing can be sent");
+        assert_eq!((status.code(), status.message()), (tonic::Code::Unavailable, "broken pipe"));
+    }
+
+    #[tokio::test]
+    async fn who_does_not_take_a_connection_in_time_is_unreachable() {
+        let connected = Client::connect_within(Duration::from_millis(5), "e", std::future::pending()).await;
+        let error = connected.expect_err("nobody has taken it");
+        assert_eq!(error.to_string(), "cannot connect to e: no answer within 5ms");
+    }
 
     /// A worker that takes the request and says nothing: no headers, no error.
     #[tokio::test]

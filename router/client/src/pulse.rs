@@ -33,14 +33,19 @@ pub struct Vital {
     pub stage: String,
     pub done: u64,
     pub total: u64,
+    /// Of the weights, while they are read.
+    pub bytes_read: u64,
+    /// 0: not known.
+    pub bytes_to_read: u64,
     /// For how long an answer has been awaited.
     pub silent: Duration,
 }
 
 impl Vital {
     fn said(beat: Heartbeat) -> Self {
-        let Heartbeat { progress, is_computing, generation, stage, done, total } = beat;
-        Self { generation, progress, is_computing, stage, done, total, silent: Duration::ZERO }
+        let Heartbeat { progress, is_computing, generation, stage, done, total, bytes_read, bytes_to_read } = beat;
+        let silent = Duration::ZERO;
+        Self { generation, progress, is_computing, stage, done, total, bytes_read, bytes_to_read, silent }
     }
 }
 
@@ -58,10 +63,10 @@ impl Vitals {
         self.lock().iter().position(|vital| vital.silent >= limit)
     }
 
-    /// The rank that has finished the fewest steps: the one that the others wait for.
-    pub(crate) fn slowest(&self) -> usize {
+    /// The one of these ranks that has finished the fewest steps: the others wait for it.
+    pub(crate) fn slowest(&self, among: impl Iterator<Item = usize>) -> Option<usize> {
         let vitals = self.lock();
-        (0..vitals.len()).min_by_key(|&rank| vitals[rank].progress).unwrap_or(0)
+        among.min_by_key(|&rank| vitals.get(rank).map_or(0, |vital| vital.progress))
     }
 
     pub(crate) fn generation(&self, rank: usize) -> u32 {
@@ -126,5 +131,27 @@ async fn listen(client: Client, rank: usize, vitals: Vitals) {
             }
         }
         sleep(BEAT).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::ready;
+    use std::io::{Error, ErrorKind};
+
+    use tonic::body::Body;
+    use tonic::codegen::http::{Request, Response};
+
+    use super::*;
+
+    /// As between its death and the news of it on the step stream, or before there is one.
+    #[tokio::test(start_paused = true)]
+    async fn a_rank_whose_every_answer_is_an_error_is_silent() {
+        let broken = |_: Request<Body>| ready(Err::<Response<Body>, _>(Error::from(ErrorKind::BrokenPipe)));
+        let pulse = Pulse::of(&[Client::over(tower::service_fn(broken))], Vitals::default());
+        sleep(SILENCE / 2).await;
+        assert_eq!(pulse.vitals.silent(SILENCE), None);
+        sleep(SILENCE).await;
+        assert_eq!(pulse.vitals.silent(SILENCE), Some(0));
     }
 }

@@ -165,10 +165,8 @@ fn tightest(one: Prepared, other: Prepared) -> Prepared {
 }
 
 fn check_agreement(descriptions: &[ModelDescription]) -> Result<(), StartError> {
-    let Some(first) = descriptions.first() else {
-        return Ok(());
-    };
     for (rank, description) in descriptions.iter().enumerate() {
+        let first = &descriptions[0];
         let fields = [
             ("rank", rank.to_string(), description.rank.to_string()),
             ("world_size", descriptions.len().to_string(), description.world_size.to_string()),
@@ -285,5 +283,41 @@ pub async fn connect_with_retry(
     match deadline {
         None => attempts.await,
         Some(deadline) => timeout_at(deadline, attempts).await.unwrap_or(Err(last_error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What comes of it when rank 0 declines at once, rank 1 agrees, and rank 2 is lost after so long.
+    async fn declined_and_lost(after: Duration) -> StartError {
+        let call = move |rank, ()| async move {
+            match rank {
+                0 => Err(StartError::Refused { rank, message: "a collective has failed".to_owned() }),
+                1 => Ok(()),
+                _ => {
+                    sleep(after).await;
+                    Err(StartError::Lost { rank, code: Code::Unavailable, message: "it has died".to_owned() })
+                }
+            }
+        };
+        on_all_ranks(vec![(); 3], call).await.expect_err("one has declined")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_is_believed_unless_another_rank_is_lost_soon_after() {
+        assert!(matches!(declined_and_lost(REFUSAL_GRACE / 2).await, StartError::Lost { rank: 2, .. }));
+        assert!(matches!(declined_and_lost(2 * REFUSAL_GRACE).await, StartError::Refused { rank: 0, .. }));
+    }
+
+    #[test]
+    fn what_a_worker_declines_is_a_refusal_and_all_else_a_loss() {
+        let declined = ["InvalidArgument", "FailedPrecondition", "OutOfRange", "ResourceExhausted", "Unimplemented"];
+        for code in (1..=16).map(Code::from_i32) {
+            let error = StartError::from_status(3, &Status::new(code, "why"));
+            assert_eq!(error.is_permanent(), declined.contains(&format!("{code:?}").as_str()), "{error}");
+            assert!(error.to_string().contains("rank 3") && error.to_string().contains("why"), "{error}");
+        }
     }
 }

@@ -137,15 +137,16 @@ impl StepStream {
     }
 
     /// Sends a plan to every rank. Never waits: what is in flight is bounded, and each rank's queue holds as much.
-    /// Plans must be numbered 1, 2, 3, …, with at most [`MAX_STEPS_IN_FLIGHT`] in flight.
-    pub fn send(&mut self, plan: &StepPlan) -> Result<(), WorkersLost> {
-        if let Some(lost) = &self.lost {
-            return Err(lost.clone());
-        }
+    /// Plans must be numbered 1, 2, 3, …, with at most [`MAX_STEPS_IN_FLIGHT`] in flight. Whether it arrives is what
+    /// [`Self::next`] says.
+    pub fn send(&mut self, plan: &StepPlan) {
         let (expected, in_flight) = (self.sent + 1, self.in_flight.len());
-        if plan.step != expected || in_flight == MAX_STEPS_IN_FLIGHT {
+        if self.lost.is_none() && (plan.step != expected || in_flight == MAX_STEPS_IN_FLIGHT) {
             let reason = LostReason::PlanOutOfOrder { expected, actual: plan.step, in_flight };
-            return Err(self.lose(WorkersLost { rank: 0, reason }));
+            self.lose(WorkersLost { rank: 0, reason });
+        }
+        if self.lost.is_some() {
+            return;
         }
         let encoded = convert::encode_plan(plan);
         for rank in &self.ranks {
@@ -161,7 +162,6 @@ impl StepStream {
             units: units(plan),
             num_tokens: plan.work.iter().map(|work| u64::from(work.count)).sum(),
         });
-        Ok(())
     }
 
     /// The result of the oldest step in flight. Waits for it; with none in flight, waits for a loss. Cancel-safe.
@@ -228,9 +228,8 @@ impl StepStream {
         }
         // Ranks that have answered wait for nobody; among the others the one behind is the one that hangs.
         let due = self.sent - self.in_flight.len() as u64 + 1;
-        let waiting = self.ranks.iter().position(|rank| rank.answered < due)?;
-        let slowest = self.pulse.vitals.slowest();
-        let rank = if self.ranks[slowest].answered < due { slowest } else { waiting };
+        let waiting = (0..self.ranks.len()).filter(|&rank| self.ranks[rank].answered < due);
+        let rank = self.pulse.vitals.slowest(waiting)?;
         let seconds = self.busy.as_secs_f64();
         Some(self.hung(rank, format!("step {due} has taken {seconds:.1} s, and was to take {limit:.1?} at most")))
     }

@@ -32,7 +32,7 @@ impl Bench {
 
     async fn step(&mut self, plan: StepPlan) -> Result<StepResult, LostReason> {
         self.step += 1;
-        self.steps.send(&StepPlan { step: self.step, ..plan }).unwrap();
+        self.steps.send(&StepPlan { step: self.step, ..plan });
         soon(self.steps.next()).await.map_err(|lost| lost.reason)
     }
 

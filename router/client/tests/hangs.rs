@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use millrace_client::fake::{FakeGroup, FakeOptions, Fault};
 use millrace_client::{Connected, Hang, LostReason, SILENCE, StepStream, Workers, WorkersLost};
-use support::{Job, REQUEST, generate};
+use support::{Job, Plans, REQUEST, generate};
 use tokio::time::{Instant, sleep, timeout};
 
 async fn connected(group: &mut FakeGroup) -> Connected {
@@ -89,4 +89,34 @@ async fn honest_work_takes_the_time_that_it_takes() {
     let jobs = [Job::greedy(20..320, 10), Job::greedy(20..37, 12)];
     let (outputs, _) = generate(&mut steps, &jobs, 16).await.unwrap();
     assert_eq!(outputs, jobs.each_ref().map(|job| job.expected(group.rank(0))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_answers_steps_needs_no_other_sign_of_life() {
+    let options = FakeOptions { delay: Duration::from_secs(1), ..FakeOptions::default() };
+    let mut group = FakeGroup::new(&options, 2);
+    let mut steps = connected(&mut group).await.run().await.unwrap();
+    group.rank(1).mute();
+    let job = Job::greedy(20..37, 30);
+    let (outputs, _) = generate(&mut steps, std::slice::from_ref(&job), 16).await.unwrap();
+    assert_eq!(outputs, [job.expected(group.rank(0))]);
+    // Without steps there is none.
+    assert!(matches!(steps.next().await, Err(WorkersLost { rank: 1, reason: LostReason::Hung(_) })));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_step_that_has_been_answered_does_not_hang_however_late_it_is_looked_at() {
+    let mut group = FakeGroup::new(&FakeOptions::default(), 2);
+    let mut steps = connected(&mut group).await.run().await.unwrap();
+    steps.set_patience(Duration::ZERO);
+    let jobs = [Job::greedy(20..37, 50)];
+    let plans = Plans::of(&jobs, 16);
+    for step in 1..=10 {
+        steps.send(&plans.plan(step));
+        assert_eq!(steps.next().await.unwrap().step, step);
+    }
+    // These have taken no time at all, which the next one then has; it is looked at when that is long over.
+    steps.send(&plans.plan(11));
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(steps.next().await.unwrap().step, 11);
 }

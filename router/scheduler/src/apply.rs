@@ -12,7 +12,7 @@ impl Scheduler {
     pub fn apply(&mut self, result: StepResult) -> Result<Vec<GenerationEvent>, WrongResult> {
         let mut step = self.take_answered_step(&result)?;
         let mut events = Vec::with_capacity(result.sampled.len() + 1);
-        if !(result.whole_step && self.retry_in_halves(&mut step)) {
+        if !self.retry(&mut step, &result) {
             for failure in result.failed {
                 self.fail(&step, failure, &mut events);
             }
@@ -37,9 +37,27 @@ impl Scheduler {
         Ok(events)
     }
 
+    /// Has the sequences of a step that failed as a whole tried again. `false`: it did not, or it is known of whom.
+    fn retry(&mut self, step: &mut SentStep, result: &StepResult) -> bool {
+        if !result.whole_step {
+            // Behind a failed step its sequences take no part in the one that was sent already: that shows nothing.
+            let has_failed = |id| result.failed.iter().any(|failure| failure.sequence == id);
+            if step.work.iter().any(|work| !work.is_void && !has_failed(work.sequence)) {
+                self.allowance.step_done(self.config.max_rows);
+                self.trials.step_done();
+            }
+            return false;
+        }
+        if result.out_of_memory { self.retry_smaller(step) } else { self.retry_in_halves(step) }
+    }
+
     fn take_answered_step(&mut self, result: &StepResult) -> Result<SentStep, WrongResult> {
         let oldest = self.in_flight.front().ok_or(WrongResult::NothingInFlight { step: result.step })?;
         check_answer(oldest, result)?;
+        let fails_as_a_whole = result.whole_step && !result.out_of_memory;
+        if fails_as_a_whole && self.is_one_alone(oldest) && self.trials.has_too_many_culprits() {
+            return Err(WrongResult::EverybodyFails { step: result.step });
+        }
         self.in_flight.pop_front().ok_or(WrongResult::NothingInFlight { step: result.step })
     }
 
@@ -105,7 +123,7 @@ impl Scheduler {
     fn append(&mut self, id: SequenceId, sampled: Sampled, events: &mut Vec<GenerationEvent>) {
         let Some(sequence) = self.sequences.get_mut(&id) else { return };
         sequence.num_pending_tokens -= 1;
-        sequence.num_losses = 0;
+        (sequence.num_losses, sequence.num_shortages) = (0, 0);
         self.trials.clear(id);
         if sampled.token_id == NO_TOKEN {
             let reason = FinishReason::Failed("the worker sampled no token".to_owned());

@@ -34,7 +34,7 @@ pub enum FinishReason {
     Failed(String),
 }
 
-/// A step result that does not answer the oldest step in flight. Nothing was applied. The workers can no longer be
+/// A step result that does not answer the oldest step in flight, or that cannot be its sequences' fault. Nothing was applied. The workers can no longer be
 /// trusted to agree with the scheduler: the engine treats it as [`crate::Scheduler::workers_lost`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WrongResult {
@@ -42,6 +42,7 @@ pub enum WrongResult {
     Step { expected: u64, got: u64 },
     Sampled { step: u64, expected: usize, got: usize },
     PromptLogprobs { step: u64, work: usize, expected: usize, got: usize },
+    EverybodyFails { step: u64 },
 }
 
 impl fmt::Display for WrongResult {
@@ -53,6 +54,9 @@ impl fmt::Display for WrongResult {
             }
             Self::Sampled { step, expected, got } => {
                 write!(f, "result of step {step} has {got} sampled tokens instead of {expected}")
+            }
+            Self::EverybodyFails { step } => {
+                write!(f, "one sequence after the other fails alone, up to step {step}: it is the workers' fault")
             }
             Self::PromptLogprobs { step, work, expected, got } => {
                 write!(f, "result of step {step} has {got} prompt logprobs for work {work} instead of {expected}")

@@ -12,7 +12,8 @@ impl Scheduler {
         self.check_states()?;
         self.check_rows()?;
         self.check_pages()?;
-        self.check_flight()
+        self.check_flight()?;
+        self.check_shares()
     }
 
     fn seats(&self) -> impl Iterator<Item = &Seat> {

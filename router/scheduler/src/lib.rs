@@ -4,7 +4,11 @@
 //! came, send what [`Scheduler::schedule`] plans, [`Scheduler::apply`] what comes back, hand out the events.
 mod apply;
 mod event;
+mod fairness;
+mod guests;
 mod integrity;
+mod joining;
+mod lanes;
 mod page_table;
 mod paging;
 mod plan;
@@ -16,13 +20,15 @@ mod request;
 mod rows;
 mod scheduler;
 mod sequence;
+mod shortage;
 mod suspects;
 mod switch;
 mod trials;
 mod window;
 
 pub use event::{FinishReason, GenerationEvent, WrongResult};
+pub use guests::{StepPart, Terms};
 pub use plan::*;
 pub use policy::JoinReason;
-pub use request::{Capacity, Config, Refused, Request, Stats};
+pub use request::{Capacity, Config, Refused, Request, Share, Stats, TenantId};
 pub use scheduler::Scheduler;

@@ -141,6 +141,8 @@ pub struct StepResult {
     pub failed: Vec<Failure>,
     /// `failed` names every sequence of the step, because the step failed and nobody knows of whom.
     pub whole_step: bool,
+    /// It failed for want of memory: the same sequences may well fit into smaller steps.
+    pub out_of_memory: bool,
     pub timings: Timings,
     /// Steps finished by the answering process.
     pub progress: u64,

@@ -1,19 +1,30 @@
-//! Planning one step: running sequences first, then preempted ones, then waiting ones as the gate allows.
+//! Planning one step: running sequences first, then preempted ones, then waiting ones as the gate allows. With several
+//! tenants, `fairness` says in which order.
 //!
 //! There is no prefill phase and no decode phase. A sequence has tokens and computed tokens, and a step computes some of
 //! the difference; a step that reaches the last known (or expected) token samples the next.
 
+use std::cell::OnceCell;
+
+use crate::guests::{Chunk, Rations};
 use crate::page_table::PageTable;
 use crate::policy::{JoinReason, prefill_tokens};
 use crate::scheduler::{Scheduler, SentStep, SentWork};
 use crate::sequence::{Opening, Place, Seat, Sequence, State};
-use crate::{Admission, Growth, PageCopy, SequenceId, StepPlan, Work};
+use crate::{Admission, Growth, PageCopy, SequenceId, StepPlan, TenantId, Work};
 
 /// A step being planned. Nothing in it counts as computed until it is sent.
 pub(crate) struct Draft {
-    plan: StepPlan,
+    pub(crate) plan: StepPlan,
     /// Tokens left for sequences with more than one to compute, and for those that join.
-    num_prefill_tokens: usize,
+    pub(crate) num_prefill_tokens: usize,
+    /// How many of them each tenant may take at most.
+    pub(crate) rations: Rations,
+    pub(crate) guests: Vec<(TenantId, usize)>,
+    /// Tenants, in the order of this step.
+    pub(crate) lanes: Vec<TenantId>,
+    /// What the gate says, once it has been asked.
+    pub(crate) gate: OnceCell<Option<JoinReason>>,
     /// Why the gate was open, if a waiting sequence has come through it.
     admitted: Option<JoinReason>,
 }
@@ -35,10 +46,14 @@ impl Scheduler {
             return None;
         }
         self.unseat_switched();
-        let num_decodes = self.running_sequences().filter(|sequence| sequence.num_runnable_tokens() == 1).count();
+        let lanes = self.lanes();
         let mut draft = Draft {
             plan: StepPlan { step: self.num_steps_sent + 1, ..StepPlan::default() },
-            num_prefill_tokens: prefill_tokens(self.config.max_step_tokens, num_decodes),
+            num_prefill_tokens: self.num_prefill_tokens(),
+            rations: Rations::default(),
+            guests: Vec::new(),
+            lanes,
+            gate: OnceCell::new(),
             admitted: None,
         };
         if let Some(set) = self.on_trial() {
@@ -46,24 +61,24 @@ impl Scheduler {
         } else if let Some(suspect) = self.suspect() {
             self.replay_alone(suspect, &mut draft);
         } else {
-            self.advance_running(&mut draft);
-            self.resume_preempted(&mut draft);
-            self.admit_waiting(&mut draft);
+            self.share(true, &mut draft);
+            if draft.plan.work.is_empty() && draft.rations.are_bounds() && self.in_flight.is_empty() {
+                // Those whose guests they are may wait for pages that guests hold.
+                self.share(false, &mut draft);
+            }
         }
         (!draft.plan.work.is_empty()).then(|| self.send(draft))
     }
 
-    pub(crate) fn running_sequences(&self) -> impl Iterator<Item = &Sequence> {
-        self.running.iter().filter_map(|place| self.sequences.get(&place.id))
+    /// Tokens that are left when everybody who has one to compute has got it.
+    pub(crate) fn num_prefill_tokens(&self) -> usize {
+        let num_decodes = self.running_sequences().filter(|sequence| sequence.num_runnable_tokens() == 1).count();
+        let num_tokens = prefill_tokens(self.allowance.tokens(), num_decodes);
+        self.terms.step_tokens.map_or(num_tokens, |most| num_tokens.min(most.max(1) as usize))
     }
 
-    /// Oldest first, so that only sequences not yet in the plan can be preempted.
-    pub(crate) fn advance_running(&mut self, draft: &mut Draft) {
-        let mut next = self.running.first().copied();
-        while let Some(place) = next {
-            self.advance(place, draft);
-            next = self.running.range((std::ops::Bound::Excluded(place), std::ops::Bound::Unbounded)).next().copied();
-        }
+    pub(crate) fn running_sequences(&self) -> impl Iterator<Item = &Sequence> {
+        self.running.iter().filter_map(|place| self.sequences.get(&place.id))
     }
 
     /// Gives a running sequence its tokens of this step: one if that is all it has, else what the budget and the pages allow.
@@ -71,13 +86,14 @@ impl Scheduler {
         let Some(sequence) = self.sequences.get(&place.id) else { return };
         let num_runnable = sequence.num_runnable_tokens();
         let is_decode = num_runnable == 1;
-        let wanted = if is_decode { 1 } else { num_runnable.min(draft.num_prefill_tokens) };
+        let chunk = Chunk::of(sequence, sequence.seat().map_or(0, |seat| seat.num_computed_tokens));
+        let wanted = if is_decode { 1 } else { num_runnable.min(draft.num_tokens_left(chunk)) };
         let count = if wanted == 0 { 0 } else { self.make_room(place, wanted, draft) };
         if count == 0 {
             return;
         }
         if !is_decode {
-            draft.num_prefill_tokens -= count;
+            draft.take_tokens(chunk, count);
         }
         self.add_work(place.id, count, draft);
     }
@@ -95,8 +111,8 @@ impl Scheduler {
             if room > 0 {
                 return room.min(wanted);
             }
-            match self.running.last() {
-                Some(&newest) if newest > place && !self.pages_come_back() => self.preempt(newest),
+            match self.last_to_plan(place, draft) {
+                Some(last) if !self.pages_come_back() => self.preempt(last),
                 _ => return 0,
             }
         }
@@ -108,50 +124,29 @@ impl Scheduler {
         pages.any(|&page| self.pool.num_owners(page) == 1) || self.windows_will_move()
     }
 
-    /// In order of arrival, up to the first that does not fit: what it needs must not go to others.
-    fn resume_preempted(&mut self, draft: &mut Draft) {
-        let candidates: Vec<Place> = self.preempted.iter().copied().collect();
-        for place in candidates {
-            // Its row and pages of before, and with them its last results, are still in flight.
-            let is_held = self.held.iter().any(|held| held.sequence == place.id);
-            if !is_held && self.admit(place, draft) == Entrance::Full {
-                break;
-            }
-        }
-    }
-
-    fn admit_waiting(&mut self, draft: &mut Draft) {
-        if !self.preempted.is_empty() {
-            return;
-        }
-        let Some(reason) = self.gate.open(self.waiting.len(), self.running.len()) else { return };
-        let mut next = self.waiting.first().copied();
-        while let Some(place) = next {
-            match self.admit(place, draft) {
-                Entrance::Admitted => draft.admitted = Some(reason),
-                Entrance::NotYet => {}
-                Entrance::Full => break,
-            }
-            next = self.waiting.range((std::ops::Bound::Excluded(place), std::ops::Bound::Unbounded)).next().copied();
-        }
-    }
-
     /// Gives a sequence a row, the pages of others that it can use, and its first chunk.
     pub(crate) fn admit(&mut self, place: Place, draft: &mut Draft) -> Entrance {
-        if self.rows.is_full() || draft.num_prefill_tokens == 0 {
+        if self.rows.is_full() || self.running.len() >= self.max_running() || draft.num_prefill_tokens == 0 {
             return Entrance::Full;
         }
+        let is_new = self.waiting.contains(&place);
         let Some(opening) = self.open(place.id) else { return Entrance::NotYet };
         if !self.fits(place.id, &opening) {
             return Entrance::Full;
         }
-        let is_long = self.sequences.get(&place.id).is_some_and(|sequence| self.is_long(sequence));
+        let start = opening.num_computed_tokens;
+        let Some(sequence) = self.sequences.get(&place.id) else { return Entrance::NotYet };
+        let (chunk, is_long) = (Chunk::of(sequence, start), self.is_long(sequence));
+        // A row that was made free for it must not stand empty.
+        let num_tokens_left = draft.num_tokens_left(chunk).max(usize::from(self.invited == Some(place.id)));
+        if num_tokens_left == 0 {
+            return Entrance::NotYet;
+        }
         let (Some(row), Some(sequence)) = (self.rows.take(), self.sequences.get_mut(&place.id)) else {
             return Entrance::Full;
         };
-        let start = opening.num_computed_tokens;
         let mut table = PageTable::share(&mut self.pool, &opening);
-        let wanted = sequence.num_remaining_tokens(start).min(draft.num_prefill_tokens);
+        let wanted = sequence.num_remaining_tokens(start).min(num_tokens_left);
         let room = table.grow(&mut self.pool, start + wanted) - start;
         let count = wanted.min(room);
         if let Some(source) = opening.copy_from {
@@ -174,8 +169,11 @@ impl Scheduler {
         let seat = Seat { row, table, num_computed_tokens: start, first_step, num_shared_tokens, is_long };
         sequence.state = State::Running(seat);
         self.seated(place, start);
-        draft.num_prefill_tokens -= count;
+        draft.take_tokens(chunk, count);
         self.add_work(place.id, count, draft);
+        if is_new {
+            draft.admitted = draft.gate.get().copied().flatten();
+        }
         Entrance::Admitted
     }
 
@@ -194,7 +192,7 @@ impl Scheduler {
     }
 
     /// Where a sequence could start. `None`: it should wait for what another sequence is computing.
-    fn open(&mut self, id: SequenceId) -> Option<Opening> {
+    pub(crate) fn open(&mut self, id: SequenceId) -> Option<Opening> {
         let paging = self.pool.paging();
         let sequence = self.sequences.get(&id)?;
         let root = self.root(sequence);
@@ -268,7 +266,7 @@ impl Scheduler {
 
     /// Whether the pool has a page for the first chunk; for a preempted sequence, pages for all it knows: a second
     /// preemption on the way there would waste the work of both.
-    fn fits(&self, id: SequenceId, opening: &Opening) -> bool {
+    pub(crate) fn fits(&self, id: SequenceId, opening: &Opening) -> bool {
         let Some(sequence) = self.sequences.get(&id) else { return false };
         let paging = self.pool.paging();
         if !paging.has_pages() {
@@ -304,6 +302,8 @@ impl Scheduler {
 
     /// From here on the step counts as computed, and pages that it fills can be found by the next plan.
     fn send(&mut self, draft: Draft) -> StepPlan {
+        let tenant_of = |id| self.sequences.get(&id).map(|sequence| sequence.place.tenant);
+        self.last_parts = if self.shares.num_tenants() > 1 { draft.parts(tenant_of) } else { Vec::new() };
         let Draft { mut plan, admitted, .. } = draft;
         plan.released = self.rows.take_released();
         let work = plan.work.iter().map(|work| self.commit(work)).collect();
@@ -312,6 +312,7 @@ impl Scheduler {
         self.num_steps_sent = plan.step;
         self.totals.steps += 1;
         self.gate.step_sent(admitted.is_some());
+        self.settle();
         self.last_join = joins(&plan).then(|| admitted.unwrap_or(JoinReason::Chunking));
         plan
     }
@@ -322,6 +323,9 @@ impl Scheduler {
         if let Some(sequence) = self.sequences.get_mut(&work.sequence) {
             num_prompt_logprobs = sequence.num_prompt_logprobs(start, count);
             sequence.num_pending_tokens += usize::from(work.samples);
+            let num_charged = sequence.num_charged_tokens.max(start);
+            sequence.num_charged_tokens = num_charged.max(start + count);
+            self.shares.charge(sequence.place.tenant, sequence.num_charged_tokens - num_charged);
             let num_prompt_tokens = (start + count).min(sequence.num_prompt_tokens).saturating_sub(start);
             self.totals.computed_prompt_tokens += num_prompt_tokens as u64;
             if let State::Running(seat) = &mut sequence.state {

@@ -41,6 +41,26 @@ pub struct Capacity {
     pub max_rows: u32,
 }
 
+/// Names whoever a request is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TenantId(pub u32);
+
+/// Whom a request is for, and how it stands among that tenant's other requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    pub tenant: TenantId,
+    /// Tenants that wait are served in proportion to their weights; at least 1. The newest request's counts.
+    pub weight: u32,
+    /// Lower is sooner, among the requests of one tenant.
+    pub priority: i32,
+}
+
+impl Default for Share {
+    fn default() -> Self {
+        Self { tenant: TenantId::default(), weight: 1, priority: 0 }
+    }
+}
+
 /// A prompt and the sequences that continue it. All but the first share the first one's prompt pages, if there are any.
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -55,6 +75,7 @@ pub struct Request {
     pub prompt_logprobs: bool,
     /// Prefixes are shared only within one namespace.
     pub namespace: u64,
+    pub share: Share,
 }
 
 /// Why a request can never run here.
@@ -107,6 +128,9 @@ pub struct Stats {
     pub pages_used: usize,
     /// Prompt and `max_new_tokens` of all running sequences.
     pub reserved_tokens: usize,
+    /// Tokens of running and preempted sequences that are to be computed before their next token; a running sequence's last
+    /// one aside.
+    pub uncomputed_tokens: usize,
     /// Prompt tokens given to steps, those that are computed again included.
     pub computed_prompt_tokens_total: u64,
     /// Prompt tokens that were there already when their sequence was first scheduled.
@@ -116,4 +140,9 @@ pub struct Stats {
     /// Sequences computed anew because they became longer than `position_switch`.
     pub position_switches_total: u64,
     pub steps_total: u64,
+    /// What a step may hold now: less than configured after one that ran out of memory.
+    pub step_tokens: u32,
+    pub step_sequences: u32,
+    /// Steps that ran out of memory.
+    pub out_of_memory_steps_total: u64,
 }

@@ -11,11 +11,14 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use crate::event::{FinishReason, GenerationEvent};
+use crate::fairness::Shares;
+use crate::guests::{StepPart, Terms};
 use crate::policy::{Gate, JoinReason};
 use crate::pool::PagePool;
-use crate::request::{Capacity, Config, Refused, Request, Stats};
+use crate::request::{Capacity, Config, Refused, Request, Share, Stats};
 use crate::rows::Rows;
 use crate::sequence::{Place, Seat, Sequence, State};
+use crate::shortage::Allowance;
 use crate::trials::Trials;
 use crate::{PageId, SequenceId};
 
@@ -32,6 +35,11 @@ pub struct Scheduler {
     pub(crate) held: Vec<Held>,
     pub(crate) in_flight: VecDeque<SentStep>,
     pub(crate) gate: Gate,
+    pub(crate) shares: Shares,
+    /// A row has been taken from somebody for this one: nobody else may have it.
+    pub(crate) invited: Option<SequenceId>,
+    pub(crate) terms: Terms,
+    pub(crate) last_parts: Vec<StepPart>,
     pub(crate) num_steps_sent: u64,
     pub(crate) num_arrivals: u64,
     pub(crate) started: Vec<SequenceId>,
@@ -39,6 +47,7 @@ pub struct Scheduler {
     /// Whether some sequence may be suspect: spares looking at all of them.
     pub(crate) has_suspects: bool,
     pub(crate) trials: Trials,
+    pub(crate) allowance: Allowance,
     pub(crate) totals: Totals,
 }
 
@@ -57,6 +66,12 @@ pub(crate) struct SentStep {
     pub(crate) work: Vec<SentWork>,
     /// Pages that it copies from. They are its own too: their owner may give them back before it has run.
     pub(crate) sources: Vec<PageId>,
+}
+
+impl SentStep {
+    pub(crate) fn num_tokens(&self) -> usize {
+        self.work.iter().map(|work| work.end - work.start).sum()
+    }
 }
 
 #[derive(Debug)]
@@ -97,12 +112,17 @@ impl Scheduler {
             held: Vec::new(),
             in_flight: VecDeque::new(),
             gate: Gate::new(config.waiting_served_ratio, config.max_waiting_tokens),
+            shares: Shares::default(),
+            invited: None,
+            terms: Terms::default(),
+            last_parts: Vec::new(),
             num_steps_sent: 0,
             num_arrivals: 0,
             started: Vec::new(),
             last_join: None,
             has_suspects: false,
             trials: Trials::default(),
+            allowance: Allowance::new(config.max_step_tokens),
             totals: Totals::default(),
             config,
         }
@@ -111,11 +131,13 @@ impl Scheduler {
     /// Queues a request's sequences. Refused is only what could never run.
     pub fn submit(&mut self, mut request: Request) -> Result<(), Refused> {
         self.check_request(&request)?;
+        let Share { tenant, weight, priority } = request.share;
         let group: Arc<[SequenceId]> = request.sequences.iter().map(|&(id, _)| id).collect();
         let prompts = std::iter::repeat_n(std::mem::take(&mut request.tokens), group.len());
         for ((id, sampling), tokens) in request.sequences.iter().zip(prompts) {
             self.num_arrivals += 1;
-            let place = Place { arrival: self.num_arrivals, id: *id };
+            let place = Place { tenant, priority, arrival: self.num_arrivals, id: *id };
+            self.shares.enter(tenant, weight);
             self.waiting.insert(place);
             let sequence = Sequence::new(&request, tokens, place, &group, sampling);
             self.sequences.insert(*id, sequence);
@@ -138,8 +160,10 @@ impl Scheduler {
     pub fn workers_lost(&mut self) {
         self.note_losses();
         self.trials.forget();
+        self.allowance.restore();
         self.in_flight.clear();
         self.held.clear();
+        self.invited = None;
         self.num_steps_sent = 0;
         self.pool = PagePool::new(self.config.num_pages, self.config.page_size, self.config.prefix_caching);
         self.rows = Rows::new(self.config.max_rows);
@@ -206,12 +230,16 @@ impl Scheduler {
             pages_cached: self.pool.num_cached(),
             pages_used: self.pool.num_pages() - self.pool.num_available(),
             reserved_tokens: self.num_reserved_tokens(),
+            uncomputed_tokens: self.num_uncomputed_tokens(),
             computed_prompt_tokens_total: self.totals.computed_prompt_tokens,
             cached_prompt_tokens_total: self.totals.cached_prompt_tokens,
             admissions_total: self.totals.admissions,
             preemptions_total: self.totals.preemptions,
             position_switches_total: self.totals.position_switches,
             steps_total: self.totals.steps,
+            step_tokens: self.allowance.tokens(),
+            step_sequences: self.allowance.sequences(self.config.max_rows),
+            out_of_memory_steps_total: self.allowance.num_shortages(),
         }
     }
 
@@ -219,6 +247,13 @@ impl Scheduler {
     pub(crate) fn num_reserved_tokens(&self) -> usize {
         let max_tokens = |place: &Place| self.sequences.get(&place.id).map_or(0, |sequence| sequence.max_tokens);
         self.running.iter().map(max_tokens).sum()
+    }
+
+    /// Of prompts that are not computed yet, and of all that is computed again.
+    fn num_uncomputed_tokens(&self) -> usize {
+        let running = self.running_sequences().map(Sequence::num_runnable_tokens).filter(|count| *count > 1);
+        let preempted = self.preempted.iter().filter_map(|place| self.sequences.get(&place.id));
+        running.sum::<usize>() + preempted.map(Sequence::num_tokens).sum::<usize>()
     }
 
     fn check_request(&self, request: &Request) -> Result<(), Refused> {
@@ -253,6 +288,7 @@ impl Scheduler {
     /// The one place where sequences end.
     pub(crate) fn finish(&mut self, id: SequenceId, reason: FinishReason) -> Option<GenerationEvent> {
         let sequence = self.sequences.remove(&id)?;
+        self.shares.leave(sequence.place.tenant);
         match sequence.state {
             State::Waiting => self.waiting.remove(&sequence.place),
             State::Preempted => self.preempted.remove(&sequence.place),

@@ -5,11 +5,14 @@ use std::sync::Arc;
 use crate::page_table::PageTable;
 use crate::pool::PagePool;
 use crate::prefix::{Parent, Promise};
-use crate::{FinishReason, PageId, PromptLogprob, Request, Row, Sampling, SequenceId};
+use crate::{FinishReason, PageId, PromptLogprob, Request, Row, Sampling, SequenceId, TenantId};
 
-/// Orders sequences by arrival. The oldest is served first, the newest is preempted first.
+/// Orders the sequences of one tenant: by priority, then by arrival. The first is served first, the last is preempted first.
+/// Those of one tenant stand together: which tenant comes first is decided anew in every step (`fairness`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Place {
+    pub(crate) tenant: TenantId,
+    pub(crate) priority: i32,
     pub(crate) arrival: u64,
     pub(crate) id: SequenceId,
 }
@@ -76,8 +79,12 @@ pub(crate) struct Sequence {
     /// Tokens found computed when first scheduled; `None` before.
     pub(crate) num_cached_tokens: Option<usize>,
     pub(crate) is_prefilled: bool,
+    /// Tokens computed for the first time: what its tenant has been charged for.
+    pub(crate) num_charged_tokens: usize,
     /// Deaths of the workers with a step of this sequence in flight, since its last token.
     pub(crate) num_losses: u32,
+    /// Steps that ran out of memory though they were as small as can be and it was alone in them, since its last token.
+    pub(crate) num_shortages: u32,
     /// Not worth a new look at the prefix cache while this is promised.
     pub(crate) waits_for: Option<Promise>,
     pub(crate) state: State,
@@ -114,7 +121,9 @@ impl Sequence {
             num_pending_tokens: 0,
             num_cached_tokens: None,
             is_prefilled: false,
+            num_charged_tokens: 0,
             num_losses: 0,
+            num_shortages: 0,
             waits_for: None,
             state: State::Waiting,
         }

@@ -12,6 +12,8 @@ pub struct StopStrings {
     /// An empty stop string ends a sequence after its first token.
     has_empty: bool,
     max_length: usize,
+    /// What is complete within the text of so many tokens ends nothing.
+    num_exempt: u32,
 }
 
 #[derive(Debug)]
@@ -29,7 +31,14 @@ impl StopStrings {
             has_empty: strings.iter().any(String::is_empty),
             max_length: patterns.iter().map(|pattern| pattern.bytes.len()).max().unwrap_or(0),
             patterns,
+            num_exempt: 0,
         }
+    }
+
+    /// The same for a sequence that must have more than `num_tokens` tokens.
+    #[must_use]
+    pub fn behind(self, num_tokens: u32) -> Self {
+        Self { num_exempt: num_tokens, ..self }
     }
 
     /// Bytes of the longest.
@@ -67,6 +76,7 @@ pub(super) struct StopSearch {
     strings: StopStrings,
     /// Per pattern: how much of it the text's end matches.
     matched: Vec<usize>,
+    num_pieces: u32,
 }
 
 /// The first stop string to be complete; of those that end together, the longest.
@@ -81,7 +91,7 @@ pub(super) struct Found {
 impl StopSearch {
     pub(super) fn new(strings: StopStrings) -> Self {
         let matched = vec![0; strings.patterns.len()];
-        Self { strings, matched }
+        Self { strings, matched, num_pieces: 0 }
     }
 
     /// Whether there is nothing to search for.
@@ -89,21 +99,28 @@ impl StopSearch {
         self.matched.is_empty() && !self.strings.has_empty
     }
 
-    /// Reads the next piece of text. Not to be called again after a find.
+    /// Reads the next token's piece of text. Not to be called again after a find.
     pub(super) fn push(&mut self, text: &str) -> Option<Found> {
+        self.num_pieces = self.num_pieces.saturating_add(1);
+        let counts = self.num_pieces > self.strings.num_exempt;
         for (index, byte) in text.bytes().enumerate() {
             let mut found = None;
             for (pattern, matched) in self.strings.patterns.iter().zip(&mut self.matched) {
                 *matched = pattern.advance(*matched, byte);
                 if *matched == pattern.bytes.len() {
-                    found = found.max(Some(*matched));
+                    if counts {
+                        found = found.max(Some(*matched));
+                    } else {
+                        // What of it may begin another one.
+                        *matched = pattern.border[*matched - 1] as usize;
+                    }
                 }
             }
             if let Some(length) = found {
                 return Some(Found { overshoot: text.len() - index - 1, length });
             }
         }
-        self.strings.has_empty.then_some(Found { overshoot: 0, length: 0 })
+        (self.strings.has_empty && counts).then_some(Found { overshoot: 0, length: 0 })
     }
 
     /// Bytes at the end of the text that may become a stop string.
@@ -117,8 +134,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn search(stops: &[String], pieces: &[String]) -> (Option<(usize, Found)>, usize) {
-        let mut search = StopSearch::new(StopStrings::new(stops));
+    fn search(stops: &[String], pieces: &[String], num_exempt: u32) -> (Option<(usize, Found)>, usize) {
+        let mut search = StopSearch::new(StopStrings::new(stops).behind(num_exempt));
         for (index, piece) in pieces.iter().enumerate() {
             if let Some(found) = search.push(piece) {
                 return (Some((index, found)), 0);
@@ -127,9 +144,9 @@ mod tests {
         (None, search.held())
     }
 
-    /// By definition: the smallest end of any occurrence in the whole text, then the longest that ends there.
-    fn expected_end(stops: &[String], text: &str) -> Option<(usize, usize)> {
-        let mut ends = (0..=text.len()).filter(|end| text.is_char_boundary(*end));
+    /// By definition: the smallest end of any occurrence behind the exempt bytes, then the longest that ends there.
+    fn expected_end(stops: &[String], text: &str, exempt: usize) -> Option<(usize, usize)> {
+        let mut ends = (exempt + 1..=text.len()).filter(|end| text.is_char_boundary(*end));
         ends.find_map(|end| {
             let longest = stops.iter().filter(|stop| text[..end].ends_with(stop.as_str())).map(String::len).max();
             longest.map(|length| (end, length))
@@ -147,13 +164,15 @@ mod tests {
     #[test]
     fn an_empty_stop_string_ends_after_one_piece() {
         let stops = [String::new()];
-        assert_eq!(search(&stops, &["abc".into()]).0, Some((0, Found { overshoot: 0, length: 0 })));
+        let nothing = Found { overshoot: 0, length: 0 };
+        assert_eq!(search(&stops, &["abc".into()], 0).0, Some((0, nothing)));
+        assert_eq!(search(&stops, &["abc".into(), String::new()], 1).0, Some((1, nothing)));
     }
 
     #[test]
     fn of_strings_that_end_together_the_longest_counts() {
         let stops = ["b".to_owned(), "aab".to_owned()];
-        assert_eq!(search(&stops, &["xaabz".into()]).0, Some((0, Found { overshoot: 1, length: 3 })));
+        assert_eq!(search(&stops, &["xaabz".into()], 0).0, Some((0, Found { overshoot: 1, length: 3 })));
     }
 
     proptest! {
@@ -161,11 +180,13 @@ mod tests {
         fn finds_what_a_plain_search_finds(
             stops in prop::collection::vec("[abé]{1,6}", 1..4),
             pieces in prop::collection::vec("[abé]{0,4}", 0..24),
+            num_exempt in 0..8_usize,
         ) {
             let text = pieces.concat();
-            let (found, held) = search(&stops, &pieces);
+            let exempt = pieces.iter().take(num_exempt).map(String::len).sum();
+            let (found, held) = search(&stops, &pieces, num_exempt as u32);
             let actual = found.map(|(index, found)| (pieces[..=index].concat().len() - found.overshoot, found.length));
-            prop_assert_eq!(actual, expected_end(&stops, &text));
+            prop_assert_eq!(actual, expected_end(&stops, &text, exempt));
             if actual.is_none() {
                 prop_assert_eq!(held, expected_held(&stops, &text));
             }

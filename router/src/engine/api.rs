@@ -8,21 +8,22 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc};
 
+use crate::overload::Reservation;
 use crate::request::ValidRequest;
 
 /// What the engine's one task receives.
 #[derive(Debug)]
 pub enum Command {
     Submit {
-        request: ValidRequest,
+        request: Box<ValidRequest>,
+        /// Dropped when the engine has nothing more to do for it.
+        reservation: Reservation,
         mailbox: Arc<Mailbox>,
     },
     /// The server has no time left: every request ends as incomplete.
     EndAll,
     /// The client is gone: every sequence of that mailbox is cancelled.
-    Cancel {
-        mailbox: Arc<Mailbox>,
-    },
+    Cancel { mailbox: Arc<Mailbox> },
 }
 
 /// One event of a request. `sequence` is its index in the group, 0 unless `best_of > 1`.
@@ -102,7 +103,7 @@ pub enum Failed {
     #[error("Request failed during generation: {0}")]
     Generation(String),
     /// Its deadline has come first.
-    #[error("Request timed out: the time that its x-request-timeout gave is over")]
+    #[error("Request timed out: the time that its timeout gave is over")]
     TimedOut,
     /// The server is stopping, or the client read too slowly.
     #[error("Incomplete generation")]
@@ -118,6 +119,9 @@ pub struct Times {
     pub ended: Instant,
 }
 
+/// Tokens and top tokens that may lie unread, of one request: about a megabyte.
+pub const MAX_UNREAD_TOKENS: usize = 8192;
+
 /// Where one request's events wait for their reader.
 #[derive(Debug)]
 pub struct Mailbox {
@@ -128,6 +132,8 @@ pub struct Mailbox {
 #[derive(Debug, Default)]
 struct MailboxState {
     events: Vec<Event>,
+    /// Tokens and top tokens among them.
+    num_tokens: usize,
     /// Since when the oldest event has been waiting.
     waiting_since: Option<Instant>,
 }
@@ -140,7 +146,12 @@ impl Mailbox {
     /// Engine side. Never blocks for long: the reader holds the lock only to swap the vector.
     pub fn push(&self, events: impl IntoIterator<Item = Event>) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.events.extend(events);
+        for event in events {
+            if let Event::Token { token, .. } = &event {
+                state.num_tokens += 1 + token.top_tokens.len();
+            }
+            state.events.push(event);
+        }
         if !state.events.is_empty() && state.waiting_since.is_none() {
             state.waiting_since = Some(Instant::now());
         }
@@ -154,9 +165,19 @@ impl Mailbox {
         state.waiting_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
     }
 
+    #[cfg(test)]
+    pub(super) fn take_for_tests(&self) -> Vec<Event> {
+        self.take()
+    }
+
+    /// Whether more lies unread than a reader may leave, however short a time.
+    pub fn is_full(&self) -> bool {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).num_tokens > MAX_UNREAD_TOKENS
+    }
+
     fn take(&self) -> Vec<Event> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.waiting_since = None;
+        (state.waiting_since, state.num_tokens) = (None, 0);
         std::mem::take(&mut state.events)
     }
 }
@@ -218,9 +239,9 @@ impl EngineHandle {
         let _ = self.commands.send(Command::EndAll);
     }
 
-    pub fn generate(&self, request: ValidRequest) -> Generation {
+    pub fn generate(&self, request: ValidRequest, reservation: Reservation) -> Generation {
         let mailbox = Mailbox::new();
-        let submit = Command::Submit { request, mailbox: Arc::clone(&mailbox) };
+        let submit = Command::Submit { request: Box::new(request), reservation, mailbox: Arc::clone(&mailbox) };
         // On a closed channel the generation reads as ended without a terminal event: `Incomplete`.
         let _ = self.commands.send(submit);
         Generation { mailbox, commands: self.commands.clone(), finished: false }

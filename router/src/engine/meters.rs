@@ -7,7 +7,10 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
-use millrace_scheduler::{JoinReason, Stats, StepPlan, StepResult, Timings};
+use millrace_scheduler::{JoinReason, Scheduler, Stats, StepPart, StepPlan, StepResult, Terms, Timings};
+
+use super::guests::Guests;
+use crate::overload::{Backlog, Pace, Progress};
 
 #[derive(Debug)]
 pub(super) struct Meters {
@@ -25,6 +28,11 @@ pub(super) struct Meters {
     _skipped_tokens: Histogram,
     in_flight: VecDeque<Sent>,
     last_answer: Instant,
+    backlog: Backlog,
+    pace: Pace,
+    guests: Guests,
+    page_size: u32,
+    num_answered: u64,
 }
 
 /// What is measured of calls, by method.
@@ -59,17 +67,38 @@ struct PoolMeters {
     preemptions: Counter,
     position_switches: Counter,
     steps: Counter,
+    step_tokens: Gauge,
+    step_sequences: Gauge,
+    out_of_memory_steps: Counter,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Sent {
     at: Instant,
     is_prefill: bool,
     joins: bool,
+    num_tokens: usize,
+    parts: Vec<StepPart>,
+}
+
+/// What a plan does not say of itself.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Planned {
+    /// Why sequences joined others in it, if they did.
+    pub(super) joined: Option<JoinReason>,
+    /// What each tenant has of it, if there are several.
+    pub(super) parts: Vec<StepPart>,
+}
+
+impl Planned {
+    /// Of the step planned last.
+    pub(super) fn last(scheduler: &Scheduler) -> Self {
+        Self { joined: scheduler.last_join(), parts: scheduler.last_parts().to_vec() }
+    }
 }
 
 impl Meters {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(backlog: Backlog, page_size: u32) -> Self {
         Self {
             prefill: MethodMeters::new("prefill"),
             decode: MethodMeters::new("decode"),
@@ -84,11 +113,17 @@ impl Meters {
             _skipped_tokens: histogram!("tgi_request_skipped_tokens"),
             in_flight: VecDeque::new(),
             last_answer: Instant::now(),
+            backlog,
+            pace: Pace::default(),
+            guests: Guests::default(),
+            page_size,
+            num_answered: 0,
         }
     }
 
-    /// A step has been planned and leaves now. `joined`: why sequences joined others in it, if they did.
-    pub(super) fn sent(&mut self, plan: &StepPlan, joined: Option<JoinReason>, now: Instant) {
+    /// A step has been planned and leaves now.
+    pub(super) fn sent(&mut self, plan: &StepPlan, planned: Planned, now: Instant) {
+        let Planned { joined, parts } = planned;
         let is_prefill = plan.work.iter().any(|work| work.count > 1 || !work.samples) || !plan.admitted.is_empty();
         self.method(is_prefill).count.increment(1);
         if !plan.admitted.is_empty() {
@@ -97,7 +132,9 @@ impl Meters {
         if let Some(reason) = joined {
             self.joined.of(reason).increment(1);
         }
-        self.in_flight.push_back(Sent { at: now, is_prefill, joins: joined.is_some() });
+        let num_tokens: usize = plan.work.iter().map(|work| work.count as usize).sum();
+        self.guests.sent(&parts);
+        self.in_flight.push_back(Sent { at: now, is_prefill, joins: joined.is_some(), num_tokens, parts });
     }
 
     /// The answer to the oldest step in flight has come.
@@ -105,6 +142,9 @@ impl Meters {
         let Some(sent) = self.in_flight.pop_front() else { return Answered { is_prefill: false } };
         let duration = now.saturating_duration_since(sent.at.max(self.last_answer));
         self.last_answer = now;
+        self.num_answered += 1;
+        self.pace.learn(sent.is_prefill, sent.num_tokens, duration);
+        self.guests.answered(&sent.parts, duration, now);
         let Timings { inputs_us, forward_us, sample_us, .. } = result.timings;
         let method = self.method(sent.is_prefill);
         if result.failed.is_empty() {
@@ -121,6 +161,11 @@ impl Meters {
         Answered { is_prefill: sent.is_prefill }
     }
 
+    /// For the step that is planned next: see [`Guests`].
+    pub(super) fn terms(&mut self, scheduler: &Scheduler, now: Instant) -> Terms {
+        self.guests.terms(scheduler, now)
+    }
+
     /// What the engine spent on an answer: applying it, detokenizing, waking readers.
     pub(super) fn emitted(&mut self, answered: Answered, spent: Duration) {
         self.method(answered.is_prefill).filter.record(spent);
@@ -131,6 +176,7 @@ impl Meters {
         while let Some(sent) = self.in_flight.pop_front() {
             self.method(sent.is_prefill).failure.increment(1);
         }
+        self.guests.workers_lost();
         self.worker_restarts.increment(1);
     }
 
@@ -139,6 +185,21 @@ impl Meters {
         self.current_size.set(stats.running as f64);
         self.current_max_tokens.set(stats.reserved_tokens as f64);
         self.pool.show(stats);
+        self.publish(stats);
+    }
+
+    /// Tells those who decide upon newcomers.
+    fn publish(&self, stats: &Stats) {
+        let tokens = |pages: usize| pages as u64 * u64::from(self.page_size);
+        self.backlog.publish(Progress {
+            steps: self.num_answered,
+            cost: self.pace.cost(),
+            uncomputed_tokens: stats.uncomputed_tokens as u64,
+            free_tokens: if self.page_size == 0 { u64::MAX } else { tokens(stats.pages_free + stats.pages_cached) },
+            used_tokens: tokens(stats.pages_used),
+            num_preempted: stats.preempted as u64,
+            prompt_tokens: self.guests.step_tokens().unwrap_or(u32::MAX),
+        });
     }
 
     fn method(&self, is_prefill: bool) -> &MethodMeters {
@@ -197,6 +258,9 @@ impl PoolMeters {
             preemptions: counter!("millrace_preemptions_total"),
             position_switches: counter!("millrace_position_switches_total"),
             steps: counter!("millrace_steps_total"),
+            step_tokens: gauge!("millrace_step_tokens_allowed"),
+            step_sequences: gauge!("millrace_step_sequences_allowed"),
+            out_of_memory_steps: counter!("millrace_out_of_memory_steps_total"),
         }
     }
 
@@ -210,6 +274,9 @@ impl PoolMeters {
         self.preemptions.absolute(stats.preemptions_total);
         self.position_switches.absolute(stats.position_switches_total);
         self.steps.absolute(stats.steps_total);
+        self.step_tokens.set(f64::from(stats.step_tokens));
+        self.step_sequences.set(f64::from(stats.step_sequences));
+        self.out_of_memory_steps.absolute(stats.out_of_memory_steps_total);
     }
 }
 

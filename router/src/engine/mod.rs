@@ -4,8 +4,10 @@
 //! computed again on the workers that come back, and goes on where its client left off.
 
 pub mod api;
+mod guests;
 mod limits;
 mod meters;
+mod namespaces;
 mod requests;
 mod start;
 mod step;
@@ -18,6 +20,7 @@ use std::time::Duration;
 use millrace_client::{ModelDescription, StartError, Workers};
 use millrace_scheduler::{Capacity, Scheduler};
 use tokio::sync::mpsc;
+use tokio::time::interval;
 
 pub use api::{
     Command, EngineHandle, Event, Failed, FinishReason, Finished, Generation, Mailbox, Prefilled, Times, Token,
@@ -28,11 +31,12 @@ pub use limits::BadLimits;
 use meters::Meters;
 use requests::Requests;
 use start::{Session, silence, start};
-use step::{Core, Ended};
+use step::{Core, Ended, TICK};
 
 use crate::config::Config;
 use crate::detokenize::Detokenizer;
 use crate::health::{Health, Hung, Limits, ServedModel};
+use crate::overload::{Backlog, Room};
 use crate::telemetry::Metrics;
 
 /// A reader that has left events lying for so long is given up: its memory must not grow without end.
@@ -69,6 +73,7 @@ pub struct Engine<W> {
     pub commands: mpsc::UnboundedReceiver<Command>,
     pub health: Health,
     pub metrics: Metrics,
+    pub backlog: Backlog,
     pub text: EngineText,
     /// How long events may lie unread.
     pub patience: Duration,
@@ -85,19 +90,21 @@ impl<W: Workers> Engine<W> {
         let longest = limits.max_total_tokens;
         // The scheduler is made for this length: workers that come back with more room do not raise it.
         let mut core = self.core(&session, &limits);
+        let mut room = self.room(&session);
         let mut steps = session.steps;
         for command in backlog {
             core.handle(Some(command));
         }
         loop {
             self.metrics.set_limits(&limits);
+            self.backlog.workers_ready(room);
             self.health.serve(limits);
             tracing::info!(
                 max_input_tokens = limits.max_input_tokens,
                 max_total_tokens = limits.max_total_tokens,
                 "workers are ready"
             );
-            match core.serve(&mut steps).await {
+            match core.serve(&mut steps, &self.health).await {
                 Ended::Over => return Ok(()),
                 Ended::Lost { reason, hung } => {
                     tracing::warn!(%reason, "workers are lost: waiting for new ones");
@@ -107,6 +114,7 @@ impl<W: Workers> Engine<W> {
                 }
             }
             self.health.recover();
+            self.backlog.workers_lost();
             core.workers_lost();
             let Some(session) = self.recover(&mut core).await? else { return Ok(()) };
             if session.model.page_size != page_size {
@@ -118,8 +126,13 @@ impl<W: Workers> Engine<W> {
                 Err(error) => tracing::error!(%error, "the new workers have less room; keeping the limits"),
             }
             core.set_capacity(capacity(&session));
+            room = self.room(&session);
             steps = session.steps;
         }
+    }
+
+    fn room(&self, session: &Session) -> Room {
+        Room { rows: session.prepared.max_rows, step_tokens: self.config.max_step_tokens() }
     }
 
     fn limits(&self, session: &Session) -> Result<Limits, BadLimits> {
@@ -132,8 +145,11 @@ impl<W: Workers> Engine<W> {
         let vitals = self.workers.vitals().clone();
         let starting = start(&mut self.workers, &self.config, 0);
         tokio::pin!(starting);
+        let mut ticks = interval(TICK);
         loop {
+            self.health.beat();
             tokio::select! {
+                _ = ticks.tick() => {}
                 session = &mut starting => return Ok(Some((session?, backlog))),
                 hung = silence(&vitals, &self.health) => report(&self.health, hung),
                 command = self.commands.recv() => match command {
@@ -146,13 +162,18 @@ impl<W: Workers> Engine<W> {
 
     /// Waits for new workers, still taking requests and cancellations; `None` if there is nothing left to do.
     async fn recover(&mut self, core: &mut Core) -> Result<Option<Session>, EngineError> {
-        let vitals = self.workers.vitals().clone();
-        let starting = start(&mut self.workers, &self.config, start::RECOVERY_REFUSALS);
+        let (workers, config, health) = (&mut self.workers, &self.config, &self.health);
+        let vitals = workers.vitals().clone();
+        let starting = async {
+            start::replaced(health).await;
+            start(workers, config, start::RECOVERY_REFUSALS).await
+        };
         tokio::pin!(starting);
         loop {
+            health.beat();
             tokio::select! {
                 session = &mut starting => return session.map(Some),
-                hung = silence(&vitals, &self.health) => report(&self.health, hung),
+                hung = silence(&vitals, health) => report(health, hung),
                 () = core.wait_for_commands() => if core.is_over() { return Ok(None) },
             }
         }
@@ -176,7 +197,14 @@ impl<W: Workers> Engine<W> {
         let requests = Requests::new(Arc::clone(&self.text.detokenizer), Arc::clone(&self.text.eos_token_ids));
         let (_, closed) = mpsc::unbounded_channel();
         let commands = std::mem::replace(&mut self.commands, closed);
-        Core::new(scheduler, requests, Meters::new(), commands, self.patience)
+        Core::new(
+            scheduler,
+            requests,
+            Meters::new(self.backlog.clone(), session.model.page_size),
+            self.backlog.clone(),
+            commands,
+            self.patience,
+        )
     }
 }
 

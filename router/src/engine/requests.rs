@@ -7,11 +7,14 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use millrace_scheduler::{PromptLogprob, Request, Sampled, Scheduler, SequenceId};
+use millrace_scheduler::{PromptLogprob, Request, Sampled, Scheduler, SequenceId, Share, TenantId};
 
 use super::api::{Event, Failed, FinishReason, Finished, Mailbox, Prefilled, Times, Token, TopToken};
+use super::namespaces::Namespaces;
 use crate::detokenize::{Detokenizer, SequenceText, StopStrings};
+use crate::overload::Reservation;
 use crate::request::ValidRequest;
+use crate::tenants::Tenant;
 
 /// A request's mailbox is its name: one each, alive as long as the request is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -31,6 +34,7 @@ struct Group {
     sequences: Vec<SequenceId>,
     prefilled: bool,
     deadline: Option<Instant>,
+    reservation: Reservation,
 }
 
 #[derive(Debug)]
@@ -53,6 +57,9 @@ pub(super) struct Requests {
     groups: HashMap<GroupId, Group>,
     entries: HashMap<SequenceId, Entry>,
     last_id: u64,
+    namespaces: Namespaces,
+    /// All that have ever come.
+    tenants: HashMap<TenantId, Arc<Tenant>>,
     outbox: Outbox,
 }
 
@@ -95,6 +102,8 @@ impl Requests {
             groups: HashMap::new(),
             entries: HashMap::new(),
             last_id: 0,
+            namespaces: Namespaces::default(),
+            tenants: HashMap::new(),
             outbox: Outbox::default(),
         }
     }
@@ -104,27 +113,38 @@ impl Requests {
     }
 
     /// Takes a request in and hands it to the scheduler. One that it refuses gets its terminal event.
-    pub(super) fn submit(&mut self, request: ValidRequest, mailbox: Arc<Mailbox>, scheduler: &mut Scheduler) {
+    pub(super) fn submit(
+        &mut self,
+        request: ValidRequest,
+        reservation: Reservation,
+        mailbox: Arc<Mailbox>,
+        scheduler: &mut Scheduler,
+    ) {
         let ids: Vec<SequenceId> = request.sampling.iter().map(|_| self.next_id()).collect();
         let eos_token_ids = if request.stopping.ignore_eos { Arc::from([]) } else { Arc::clone(&self.eos_token_ids) };
         let stop = StopStrings::new(&request.stopping.stop);
         let (group, deadline) = (GroupId::of(&mailbox), request.deadline);
         for (index, (id, sampling)) in ids.iter().zip(&request.sampling).enumerate() {
-            let text =
-                SequenceText::showing(Arc::clone(&self.detokenizer), &request.prompt, stop.clone(), &request.shown);
+            let stop = stop.clone().behind(sampling.min_new_tokens);
+            let text = SequenceText::showing(Arc::clone(&self.detokenizer), &request.prompt, stop, &request.shown);
             let seed = sampling.do_sample.then_some(sampling.seed);
             let entry = Entry { group, index, text, seed, num_generated: 0, started: None, first_token: None };
             self.entries.insert(*id, entry);
         }
+        let (tenant, weight) = (request.tenant.id, request.tenant.weight);
+        let namespace = self.namespaces.id(request.tenant.cache_group(), request.cache_salt.as_ref());
+        self.tenants.insert(tenant, Arc::clone(&request.tenant));
+        let share = Share { tenant, weight, priority: request.priority };
         let submitted = scheduler.submit(Request {
             sequences: ids.iter().copied().zip(request.sampling).collect(),
             tokens: request.prompt,
             max_new_tokens: request.stopping.max_new_tokens,
             eos_token_ids,
             prompt_logprobs: request.prompt_logprobs,
-            namespace: 0,
+            namespace,
+            share,
         });
-        self.groups.insert(group, Group { mailbox, sequences: ids, prefilled: false, deadline });
+        self.groups.insert(group, Group { mailbox, sequences: ids, prefilled: false, deadline, reservation });
         if let Err(refused) = submitted {
             tracing::error!(request_id = &*request.request_id, %refused, "request does not fit the workers");
             self.fail_group(group, Failed::Generation(refused.to_string()));
@@ -154,9 +174,9 @@ impl Requests {
         dropped
     }
 
-    /// Gives up requests whose reader has not come for `limit`; answers the sequences that the scheduler must drop.
+    /// Gives up requests whose reader has not come for `limit`, or has left too much unread; answers the sequences that the scheduler must drop.
     pub(super) fn cancel_unread(&mut self, now: Instant, limit: Duration) -> Vec<SequenceId> {
-        let unread = |group: &Group| group.mailbox.unread_for(now) > limit;
+        let unread = |group: &Group| group.mailbox.unread_for(now) > limit || group.mailbox.is_full();
         let slow: Vec<GroupId> = self.groups.iter().filter(|(_, group)| unread(group)).map(|(id, _)| *id).collect();
         let dropped = slow.into_iter().flat_map(|group| self.fail_group(group, Failed::Incomplete)).collect();
         self.outbox.send();
@@ -164,8 +184,11 @@ impl Requests {
     }
 
     pub(super) fn started(&mut self, sequence: SequenceId, now: Instant) {
-        if let Some(entry) = self.entries.get_mut(&sequence) {
-            entry.started.get_or_insert(now);
+        let Some(entry) = self.entries.get_mut(&sequence) else { return };
+        if entry.started.replace(entry.started.unwrap_or(now)).is_none()
+            && let Some(group) = self.groups.get(&entry.group)
+        {
+            group.reservation.started();
         }
     }
 
@@ -176,6 +199,7 @@ impl Requests {
         if std::mem::replace(&mut group.prefilled, true) {
             return;
         }
+        group.reservation.prefilled(cached_tokens);
         let mut prefilled = Prefilled { cached_tokens, ..Prefilled::default() };
         if !logprobs.is_empty() {
             let values = logprobs.iter().map(|one| Some(one.logprob));
@@ -212,6 +236,7 @@ impl Requests {
     pub(super) fn finished(&mut self, sequence: SequenceId, reason: FinishReason, now: Instant) {
         let Some(entry) = self.entries.remove(&sequence) else { return };
         let Some(group) = self.groups.get_mut(&entry.group) else { return };
+        group.reservation.ended(entry.num_generated, reason != FinishReason::Length);
         let (generated_text, delta) = entry.text.finish();
         let started = entry.started.unwrap_or(now);
         let times = Times { started, first_token: entry.first_token.unwrap_or(now), ended: now };
@@ -230,6 +255,15 @@ impl Requests {
         let mut siblings = self.fail_group(entry.group, Failed::Generation(message));
         siblings.retain(|id| *id != sequence);
         siblings
+    }
+
+    /// What has been computed for each tenant.
+    pub(super) fn show_served(&self, served: impl Iterator<Item = (TenantId, u64)>) {
+        for (tenant, num_tokens) in served {
+            if let Some(tenant) = self.tenants.get(&tenant) {
+                tenant.usage.served(num_tokens);
+            }
+        }
     }
 
     /// Delivers what has been put together.

@@ -46,17 +46,30 @@ pub(super) async fn start(
     }
 }
 
+/// Completes when there are no workers whose every step fails, or others have taken their place. On those that are to be
+/// replaced nothing is tried again: each time would cost a request. Cancel-safe.
+pub(super) async fn replaced(health: &Health) {
+    // Where nobody counts groups, nobody replaces them.
+    while health.hung().is_some_and(|hung| hung.every_step_fails && hung.generation > 0) {
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
 /// Completes when a rank that gets ready has been silent for too long and nobody knows yet. Cancel-safe.
 pub(super) async fn silence(vitals: &Vitals, health: &Health) -> Hung {
     loop {
-        tokio::time::sleep(PAUSE).await;
-        let Some(rank) = vitals.silent(LOADING_SILENCE) else { continue };
-        let all = vitals.all();
-        let generation = all.get(rank).map_or(0, |vital| vital.generation);
-        if health.hung().is_none_or(|known| known.generation < generation) {
-            let reason = format!("its process has not answered for {} s while it got ready", LOADING_SILENCE.as_secs());
-            return Hung { rank, generation, reason, report: format!("ranks: {all:?}\n") };
+        // First: who waits for something else, too, begins anew each time.
+        if let Some(rank) = vitals.silent(LOADING_SILENCE) {
+            let all = vitals.all();
+            // It may never have said which group it is of: the others know, and are no replacement for it.
+            let generation = all.iter().map(|vital| vital.generation).max().unwrap_or_default();
+            if health.hung().is_none_or(|known| known.generation < generation) {
+                let seconds = LOADING_SILENCE.as_secs();
+                let reason = format!("its process has not answered for {seconds} s while it got ready");
+                return Hung { rank, generation, reason, report: format!("ranks: {all:?}\n"), every_step_fails: false };
+            }
         }
+        tokio::time::sleep(PAUSE).await;
     }
 }
 

@@ -23,6 +23,9 @@ const MAX_REASON: usize = 500;
 
 const TOO_MUCH: &str = "is more than the grammar compiler can take; simplify it";
 
+/// How every error begins that says that no output would do.
+const NOTHING_FITS: &str = "allows no ";
+
 const NOTHING: &str = "allows no output at all: something in it contradicts itself, or never ends";
 
 /// llguidance compiles `oneOf` only as `anyOf`.
@@ -73,6 +76,7 @@ impl Compiler {
             Grammar::Json(schema) if error.problem == NOT_EXCLUSIVE => {
                 GrammarError::at(schema::overlapping(schema).join("` or `"), error.problem)
             }
+            Grammar::Json(schema) if error.problem.starts_with(NOTHING_FITS) => self.deepest(schema, error),
             Grammar::Structural(shape) => {
                 let alone = |(schema, place): (&Value, &String)| {
                     self.compile(&Grammar::Json(schema.clone())).err().map(|error| error.of(place))
@@ -81,6 +85,23 @@ impl Compiler {
             }
             _ => error,
         }
+    }
+
+    /// The error of the innermost part that allows nothing, as far as parts can be tried alone.
+    fn deepest(&self, root: &Value, mut error: GrammarError) -> GrammarError {
+        let (mut schema, mut place, mut left) = (root, String::new(), MAX_LOCATED);
+        let mut refusal = |part: &Value| {
+            left = left.checked_sub(1)?;
+            let text = lark::text(&Grammar::Json(schema::alone(root, part))).ok()?;
+            self.try_out(&text).err().filter(|refused| refused.problem.starts_with(NOTHING_FITS))
+        };
+        loop {
+            let parts = schema::needed(root, schema, &place).into_iter();
+            let mut refused = parts.filter_map(|(inner, part)| Some((part, inner, refusal(part)?)));
+            let Some(deeper) = refused.next() else { break };
+            (schema, place, error) = deeper;
+        }
+        GrammarError::at(place, error.problem)
     }
 
     /// Bytes of stack that the deepest grammar may take.
@@ -121,6 +142,8 @@ fn limits() -> ParserLimits {
         initial_lexer_fuel: 1_000_000,
         step_lexer_fuel: 200_000,
         max_lexer_states: 50_000,
+        // As workers have it; the only bound on grammars that read a text in ever more ways.
+        step_max_items: 10_000,
         verbose_errors: false,
         precompute_large_lexemes: false,
         ..ParserLimits::default()

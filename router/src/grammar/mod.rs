@@ -148,4 +148,6 @@ impl fmt::Display for GrammarError {
 impl std::error::Error for GrammarError {}
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;

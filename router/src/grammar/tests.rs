@@ -10,7 +10,7 @@ use super::*;
 const CALL: u32 = 3;
 const SIZE: u32 = 10;
 
-fn vocabulary() -> Vocabulary {
+pub(super) fn vocabulary() -> Vocabulary {
     Vocabulary::new([(CALL, "<|call|>"), (4, "[CALLS]")], SIZE)
 }
 
@@ -111,6 +111,35 @@ fn choices_are_exactly_these_texts() {
 }
 
 #[test]
+fn what_allows_nothing_is_told_with_its_place() {
+    let never = json!({ "type": "integer", "minimum": 3, "maximum": 2 });
+    let object = |fields: Value| {
+        let mut object = json!({ "type": "object" });
+        object.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        object
+    };
+    for (schema, place) in [
+        (never.clone(), ""),
+        (object(json!({ "properties": { "a/b": never }, "required": ["a/b"] })), "/properties/a~1b"),
+        (json!({ "type": "array", "items": never, "minItems": 2 }), "/items"),
+        (json!({ "type": "array", "prefixItems": [{ "type": "null" }, never], "minItems": 2 }), "/prefixItems/1"),
+        (
+            json!({ "type": "array", "minItems": 1, "items": { "$ref": "#/$defs/n" }, "$defs": { "n": never } }),
+            "/$defs/n",
+        ),
+        (object(json!({ "properties": { "x": { "anyOf": [never, never] } }, "required": ["x"] })), "/properties/x"),
+    ] {
+        let error = compile(&Grammar::Json(schema.clone())).unwrap_err();
+        assert!(error.contains("allows no "), "{schema}: {error}");
+        let told = error.strip_prefix("at `").map_or("", |rest| rest.split('`').next().unwrap());
+        assert_eq!(told, place, "{schema}: {error}");
+    }
+    // What may be left out does no harm.
+    let optional = object(json!({ "properties": { "a": never, "b": { "type": "null" } }, "required": ["b"] }));
+    assert!(allows(&Grammar::Json(optional), "{\"b\":null}"));
+}
+
+#[test]
 fn what_llguidance_refuses_is_told_with_its_place_and_in_words_to_act_on() {
     let loose =
         json!({ "oneOf": [{ "type": "object", "properties": { "a": {} } }, { "type": "object", "required": ["b"] }] });
@@ -122,7 +151,8 @@ fn what_llguidance_refuses_is_told_with_its_place_and_in_words_to_act_on() {
     let two = error(json!({ "anyOf": [loose, within(&loose)] }));
     assert!(two.contains("at `/anyOf/0/oneOf` or `/anyOf/1/properties/x/oneOf`"), "{two}");
     let none = error(within(&within(&short)));
-    assert!(none.contains("no value") && none.contains("'x'") && none.contains("minLength (5)"), "{none}");
+    assert!(none.contains("no value") && none.contains("minLength (5)"), "{none}");
+    assert!(none.contains("at `/properties/x/properties/x`: "), "{none}");
     assert!(!none.contains("nsatisfiable schema"), "{none}");
     let hard = json!({ "type": "string", "format": "email", "minLength": 9000, "pattern": "^(a|b)*a(a|b){14}$" });
     let hard = error(hard);

@@ -10,6 +10,8 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::engine::api::Failed;
+use crate::health::Health;
+use crate::overload::Refusal;
 use crate::validation::ValidationError;
 
 /// What a client may get instead of an answer.
@@ -26,8 +28,9 @@ pub(super) enum ApiError {
     /// `kind` is the original's `error_type`, for the two rules that have one of their own.
     #[error("`{field}` {problem}")]
     Special { kind: &'static str, field: &'static str, problem: String },
-    #[error("Model is overloaded: all {0} places are taken; try again later")]
-    Overloaded(usize),
+    /// For now.
+    #[error("Model is overloaded: {0}")]
+    Overloaded(#[from] Refusal),
     #[error("{0}")]
     Unavailable(Cow<'static, str>),
     #[error(transparent)]
@@ -37,6 +40,8 @@ pub(super) enum ApiError {
     Body { status: StatusCode, kind: &'static str, place: Option<String>, reason: String },
     #[error("the API key is missing or wrong; send it as `Authorization: Bearer <key>`")]
     Unauthorized,
+    #[error("this API key may not use this route; the key of a tenant with `admin = true` may")]
+    Forbidden,
     #[error("the model `{0}` does not exist; GET /v1/models lists what is served")]
     UnknownModel(String),
     #[error("there is no route {0}")]
@@ -64,7 +69,12 @@ impl Dialect {
 
 /// Travels with an error response to where it is logged.
 #[derive(Clone, Debug)]
-pub(super) struct ErrorNote(pub(super) String);
+pub(super) enum ErrorNote {
+    /// The server's own words.
+    Own(String),
+    /// What is wrong with a request, which may quote it; beside it, what does not.
+    Quoting { kind: &'static str, field: Option<&'static str>, error: String },
+}
 
 #[derive(Serialize, ToSchema)]
 #[schema(as = ErrorResponse)]
@@ -105,6 +115,12 @@ struct OpenAiErrorBody<'a> {
 impl ApiError {
     pub(super) const STOPPING: Self = Self::Unavailable(Cow::Borrowed("the server is stopping; ask another one"));
 
+    /// Nothing can be computed yet; says what the start is at.
+    pub(super) fn loading(health: &Health) -> Self {
+        let words = health.progress().words;
+        Self::Unavailable(format!("the model is not ready yet; try again ({words})").into())
+    }
+
     pub(super) fn field(field: impl Into<Cow<'static, str>>, problem: impl Into<String>) -> Self {
         Self::Field { field: field.into(), problem: problem.into() }
     }
@@ -124,9 +140,7 @@ impl ApiError {
 
     fn originals_status(&self) -> StatusCode {
         match self {
-            Self::Validation(ValidationError::NotReady | ValidationError::Busy) | Self::Unavailable(_) => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::Validation(ValidationError::NotReady) | Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Validation(_) | Self::Field { .. } | Self::Unsupported { .. } | Self::Special { .. } => {
                 StatusCode::UNPROCESSABLE_ENTITY
             }
@@ -136,6 +150,7 @@ impl ApiError {
             Self::Failed(Failed::Incomplete) | Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Body { status, .. } => *status,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::Forbidden => StatusCode::FORBIDDEN,
             Self::UnknownRoute(_) | Self::UnknownModel(_) => StatusCode::NOT_FOUND,
             Self::WrongMethod(_) => StatusCode::METHOD_NOT_ALLOWED,
         }
@@ -145,7 +160,7 @@ impl ApiError {
     fn kind(&self) -> &'static str {
         match self {
             Self::Validation(ValidationError::Template(_)) => "template_error",
-            Self::Validation(ValidationError::NotReady | ValidationError::Busy) | Self::Unavailable(_) => "unavailable",
+            Self::Validation(ValidationError::NotReady) | Self::Unavailable(_) => "unavailable",
             Self::Validation(_) | Self::Field { .. } | Self::Unsupported { .. } => "validation",
             Self::Special { kind, .. } | Self::Body { kind, .. } => kind,
             Self::Overloaded(_) => "overloaded",
@@ -153,6 +168,7 @@ impl ApiError {
             Self::Failed(Failed::TimedOut) => "timeout",
             Self::Failed(Failed::Incomplete) => "incomplete_generation",
             Self::Unauthorized => "unauthorized",
+            Self::Forbidden => "forbidden",
             Self::UnknownRoute(_) => "not_found",
             Self::WrongMethod(_) => "method_not_allowed",
             Self::UnknownModel(_) => "model_not_found",
@@ -173,6 +189,14 @@ impl ApiError {
             Self::Unauthorized => "invalid_api_key",
             Self::UnknownRoute(_) => "unknown_url",
             _ => self.kind(),
+        }
+    }
+
+    /// When to ask again, where that is the answer.
+    fn pause_seconds(&self) -> u64 {
+        match self {
+            Self::Overloaded(refusal) => refusal.pause_seconds(),
+            _ => 1,
         }
     }
 
@@ -218,19 +242,43 @@ impl ApiError {
         };
         let headers = response.headers_mut();
         if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(self.pause_seconds()));
         }
         if status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
-        response.extensions_mut().insert(ErrorNote(self.to_string()));
+        response.extensions_mut().insert(self.note());
         response
+    }
+
+    fn note(&self) -> ErrorNote {
+        let field = match self {
+            Self::Validation(ValidationError::NotReady | ValidationError::Busy)
+            | Self::Overloaded(_)
+            | Self::Unavailable(_)
+            | Self::Failed(_)
+            | Self::Unauthorized
+            | Self::Forbidden
+            | Self::Internal => return ErrorNote::Own(self.to_string()),
+            Self::Validation(
+                ValidationError::Field { field, .. }
+                | ValidationError::TooLong { field, .. }
+                | ValidationError::Grammar { field, .. },
+            )
+            | Self::Field { field: Cow::Borrowed(field), .. }
+            | Self::Unsupported { field: Cow::Borrowed(field), .. }
+            | Self::Special { field, .. } => Some(*field),
+            // Where it is, is told in names that the client has chosen.
+            _ => None,
+        };
+        ErrorNote::Quoting { kind: self.kind(), field, error: self.to_string() }
     }
 }
 
 fn openai_type(status: StatusCode) -> &'static str {
     match status.as_u16() {
         401 => "authentication_error",
+        403 => "permission_error",
         429 => "rate_limit_error",
         424 | 500.. => "server_error",
         _ => "invalid_request_error",

@@ -2,13 +2,11 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use bytes::BytesMut;
 
-use super::admission::{Places, admit, receive};
-use super::body;
+use super::admission::{Places, admit, receive, receive_text};
 use super::collect::{Answer, Sequence, collect};
 use super::error::ApiError;
 use super::headers;
@@ -16,10 +14,11 @@ use super::sse::{self, Encode};
 use super::state::{AppState, Arrival};
 use super::wire::{
     BestOfSequence, CompatRequest, Details, GenerateRequest, GenerateResponse, PrefillToken, SimpleToken,
-    StreamDetails, StreamError, StreamEvent, WireToken, finish_reason,
+    StreamDetails, StreamError, StreamEvent, WireToken, finish_reason, json_bytes,
 };
 use crate::engine::api::{Failed, Finished, Prefilled, Token};
-use crate::validation::{Ask, Names, Parameters, Prompt};
+use crate::tokenizer::EncodeError;
+use crate::validation::{Ask, Names, Parameters, Prompt, ValidationError};
 
 type AppResult = Result<Response, ApiError>;
 
@@ -61,14 +60,16 @@ pub(super) async fn compat_answer(
 
 /// `POST /tokenize`: the tokens of `inputs`; parameters have no effect.
 pub(super) async fn tokenize(State(state): State<Arc<AppState>>, request: Request) -> AppResult {
-    let _place = Places::take(&state, 1)?;
-    let GenerateRequest { inputs, .. } = body::read(request, &state).await?;
+    let (_place, GenerateRequest { inputs, .. }) = receive_text(&state, request).await?;
     let text = Arc::clone(&state.text);
-    let work = move || text.encode_spans(&inputs).map(|spans| (inputs, spans));
-    let encoded = state.validator.pool().run(work).await.map_err(crate::validation::ValidationError::from)?;
-    let (inputs, spans) = encoded.map_err(|error| ApiError::field("inputs", error.to_string()))?;
-    let tokens = spans.into_iter().map(|span| SimpleToken::of(span, &inputs));
-    Ok(Json(tokens.collect::<Vec<_>>()).into_response())
+    // Written where it is encoded: a long text's answer takes longer than a thread that serves others may be away.
+    let work = move || {
+        let spans = text.encode_spans(&inputs)?.into_iter();
+        Ok(json_bytes(&spans.map(|span| SimpleToken::of(span, &inputs)).collect::<Vec<_>>()))
+    };
+    let written: Result<_, EncodeError> = state.validator.pool().run(work).await.map_err(ValidationError::from)?;
+    let written = written.map_err(|error| ApiError::field("inputs", error.to_string()))?;
+    Ok(([JSON], written).into_response())
 }
 
 const JSON: (axum::http::HeaderName, &str) = (axum::http::header::CONTENT_TYPE, "application/json");
@@ -80,6 +81,7 @@ fn ask(inputs: String, parameters: Parameters, stream: bool, arrival: Arrival) -
         stream,
         names: &Names::GENERATE,
         request_id: arrival.request_id,
+        tenant: arrival.tenant,
         deadline: arrival.deadline,
         received: arrival.received,
     }

@@ -1,7 +1,7 @@
 //! HTTP: what clients send and get. Wire types, routes in one table, errors in each route family's own form.
 //!
 //! A request passes, from the outside in: its id, a net for panics, CORS, the gate (key, readiness), and a handler.
-//! `admission` gets it a place and then its body, within the body's limits; the handler makes an `Ask` of what it read and
+//! `admission` reads its body, within the body's limits, and gets it a place; the handler makes an `Ask` of what it read and
 //! has it checked, the engine generates, and the handler writes events down in its route's form.
 
 mod admission;
@@ -10,6 +10,7 @@ mod cloud;
 mod collect;
 mod cors;
 mod error;
+mod front;
 mod gate;
 mod generate;
 mod headers;
@@ -17,11 +18,15 @@ mod object;
 mod openai;
 mod openapi;
 mod ops;
+mod prompt_logprobs;
+mod refused_streams;
 mod request_id;
 mod request_metrics;
 mod sse;
 mod state;
 mod ticket;
+mod underway;
+mod weight;
 mod wire;
 
 use std::any::Any;
@@ -40,9 +45,12 @@ use crate::config::Config;
 use crate::detokenize::Detokenizer;
 use crate::engine::api::EngineHandle;
 use crate::health::Health;
+use crate::overload::Backlog;
 use crate::telemetry::Metrics;
+use crate::tenants::Tenants;
 use crate::tokenizer::TextModel;
 use error::{ApiError, Dialect};
+pub use front::Front;
 use openapi::{Table, describe};
 use state::AppState;
 
@@ -55,8 +63,11 @@ pub struct Context {
     pub text: Arc<TextModel>,
     pub detokenizer: Arc<Detokenizer>,
     pub metrics: Metrics,
+    pub backlog: Backlog,
     /// One permit per prompt inside the server: `max_places` of the configuration.
     pub places: Arc<Semaphore>,
+    /// Whose keys open what.
+    pub tenants: Tenants,
 }
 
 /// The whole server. Starts the tokenizer threads; metrics are recorded by the recorder that is installed now.
@@ -87,15 +98,17 @@ pub fn router(context: Context) -> Router {
     let config = Arc::clone(&context.config);
     let state = Arc::new(AppState::new(context));
     let guard = from_fn_with_state(Arc::clone(&state), gate::guard);
-    let keyed = from_fn_with_state(Arc::clone(&state), gate::key);
+    let in_stream = from_fn_with_state(Arc::clone(&state), refused_streams::layer);
+    let farewell = from_fn_with_state(Arc::clone(&state), gate::farewell);
+    let admins = from_fn_with_state(Arc::clone(&state), gate::admin);
     let mut admin = Table::new();
     if config.admin_routes {
-        admin = admin.route("/admin/drain", post(ops::drain).route_layer(keyed), [describe::drain()]);
+        admin = admin.route("/admin/drain", post(ops::drain).route_layer(admins), [describe::drain()]);
     }
     // One path, two rules: only the POST needs the key.
-    let root = post(generate::compat).route_layer(guard.clone()).get(ops::health);
+    let root = post(generate::compat).route_layer(in_stream.clone()).route_layer(guard.clone()).get(ops::health);
     let routes = guarded
-        .map(|routes| routes.route_layer(guard))
+        .map(|routes| routes.route_layer(in_stream).route_layer(guard))
         .route("/", root, [describe::compat(), describe::health("root_health")])
         .merge(open)
         .merge(admin)
@@ -104,6 +117,7 @@ pub fn router(context: Context) -> Router {
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(payload_limit))
         .layer(cors)
+        .layer(farewell)
         .with_state(state);
     netted(routes)
 }
@@ -130,7 +144,9 @@ async fn net(request: Request, next: Next) -> Response {
     match AssertUnwindSafe(next.run(request)).catch_unwind().await {
         Ok(response) => response,
         Err(payload) => {
-            tracing::error!("a handler panicked: {}", reason(payload.as_ref()));
+            // Its words may be a client's: the place, which the panic itself has told, is what helps.
+            tracing::error!("a handler panicked");
+            tracing::debug!("a handler panicked: {}", reason(payload.as_ref()));
             ApiError::Internal.into_response(dialect)
         }
     }

@@ -6,16 +6,18 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use metrics::gauge;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::error;
 use super::state::AppState;
-use crate::health::{Hung, Phase, ServedModel};
+use crate::health::{Health, Hung, Phase, Progress, ServedModel};
+use crate::telemetry::Metrics;
 
 /// 200 while requests are served, else 503.
 pub(super) async fn health(State(state): State<Arc<AppState>>) -> Response {
-    if state.health.phase() == Phase::Serving { StatusCode::OK.into_response() } else { error::unhealthy() }
+    if state.health.is_serving() { StatusCode::OK.into_response() } else { error::unhealthy() }
 }
 
 /// What a prober is told beside the status.
@@ -26,16 +28,32 @@ struct Standing {
     /// What is being waited for, if anything.
     #[serde(skip_serializing_if = "Option::is_none")]
     waiting_for: Option<String>,
+    /// How much of that is done, where it can be counted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    progress: Option<Counted>,
     #[serde(skip_serializing_if = "Option::is_none")]
     hung: Option<Hung>,
+    /// For so many seconds this program has served nobody, whatever the phase says: only its end helps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    standstill_seconds: Option<f64>,
+}
+
+#[derive(Serialize)]
+struct Counted {
+    done_bytes: u64,
+    total_bytes: u64,
 }
 
 impl Standing {
-    fn of(state: &AppState, ok: impl FnOnce(Phase, Option<&Hung>) -> bool) -> Self {
-        let (phase, hung) = (state.health.phase(), state.health.hung());
+    fn of(health: &Health, ok: impl FnOnce(Phase, Option<&Hung>) -> bool) -> Self {
+        let (phase, hung) = (health.phase(), health.hung());
+        let standstill_seconds = health.standstill().map(|silence| silence.as_secs_f64());
         let ok = ok(phase, hung.as_ref());
-        let waits = matches!(phase, Phase::Starting | Phase::Recovering);
-        Self { ok, phase, waiting_for: waits.then(|| state.health.progress()), hung }
+        let Some(Progress { words, done, total }) = health.waits_for() else {
+            return Self { ok, phase, waiting_for: None, progress: None, hung, standstill_seconds };
+        };
+        let progress = (total > 0).then_some(Counted { done_bytes: done, total_bytes: total });
+        Self { ok, phase, waiting_for: Some(words), progress, hung, standstill_seconds }
     }
 }
 
@@ -49,19 +67,32 @@ impl IntoResponse for Standing {
     }
 }
 
-/// 503 while a rank hangs that only its end can help. A group that loads, or is loaded again, is alive.
+/// 503 while a rank hangs that only its end can help, or the engine of this program stands still. A group that loads, or
+/// is loaded again, is alive.
 pub(super) async fn livez(State(state): State<Arc<AppState>>) -> Response {
-    Standing::of(&state, |_, hung| hung.is_none()).into_response()
+    live(&state.health)
+}
+
+pub(super) fn live(health: &Health) -> Response {
+    Standing::of(health, |_, hung| hung.is_none() && health.standstill().is_none()).into_response()
 }
 
 /// 503 while new requests should go elsewhere.
 pub(super) async fn readyz(State(state): State<Arc<AppState>>) -> Response {
-    Standing::of(&state, |phase, _| phase == Phase::Serving).into_response()
+    ready(&state.health)
+}
+
+pub(super) fn ready(health: &Health) -> Response {
+    Standing::of(health, |_, _| health.is_serving()).into_response()
 }
 
 /// 503 until requests have been served for the first time.
 pub(super) async fn startupz(State(state): State<Arc<AppState>>) -> Response {
-    Standing::of(&state, |phase, _| phase != Phase::Starting).into_response()
+    started(&state.health)
+}
+
+pub(super) fn started(health: &Health) -> Response {
+    Standing::of(health, |phase, _| phase != Phase::Starting).into_response()
 }
 
 /// Begins what SIGTERM begins.
@@ -122,5 +153,14 @@ pub(super) async fn info(State(state): State<Arc<AppState>>) -> Json<Info> {
 
 /// Prometheus' text form.
 pub(super) async fn metrics(State(state): State<Arc<AppState>>) -> String {
-    state.metrics.render()
+    state.counts.show(state.backlog.outlook());
+    rendered(&state.metrics, &state.health)
+}
+
+/// With how far a start has come; both are 0 when nothing is being waited for, or when it cannot be counted.
+pub(super) fn rendered(metrics: &Metrics, health: &Health) -> String {
+    let progress = health.waits_for().unwrap_or_default();
+    gauge!("millrace_start_done_bytes").set(progress.done as f64);
+    gauge!("millrace_start_total_bytes").set(progress.total as f64);
+    metrics.render()
 }

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use axum::extract::Request;
-use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri};
+use axum::extract::{MatchedPath, Request};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::Response;
 use uuid::Uuid;
@@ -21,11 +21,12 @@ pub(super) struct RequestId(pub(super) Arc<str>);
 /// The outermost layer.
 pub(super) async fn stamp(mut request: Request, next: Next) -> Response {
     let id = RequestId::of(&request);
-    let (method, uri) = (request.method().clone(), request.uri().clone());
+    let (method, path) = (request.method().clone(), request.extensions().get::<MatchedPath>().cloned());
     request.extensions_mut().insert(id.clone());
     let mut response = next.run(request).await;
     if let Some(note) = response.extensions().get::<ErrorNote>() {
-        log_error(&id, &method, &uri, response.status(), note);
+        let path = path.as_ref().map_or("unknown", MatchedPath::as_str);
+        log_error(&id, &method, path, response.status(), note);
     }
     let value = HeaderValue::from_str(&id.0).expect("taken from a header or written in hexadecimal");
     response.headers_mut().insert(REQUEST_ID, value);
@@ -40,11 +41,22 @@ impl RequestId {
     }
 }
 
-fn log_error(id: &RequestId, method: &Method, uri: &Uri, status: StatusCode, note: &ErrorNote) {
-    let (request_id, path, status, error) = (&*id.0, uri.path(), status.as_u16(), note.0.as_str());
-    if status >= 500 {
-        tracing::error!(request_id, %method, path, status, "{error}");
-    } else {
-        tracing::warn!(request_id, %method, path, status, "{error}");
+/// `path` is the route's own, with names for what is a client's. What an error says about a request may quote it, so
+/// that only level `debug` says it.
+fn log_error(id: &RequestId, method: &Method, path: &str, status: StatusCode, note: &ErrorNote) {
+    let (request_id, status, method) = (&*id.0, status.as_u16(), known(method));
+    match note {
+        ErrorNote::Own(error) if status >= 500 => tracing::error!(request_id, method, path, status, "{error}"),
+        ErrorNote::Own(error) => tracing::warn!(request_id, method, path, status, "{error}"),
+        ErrorNote::Quoting { kind, field, error } => {
+            tracing::warn!(request_id, method, path, status, kind, field, "refused");
+            tracing::debug!(request_id, "{error}");
+        }
     }
+}
+
+/// Clients can make methods up.
+fn known(method: &Method) -> &str {
+    let all = [Method::GET, Method::POST, Method::HEAD, Method::OPTIONS, Method::PUT, Method::DELETE, Method::PATCH];
+    if all.contains(method) { method.as_str() } else { "other" }
 }

@@ -1,8 +1,9 @@
 //! The request side of the metrics, under the original's names. Handles are made once.
 
-use metrics::{Counter, Histogram, counter, histogram};
+use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 
 use super::ticket::Timing;
+use crate::overload::{Outlook, Reason, Refusal};
 use crate::request::ValidRequest;
 
 #[derive(Debug)]
@@ -24,6 +25,10 @@ pub(super) struct RequestMetrics {
     generated_tokens: Histogram,
     input_length: Histogram,
     max_new_tokens: Histogram,
+    /// By [`Reason::label`].
+    refusals: Vec<(&'static str, Counter)>,
+    queue_wait: Gauge,
+    queued_tokens: Gauge,
 }
 
 /// Why a request did not end well.
@@ -61,6 +66,11 @@ impl RequestMetrics {
             generated_tokens: histogram!("tgi_request_generated_tokens"),
             input_length: histogram!("tgi_request_input_length"),
             max_new_tokens: histogram!("tgi_request_max_new_tokens"),
+            refusals: Reason::LABELS
+                .map(|label| (label, counter!("millrace_refusals_total", "reason" => label)))
+                .into(),
+            queue_wait: gauge!("millrace_queue_wait_seconds"),
+            queued_tokens: gauge!("millrace_queued_tokens"),
         }
     }
 
@@ -82,6 +92,22 @@ impl RequestMetrics {
         self.inference_duration.record(timing.inference);
         self.mean_time_per_token_duration.record(timing.per_token);
         self.generated_tokens.record(f64::from(generated_tokens));
+    }
+
+    /// What newcomers would find.
+    pub(super) fn show(&self, outlook: Outlook) {
+        self.queue_wait.set(outlook.wait.as_secs_f64());
+        self.queued_tokens.set(outlook.queued_tokens as f64);
+    }
+
+    /// The server has enough to do.
+    pub(super) fn refused(&self, refusal: Refusal) -> Refusal {
+        self.failed(Failure::Overloaded);
+        let counter = self.refusals.iter().find(|(label, _)| *label == refusal.reason.label());
+        if let Some((_, counter)) = counter {
+            counter.increment(1);
+        }
+        refusal
     }
 
     pub(super) fn failed(&self, failure: Failure) {

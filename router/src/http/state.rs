@@ -9,13 +9,17 @@ use tokio::sync::Semaphore;
 
 use super::Context;
 use super::error::ApiError;
+use super::prompt_logprobs::PromptLogprobs;
 use super::request_id::RequestId;
 use super::request_metrics::RequestMetrics;
+use super::underway::Underway;
 use crate::config::Config;
 use crate::detokenize::Detokenizer;
 use crate::engine::api::EngineHandle;
 use crate::health::Health;
+use crate::overload::Backlog;
 use crate::telemetry::Metrics;
+use crate::tenants::{Tenant, Tenants};
 use crate::tokenizer::TextModel;
 use crate::tools::Format;
 use crate::validation::Validator;
@@ -29,11 +33,16 @@ pub(super) struct AppState {
     pub(super) text: Arc<TextModel>,
     pub(super) detokenizer: Arc<Detokenizer>,
     pub(super) metrics: Metrics,
+    pub(super) backlog: Backlog,
     pub(super) validator: Validator,
     /// How the model writes calls and thoughts.
     pub(super) format: Format,
     /// One permit per prompt inside the server.
     pub(super) places: Arc<Semaphore>,
+    /// Bodies whose requests have no place yet.
+    pub(super) underway: Arc<Underway>,
+    pub(super) prompt_logprobs: PromptLogprobs,
+    pub(super) tenants: Tenants,
     pub(super) counts: Arc<RequestMetrics>,
     pub(super) compute_type: HeaderValue,
     pub(super) models: super::openai::ModelNames,
@@ -41,12 +50,15 @@ pub(super) struct AppState {
 
 impl AppState {
     pub(super) fn new(context: Context) -> Self {
-        let Context { config, health, engine, text, detokenizer, metrics, places } = context;
+        let Context { config, health, engine, text, detokenizer, metrics, backlog, places, tenants } = context;
         let format = Format::of(&text, config.tool_call_parser, config.reasoning_parser);
         tracing::info!(tool_calls = format.calls_name(), reasoning = format.reasoning_name(), "parsers of the output");
         let validator = Validator::new(&config, Arc::clone(&text));
         Self {
             places,
+            underway: Underway::new(config.max_places(), config.payload_limit),
+            prompt_logprobs: PromptLogprobs::new(config.max_client_batch_size),
+            tenants,
             counts: Arc::new(RequestMetrics::new()),
             compute_type: HeaderValue::from_str(&config.compute_type)
                 .unwrap_or_else(|_| HeaderValue::from_static("unknown")),
@@ -57,13 +69,15 @@ impl AppState {
             text,
             detokenizer,
             metrics,
+            backlog,
             validator,
             format,
         }
     }
 }
 
-const TIMEOUT: HeaderName = HeaderName::from_static("x-request-timeout");
+/// The seconds that a client will wait.
+pub(super) const TIMEOUT: HeaderName = HeaderName::from_static("x-request-timeout");
 
 fn seconds(value: &HeaderValue) -> Result<Duration, ApiError> {
     let seconds = value.to_str().ok().and_then(|text| text.trim().parse::<f64>().ok()).filter(|seconds| *seconds > 0.0);
@@ -71,10 +85,17 @@ fn seconds(value: &HeaderValue) -> Result<Duration, ApiError> {
     timeout.ok_or_else(|| ApiError::field("x-request-timeout", "must be a number of seconds above 0"))
 }
 
+/// Whose key came with a request: known behind the gate.
+pub(super) fn tenant(request: &Request) -> Result<Arc<Tenant>, ApiError> {
+    request.extensions().get::<Arc<Tenant>>().cloned().ok_or(ApiError::Internal)
+}
+
 /// When a request came and under which id.
 #[derive(Clone, Debug)]
 pub(super) struct Arrival {
     pub(super) request_id: Arc<str>,
+    /// Whose key came with it.
+    pub(super) tenant: Arc<Tenant>,
     pub(super) received: Instant,
     /// When the client wants no answer any more.
     pub(super) deadline: Option<Instant>,
@@ -86,7 +107,8 @@ impl Arrival {
         let stamped = request.extensions().get::<RequestId>();
         let request_id = stamped.map_or_else(|| Arc::from(""), |id| Arc::clone(&id.0));
         let received = Instant::now();
+        let tenant = tenant(request)?;
         let timeout = request.headers().get(TIMEOUT).map(seconds).transpose()?;
-        Ok(Self { request_id, received, deadline: timeout.and_then(|timeout| received.checked_add(timeout)) })
+        Ok(Self { request_id, tenant, received, deadline: timeout.and_then(|timeout| received.checked_add(timeout)) })
     }
 }

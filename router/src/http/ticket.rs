@@ -8,11 +8,13 @@ use super::request_metrics::{Failure, RequestMetrics};
 use crate::engine::api::{Failed, Finished};
 use crate::request::ValidRequest;
 use crate::telemetry::{RequestRecord, log_request};
+use crate::tenants::Tenant;
 
 /// Dropped without an end, it counts the client as gone.
 #[derive(Debug)]
 pub(super) struct Ticket {
     pub(super) request_id: Arc<str>,
+    tenant: Arc<Tenant>,
     pub(super) prompt_tokens: u32,
     /// Characters of the prompt, the template's included.
     pub(super) characters: usize,
@@ -39,8 +41,10 @@ pub(super) struct Timing {
 impl Ticket {
     pub(super) fn new(request: &ValidRequest, characters: usize, counts: Arc<RequestMetrics>, place: Places) -> Self {
         counts.admitted(request);
+        request.tenant.usage.admitted();
         Self {
             request_id: Arc::clone(&request.request_id),
+            tenant: Arc::clone(&request.tenant),
             prompt_tokens: u32::try_from(request.prompt.len()).unwrap_or(u32::MAX),
             characters,
             received: request.received,
@@ -58,6 +62,7 @@ impl Ticket {
         self.counts.succeeded(&timing, finished.generated_tokens);
         log_request(&RequestRecord {
             request_id: &self.request_id,
+            tenant: &self.tenant.name,
             total_time: timing.total,
             validation_time: timing.validation,
             queue_time: timing.queue,
@@ -95,7 +100,11 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         if !self.is_settled {
             self.counts.failed(Failure::Dropped);
-            tracing::info!(request_id = &*self.request_id, "the client left before the end");
+            tracing::info!(
+                request_id = &*self.request_id,
+                tenant = &*self.tenant.name,
+                "the client left before the end"
+            );
         }
     }
 }

@@ -167,6 +167,11 @@ impl SimpleToken {
     }
 }
 
+/// An answer of many parts, made ready to be sent.
+pub(super) fn json_bytes(answer: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(answer).expect("structs of strings and numbers have no keys that JSON could not write")
+}
+
 pub(super) fn finish_reason(reason: FinishReason) -> &'static str {
     match reason {
         FinishReason::Length => "length",

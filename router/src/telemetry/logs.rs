@@ -19,6 +19,16 @@ pub fn init_logs(config: &Config) {
     }
 }
 
+/// Panics are told with their place. What they say may quote what a client has sent (as where a text is cut within a
+/// character): it is told at level `debug` only.
+pub fn log_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        tracing::error!(place, "a thread panicked");
+        tracing::debug!(place, "{panic}");
+    }));
+}
+
 fn subscriber<W>(level: &str, json: bool, colours: bool, writer: W) -> Box<dyn tracing::Subscriber + Send + Sync>
 where
     W: for<'writer> MakeWriter<'writer> + Send + Sync + 'static,
@@ -35,8 +45,11 @@ where
 /// What a person wants to know of a start, in a few lines; all of it at level `debug`.
 pub fn log_start(config: &Config) {
     let Config { model_id, hostname, port, num_shard, .. } = config;
-    let model_path = config.model_path();
-    tracing::info!("serving {model_id} (files in {})", model_path.display());
+    if config.await_model {
+        tracing::info!("going to serve {model_id}");
+    } else {
+        tracing::info!("serving {model_id} (files in {})", config.model_path().display());
+    }
     tracing::info!("listening on {hostname}:{port}, {num_shard} shard(s) behind {}", config.worker_uds_path);
     tracing::info!("limits given: {}", given_limits(config));
     tracing::debug!(?config, "configuration");
@@ -71,6 +84,8 @@ fn filter(level: &str) -> EnvFilter {
 #[derive(Clone, Copy, Debug)]
 pub struct RequestRecord<'a> {
     pub request_id: &'a str,
+    /// Whose key came with it.
+    pub tenant: &'a str,
     /// From its arrival to its last token.
     pub total_time: Duration,
     pub validation_time: Duration,
@@ -87,6 +102,7 @@ pub struct RequestRecord<'a> {
 pub fn log_request(record: &RequestRecord<'_>) {
     tracing::info!(
         request_id = record.request_id,
+        tenant = record.tenant,
         total_time = ?record.total_time,
         validation_time = ?record.validation_time,
         queue_time = ?record.queue_time,

@@ -3,5 +3,5 @@
 mod logs;
 mod metrics;
 
-pub use logs::{RequestRecord, init_logs, log_request, log_start};
+pub use logs::{RequestRecord, init_logs, log_panics, log_request, log_start};
 pub use metrics::{Metrics, Recorder};

@@ -250,7 +250,7 @@ fn continued<'a>(rendered: &'a str, last: &str) -> &'a str {
 
 /// Stands behind the words that are to go on, as in transformers; its space tells whether the template trims them.
 fn tag(message: Option<&mut Value>) -> Result<(), ChatError> {
-    let words = message.and_then(|message| match &mut message["content"] {
+    let words = message.and_then(|message| match message.get_mut("content")? {
         Value::String(text) => Some(text),
         Value::Array(parts) => parts.iter_mut().rev().find_map(|part| match part.get_mut("text") {
             Some(Value::String(text)) => Some(text),

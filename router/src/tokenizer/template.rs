@@ -5,17 +5,25 @@ use std::io::{self, Write};
 use std::sync::LazyLock;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Serde, Value};
-use minijinja::{Environment, Error, ErrorKind, escape_formatter};
+use minijinja::value::{Kwargs, Rest, Serde, Value};
+use minijinja::{Environment, Error, ErrorKind, State, escape_formatter, filters};
 use minijinja_contrib::pycompat::unknown_method_callback;
 use regex::Regex;
-use serde::Serialize;
-use serde_json::ser::Formatter;
 use serde_json::{Value as Json, json};
 use time::OffsetDateTime;
 use time::format_description::parse_strftime_borrowed;
 
+use super::python_json::to_json;
+
 const NAME: &str = "chat_template";
+/// Instructions of one rendering. A long conversation takes some hundred for each message; what takes more than this goes
+/// through a client's lists within its lists, and would hold a thread for minutes.
+const FUEL: u64 = 50_000_000;
+/// Bytes of a prompt. A template may write a client's text several times; this is more than any model reads.
+const MAX_PROMPT_BYTES: usize = 64 << 20;
+
+/// Given to a filter that makes so many of something.
+const MAX_NUMBER: usize = 10_000;
 
 /// A compiled template and the tokens it is told.
 #[derive(Debug)]
@@ -50,10 +58,12 @@ impl ChatTemplate {
     pub(super) fn compile(source: &str, special_tokens: &BTreeMap<String, String>) -> Result<Self, Error> {
         let mut environment = Environment::new();
         environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
+        environment.set_fuel(Some(FUEL));
         environment.set_unknown_method_callback(unknown_method_callback);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
         environment.add_filter("tojson", to_json);
+        bound_filters(&mut environment);
         environment.add_test("iterable", is_iterable);
         environment.set_formatter(|out, state, value| {
             if value.is_none() { Ok(out.write_str("None")?) } else { escape_formatter(out, state, value) }
@@ -117,7 +127,39 @@ impl ChatTemplate {
         variables.insert("documents", given(&scene.documents));
         variables.insert("add_generation_prompt", Value::from(scene.opens));
         variables.extend(scene.variables.iter().map(|(name, value)| (name.as_str(), Value::from(Serde(value)))));
-        self.environment.get_template(NAME)?.render(Value::from(variables))
+        let mut prompt = Prompt::default();
+        let rendered = self.environment.get_template(NAME)?.render_captured_to(Value::from(variables), &mut prompt);
+        match rendered {
+            Ok(_) => String::from_utf8(prompt.bytes).map_err(|error| invalid(error.to_string())),
+            Err(_) if prompt.is_full => Err(invalid(format!("the prompt is longer than {MAX_PROMPT_BYTES} bytes"))),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+pub(super) fn invalid(reason: String) -> Error {
+    Error::new(ErrorKind::InvalidOperation, reason)
+}
+
+/// What has been rendered, up to the limit.
+#[derive(Debug, Default)]
+struct Prompt {
+    bytes: Vec<u8>,
+    is_full: bool,
+}
+
+impl Write for Prompt {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.bytes.len() + bytes.len() > MAX_PROMPT_BYTES {
+            self.is_full = true;
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -169,6 +211,30 @@ fn without_generation_blocks(source: &str) -> String {
     BLOCK.replace_all(source, replace).into_owned()
 }
 
+/// The library's filters that make as much out of nothing as a number says, which may be a client's.
+fn bound_filters(environment: &mut Environment<'_>) {
+    let all = [
+        ("batch", Value::from_function(filters::batch)),
+        ("indent", Value::from_function(filters::indent)),
+        ("slice", Value::from_function(filters::slice)),
+    ];
+    for (name, filter) in all {
+        environment.add_filter(name, move |state: &mut State<'_, '_>, arguments: Rest<Value>, named: Kwargs| {
+            let mut arguments = arguments.0;
+            let numbers = arguments.iter().skip(1).cloned();
+            let of_names: Vec<Value> = named.args().filter_map(|name| named.peek(name).ok()).collect();
+            let numbers = numbers.chain(of_names.iter().cloned());
+            if numbers.filter_map(|value| value.as_usize()).any(|number| number > MAX_NUMBER) {
+                return Err(invalid(format!("{name}: a number above {MAX_NUMBER}")));
+            }
+            if !of_names.is_empty() {
+                arguments.push(Value::from(named));
+            }
+            filter.call(state, &arguments)
+        });
+    }
+}
+
 /// As Python sees it: the library takes `none` for an empty list.
 #[expect(clippy::needless_pass_by_value, reason = "the signature of a test")]
 fn is_iterable(value: Value) -> bool {
@@ -176,7 +242,7 @@ fn is_iterable(value: Value) -> bool {
 }
 
 fn raise_exception(message: String) -> Result<String, Error> {
-    Err(Error::new(ErrorKind::InvalidOperation, message))
+    Err(invalid(message))
 }
 
 /// Local time; UTC where the system does not tell the offset to a program with threads.
@@ -185,138 +251,6 @@ fn strftime_now(format: &str) -> Result<String, Error> {
     let format = parse_strftime_borrowed(format).map_err(|error| failed(error.to_string()))?;
     let now = OffsetDateTime::now_local().unwrap_or_else(|_| OffsetDateTime::now_utc());
     now.format(&format).map_err(|error| failed(error.to_string()))
-}
-
-/// Python's `json.dumps(value, ensure_ascii=False, …)` with the options that transformers gives the filter: no HTML
-/// escapes, keys in their order unless they are to be sorted.
-#[expect(clippy::needless_pass_by_value, reason = "the signature of a filter")]
-fn to_json(value: Value, options: Kwargs) -> Result<String, Error> {
-    let failed = |error: serde_json::Error| Error::new(ErrorKind::BadSerialization, error.to_string());
-    let indent: Option<usize> = options.get("indent")?;
-    let separators: Option<Vec<String>> = options.get("separators")?;
-    let ensure_ascii: Option<bool> = options.get("ensure_ascii")?;
-    let sort_keys: Option<bool> = options.get("sort_keys")?;
-    options.assert_all_used()?;
-    let mut value = serde_json::to_value(&value).map_err(failed)?;
-    if sort_keys == Some(true) {
-        value.sort_all_objects();
-    }
-    let (comma, colon) = match separators.as_deref() {
-        Some([comma, colon]) => (comma.as_str(), colon.as_str()),
-        // With an indentation Python puts no space where the line ends.
-        None => (if indent.is_some() { "," } else { ", " }, ": "),
-        Some(_) => return Err(Error::new(ErrorKind::InvalidOperation, "tojson: separators are two")),
-    };
-    let mut text = Vec::new();
-    let spaces = indent.map(|width| " ".repeat(width));
-    let formatter = PythonFormatter { comma, colon, indent: spaces.as_deref(), depth: 0, is_empty: true };
-    value.serialize(&mut serde_json::Serializer::with_formatter(&mut text, formatter)).map_err(failed)?;
-    let text = String::from_utf8(text).map_err(|error| Error::new(ErrorKind::BadSerialization, error.to_string()))?;
-    Ok(if ensure_ascii == Some(true) { escaped(&text) } else { text })
-}
-
-/// As `json.dumps` lays JSON out.
-struct PythonFormatter<'a> {
-    comma: &'a str,
-    colon: &'a str,
-    indent: Option<&'a str>,
-    depth: usize,
-    /// Whether the innermost list or object has nothing in it yet.
-    is_empty: bool,
-}
-
-impl PythonFormatter<'_> {
-    fn open<W: ?Sized + Write>(&mut self, writer: &mut W, bracket: &[u8]) -> io::Result<()> {
-        self.depth += 1;
-        self.is_empty = true;
-        writer.write_all(bracket)
-    }
-
-    fn close<W: ?Sized + Write>(&mut self, writer: &mut W, bracket: &[u8]) -> io::Result<()> {
-        self.depth -= 1;
-        if !std::mem::take(&mut self.is_empty) {
-            self.new_line(writer)?;
-        }
-        writer.write_all(bracket)
-    }
-
-    fn begin_item<W: ?Sized + Write>(&mut self, writer: &mut W, is_first: bool) -> io::Result<()> {
-        if !is_first {
-            writer.write_all(self.comma.as_bytes())?;
-        }
-        self.new_line(writer)
-    }
-
-    fn new_line<W: ?Sized + Write>(&self, writer: &mut W) -> io::Result<()> {
-        let Some(indent) = self.indent else { return Ok(()) };
-        writer.write_all(b"\n")?;
-        (0..self.depth).try_for_each(|_| writer.write_all(indent.as_bytes()))
-    }
-}
-
-impl Formatter for PythonFormatter<'_> {
-    fn begin_array<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
-        self.open(writer, b"[")
-    }
-
-    fn end_array<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
-        self.close(writer, b"]")
-    }
-
-    fn begin_array_value<W: ?Sized + Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
-        self.begin_item(writer, first)
-    }
-
-    fn end_array_value<W: ?Sized + Write>(&mut self, _: &mut W) -> io::Result<()> {
-        self.is_empty = false;
-        Ok(())
-    }
-
-    fn begin_object<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
-        self.open(writer, b"{")
-    }
-
-    fn end_object<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
-        self.close(writer, b"}")
-    }
-
-    fn begin_object_key<W: ?Sized + Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
-        self.begin_item(writer, first)
-    }
-
-    fn begin_object_value<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
-        writer.write_all(self.colon.as_bytes())
-    }
-
-    fn end_object_value<W: ?Sized + Write>(&mut self, _: &mut W) -> io::Result<()> {
-        self.is_empty = false;
-        Ok(())
-    }
-
-    /// Python's `repr`: the shortest digits, with an exponent of at least two digits outside 1e-4 … 1e16.
-    fn write_f64<W: ?Sized + Write>(&mut self, writer: &mut W, value: f64) -> io::Result<()> {
-        let magnitude = value.abs();
-        if magnitude == 0.0 || (1e-4..1e16).contains(&magnitude) {
-            return write!(writer, "{value:?}");
-        }
-        let text = format!("{value:e}");
-        let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
-        let (sign, exponent) = exponent.strip_prefix('-').map_or(('+', exponent), |exponent| ('-', exponent));
-        write!(writer, "{digits}e{sign}{exponent:0>2}")
-    }
-}
-
-/// JSON with everything beyond ASCII as `\uXXXX`.
-fn escaped(text: &str) -> String {
-    let mut units = [0; 2];
-    text.chars().fold(String::with_capacity(text.len()), |mut all, character| {
-        if character.is_ascii() {
-            all.push(character);
-        } else {
-            all.extend(character.encode_utf16(&mut units).iter().map(|unit| format!("\\u{unit:04x}")));
-        }
-        all
-    })
 }
 
 #[cfg(test)]

@@ -277,6 +277,16 @@ fn whatever_a_client_writes_into_tools_calls_or_variables_is_as_harmless_as_cont
 }
 
 #[test]
+fn a_last_message_that_is_none_cannot_go_on() {
+    for last in [json!(1), json!("a"), json!([]), json!({}), json!({ "content": 5 })] {
+        let messages = vec![message("user", "a"), last];
+        let conversation = Conversation { messages, ending: Ending::Continued, ..Conversation::default() };
+        let error = text_model().render(&conversation).unwrap_err();
+        assert!(error.to_string().contains("continue_final_message"), "{error}");
+    }
+}
+
+#[test]
 fn a_prompt_ends_as_it_was_asked_to() {
     let text = with_template(
         "{% for m in messages %}[{{ m.role }}]{{ m.content }} .{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}",

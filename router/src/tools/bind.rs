@@ -103,7 +103,8 @@ impl Format {
 
     /// The family in whose form bound calls are written.
     fn bound_pattern(&self) -> (ToolFamily, Pattern) {
-        let family = self.calls.unwrap_or(ToolFamily::Json);
+        let plain = if self.is_harmony() { ToolFamily::Harmony } else { ToolFamily::Json };
+        let family = self.calls.unwrap_or(plain);
         match pattern(family, self.is_newer) {
             Some(pattern) => (family, pattern),
             None => (ToolFamily::Json, JSON),

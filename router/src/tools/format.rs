@@ -12,6 +12,8 @@ pub struct Format {
     /// None if calls are not looked for where the model is free.
     pub calls: Option<ToolFamily>,
     pub reasoning: Option<ReasoningFamily>,
+    /// How the prompt may open a thought, whether or not anybody reads thoughts apart.
+    pub thinks: Option<ReasoningFamily>,
     /// Whether the chat template tells the model how much to think.
     pub takes_effort: bool,
     /// Whether the chat template tells the model which tools there are; if not, the prompt has to.
@@ -29,7 +31,8 @@ impl Format {
         let called_for = || ToolFamily::of_template(template).filter(|_| shows_tools).or(Some(ToolFamily::Json));
         let calls = calls.or(called_for);
         let plain_template = text.chat_template(false).unwrap_or_default();
-        let reasoning = reasoning.or(|| ReasoningFamily::of_template(plain_template));
+        let thinks = ReasoningFamily::of_template(plain_template);
+        let reasoning = reasoning.or(|| thinks);
         let control = |marker: &'static str| {
             let id = text.token_id(marker).filter(|id| text.is_control(*id))?;
             Some((marker, id))
@@ -42,7 +45,7 @@ impl Format {
             _ => false,
         };
         let takes_effort = plain_template.contains("reasoning_effort");
-        Self { calls, reasoning, takes_effort, shows_tools, tokens, is_newer }
+        Self { calls, reasoning, thinks: reasoning.or(thinks), takes_effort, shows_tools, tokens, is_newer }
     }
 
     /// The control tokens that a reading must see.

@@ -9,7 +9,7 @@ mod parameters;
 mod pool;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 pub use error::ValidationError;
 pub use parameters::{Names, Parameters};
@@ -20,6 +20,7 @@ use grammars::Grammars;
 use crate::config::Config;
 use crate::health::{Health, Limits};
 use crate::request::{Stopping, ValidRequest};
+use crate::tenants::Tenant;
 use crate::tokenizer::{ChatError, Conversation, TextModel};
 use parameters::Rules;
 
@@ -33,9 +34,25 @@ pub struct Ask {
     /// What the client calls the fields, for errors.
     pub names: &'static Names,
     pub request_id: Arc<str>,
+    pub tenant: Arc<Tenant>,
     pub received: Instant,
     /// When the client wants no answer any more.
     pub deadline: Option<Instant>,
+}
+
+impl Ask {
+    /// The `priority` that it has if it passes.
+    pub fn priority(&self) -> i32 {
+        let asked = self.parameters.priority.unwrap_or_default();
+        i32::try_from(asked).unwrap_or(i32::MAX).max(self.tenant.min_priority)
+    }
+
+    /// The sooner of the deadline that came with the request and of its own `timeout`.
+    pub fn deadline(&self) -> Option<Instant> {
+        let timeout = self.parameters.timeout.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        let own = timeout.and_then(|timeout| self.received.checked_add(timeout));
+        self.deadline.into_iter().chain(own).min()
+    }
 }
 
 /// Where the prompt's ids come from.
@@ -85,8 +102,10 @@ impl Validator {
     /// Checks one request under the limits in force.
     pub async fn check(&self, ask: Ask, health: &Health) -> Result<Checked, ValidationError> {
         let limits = health.limits().ok_or(ValidationError::NotReady)?;
-        let Ask { prompt, mut parameters, stream, names, request_id, received, deadline } = ask;
+        let Ask { prompt, mut parameters, stream, names, request_id, tenant, received, deadline } = ask;
         self.rules.check(&parameters, stream, names)?;
+        let priority = parameters::priority(&parameters, &tenant)?;
+        let cache_salt = parameters::cache_salt(&mut parameters)?;
         let truncate = Rules::truncate(&parameters, &prompt, names, limits)?;
         if let (Prompt::Text(text), None) = (&prompt, parameters.truncate) {
             lengths::check_fewest(self.text.fewest_tokens(text), parameters.max_new_tokens, names, limits)?;
@@ -102,6 +121,9 @@ impl Validator {
         let grammar = self.grammars.check(&mut parameters, names, health).await?;
         let request = ValidRequest {
             request_id,
+            priority,
+            cache_salt,
+            tenant,
             prompt: tokens,
             sampling: parameters.sampling(self.text.eos_token_ids(), grammar),
             stopping: Stopping {

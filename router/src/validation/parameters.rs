@@ -1,6 +1,7 @@
 //! What a client may ask of the engine, and the rules for each field.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use millrace_scheduler::Sampling;
 use rand::Rng;
@@ -9,6 +10,7 @@ use utoipa::ToSchema;
 
 use super::{Limits, Prompt, ValidationError};
 use crate::grammar::Grammar;
+use crate::tenants::{PRIORITIES, Tenant};
 
 /// The `parameters` of `/generate`, in the original's order. Every field may be absent or null. Other routes fill in the
 /// same, and the fields at the end that `/generate` has no name for.
@@ -73,9 +75,20 @@ pub struct Parameters {
     /// What the answer must conform to.
     #[schema(value_type = Option<Object>)]
     pub grammar: Option<Grammar>,
+    /// Seconds after which no answer is wanted any more: the request ends with an error then, wherever it is. The header
+    /// `x-request-timeout` says the same; the shorter one counts.
+    #[schema(exclusive_minimum = 0, example = 60.0)]
+    pub timeout: Option<f64>,
     /// There are no adapters; as with the original, an unknown one means the base model.
     #[schema(example = json!(null))]
     pub adapter_id: Option<String>,
+
+    /// Lower is sooner, among the waiting requests of one API key. Not of the original.
+    #[schema(minimum = -1000, maximum = 1000, default = 0, example = 0)]
+    pub priority: Option<i64>,
+    /// Only requests with the same text here share computed prompts. Not of the original.
+    #[schema(min_length = 1, max_length = 256, example = json!(null))]
+    pub cache_salt: Option<String>,
 
     /// `OpenAI`'s, subtracted once per distinct output token.
     #[serde(skip)]
@@ -91,10 +104,11 @@ pub struct Parameters {
     /// Added to the scores of single tokens.
     #[serde(skip)]
     pub logit_bias: Vec<(u32, f32)>,
-    /// No end-of-sequence token before so many others.
+    /// No end-of-sequence token before so many others, and no end at stop strings within them.
     #[serde(skip)]
     pub min_new_tokens: Option<u32>,
-    /// Answers wanted; unlike `best_of`, all of them are shown.
+    /// Answers wanted; unlike `best_of`, all of them are shown. Routes that have it take `best_of` as `OpenAI` does, also
+    /// with a seed and without sampling.
     #[serde(skip)]
     pub num_choices: Option<usize>,
     /// As `decoder_input_details`, also when streaming.
@@ -114,6 +128,8 @@ pub struct Names {
     pub prompt: &'static str,
     pub max_new_tokens: &'static str,
     pub grammar: &'static str,
+    /// What asks for logprobs of the prompt.
+    pub prompt_logprobs: &'static str,
     /// What helps when the prompt is too long.
     pub shorten: &'static str,
 }
@@ -123,16 +139,23 @@ impl Names {
         prompt: "inputs",
         max_new_tokens: "max_new_tokens",
         grammar: "grammar",
+        prompt_logprobs: "decoder_input_details",
         shorten: "shorten it or set `truncate`",
     };
-    pub const COMPLETIONS: Self =
-        Self { prompt: "prompt", max_new_tokens: "max_tokens", grammar: "response_format", shorten: "shorten it" };
+    pub const COMPLETIONS: Self = Self {
+        prompt: "prompt",
+        max_new_tokens: "max_tokens",
+        grammar: "response_format",
+        prompt_logprobs: "echo",
+        shorten: "shorten it",
+    };
+    pub const CHAT: Self = Self { prompt: "messages", shorten: "shorten them", ..Self::COMPLETIONS };
     /// A chat that must call a tool.
-    pub const CALLS: Self =
-        Self { prompt: "messages", max_new_tokens: "max_tokens", grammar: "tools", shorten: "shorten them" };
-    pub const CHAT: Self =
-        Self { prompt: "messages", max_new_tokens: "max_tokens", grammar: "response_format", shorten: "shorten them" };
+    pub const CALLS: Self = Self { grammar: "tools", ..Self::CHAT };
 }
+
+/// Bytes of a `cache_salt`: as many as a long digest has.
+const MAX_SALT: usize = 256;
 
 /// 2^64 divided by the golden ratio: multiples of it lie far apart (Knuth 1973, multiplicative hashing).
 const GOLDEN_RATIO: u64 = 0x9E37_79B9_7F4A_7C15;
@@ -154,6 +177,9 @@ impl Rules {
         if parameters.max_new_tokens == Some(0) {
             return refuse(names.max_new_tokens, "must be at least 1; leave it out to fill what fits");
         }
+        if parameters.timeout.is_some_and(|seconds| !is_timeout(seconds)) {
+            return refuse("timeout", "must be a number of seconds above 0");
+        }
         let num_stops = parameters.stop.as_ref().map_or(0, Vec::len);
         if num_stops > self.max_stop_sequences {
             let allowed = self.max_stop_sequences;
@@ -163,7 +189,8 @@ impl Rules {
         if parameters.min_new_tokens.is_some_and(|least| least > most) {
             return refuse("min_tokens", format!("must be at most `{}` ({most})", names.max_new_tokens));
         }
-        if parameters.best_of.is_some_and(|best_of| best_of > 1) && parameters.seed.is_some() {
+        let is_best_of_many = parameters.best_of.is_some_and(|best_of| best_of > 1);
+        if is_best_of_many && parameters.seed.is_some() && parameters.num_choices.is_none() {
             return refuse("seed", "must be left out with `best_of` > 1: each sequence needs its own");
         }
         if parameters.top_n_tokens.is_some_and(|asked| asked > self.max_top_n_tokens) {
@@ -192,7 +219,7 @@ impl Rules {
             || parameters.top_k.is_some()
             || parameters.top_p.is_some()
             || parameters.typical_p.is_some();
-        if best_of > 1 && !asks_for_sampling {
+        if best_of > 1 && !asks_for_sampling && parameters.num_choices.is_none() {
             return refuse("best_of", "needs sampling: all greedy sequences are the same; set `do_sample` to true");
         }
         Ok(())
@@ -217,6 +244,40 @@ impl Rules {
             Some(length) if (1..=allowed).contains(&length) => Ok(length),
             Some(_) => refuse("truncate", format!("must be between 1 and {allowed} (max_input_tokens)")),
         }
+    }
+}
+
+fn is_timeout(seconds: f64) -> bool {
+    seconds > 0.0 && Duration::try_from_secs_f64(seconds).is_ok()
+}
+
+/// Which `priority` a tenant's request has.
+pub(super) fn priority(parameters: &Parameters, tenant: &Tenant) -> Result<i32, ValidationError> {
+    let asked = parameters.priority.unwrap_or_default();
+    let (least, most) = PRIORITIES.into_inner();
+    match i32::try_from(asked) {
+        Ok(priority) if PRIORITIES.contains(&asked) => {
+            let least = tenant.min_priority;
+            if priority >= least || parameters.priority.is_none() {
+                return Ok(priority.max(least));
+            }
+            refuse(
+                "priority",
+                format!("must be at least {least}: less needs an API key that allows it; lower is sooner"),
+            )
+        }
+        _ => refuse("priority", format!("must be between {least} and {most}; lower is sooner")),
+    }
+}
+
+/// The text that sets a request's prefixes apart.
+pub(super) fn cache_salt(parameters: &mut Parameters) -> Result<Option<Arc<str>>, ValidationError> {
+    match parameters.cache_salt.take() {
+        Some(salt) if !(1..=MAX_SALT).contains(&salt.len()) => refuse(
+            "cache_salt",
+            format!("must have between 1 and {MAX_SALT} bytes; leave it out to share computed prompts"),
+        ),
+        salt => Ok(salt.map(Arc::from)),
     }
 }
 

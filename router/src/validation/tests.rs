@@ -20,7 +20,16 @@ fn ready() -> Health {
 
 fn ask(prompt: Prompt, parameters: Parameters) -> Ask {
     let (request_id, received) = (Arc::from("id"), Instant::now());
-    Ask { prompt, parameters, stream: false, names: &Names::GENERATE, request_id, received, deadline: None }
+    Ask {
+        prompt,
+        parameters,
+        stream: false,
+        names: &Names::GENERATE,
+        request_id,
+        tenant: Arc::default(),
+        received,
+        deadline: None,
+    }
 }
 
 async fn check(text: &str, parameters: Parameters) -> Result<Checked, ValidationError> {

@@ -2,8 +2,8 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use millrace_kernels_core::exchange::{Exchange as Core, Gather, shared_bytes};
-use pyo3::exceptions::PyValueError;
+use millrace_kernels_core::exchange::{Ended, Exchange as Core, Gather, shared_bytes};
+use pyo3::exceptions::{PyConnectionAbortedError, PyValueError};
 use pyo3::prelude::*;
 
 #[pyclass(frozen)]
@@ -30,6 +30,20 @@ impl Exchange {
     #[staticmethod]
     fn shared_bytes(size: usize) -> usize {
         shared_bytes(size)
+    }
+
+    /// Until `end_step`, exchanges raise `ConnectionAbortedError` when another rank has ended the step without them.
+    fn begin_step(&self) {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner).begin_step();
+    }
+
+    /// Says how the step went here, 0 being well, and waits for the others: the worst outcome, and a rank that had it.
+    fn end_step(&self, py: Python<'_>, outcome: u8) -> PyResult<(u8, usize)> {
+        py.detach(|| {
+            let alive = || Python::attach(|py| self.alive.call0(py).map(drop));
+            let mut core = self.core.lock().unwrap_or_else(PoisonError::into_inner);
+            core.end_step(outcome, &alive).map(|verdict| (verdict.outcome, verdict.rank))
+        })
     }
 
     /// Sums `count` float32 over the ranks, in place.
@@ -66,12 +80,16 @@ impl Exchange {
     fn run(
         &self,
         py: Python<'_>,
-        exchange: impl FnOnce(&mut Core, &dyn Fn() -> PyResult<()>) -> PyResult<()> + Send,
+        exchange: impl FnOnce(&mut Core, &dyn Fn() -> PyResult<()>) -> Result<(), Ended<PyErr>> + Send,
     ) -> PyResult<()> {
         py.detach(|| {
             let alive = || Python::attach(|py| self.alive.call0(py).map(drop));
             // A panic under the lock has ended the process's exchange anyway.
-            exchange(&mut self.core.lock().unwrap_or_else(PoisonError::into_inner), &alive)
+            let ended = exchange(&mut self.core.lock().unwrap_or_else(PoisonError::into_inner), &alive);
+            ended.map_err(|ended| match ended {
+                Ended::Gone(error) => error,
+                Ended::Left(rank) => PyConnectionAbortedError::new_err(format!("rank {rank} has left the step")),
+            })
         })
     }
 }

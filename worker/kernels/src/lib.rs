@@ -3,14 +3,17 @@
 
 mod attention;
 mod exchange;
+mod experts;
 mod linear;
 mod machine;
 mod norm;
+mod quantized;
+mod sampling;
 
 use pyo3::prelude::*;
 
 /// Raised with every change of what the worker calls: it refuses a module of another number.
-const INTERFACE: u32 = 1;
+const INTERFACE: u32 = 3;
 
 #[pymodule]
 fn millrace_kernels(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -20,6 +23,9 @@ fn millrace_kernels(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<attention::Plan>()?;
     module.add_class::<attention::Step>()?;
     module.add_class::<exchange::Exchange>()?;
+    module.add_class::<experts::Experts>()?;
     module.add_class::<linear::Linear>()?;
-    module.add_class::<norm::Norm>()
+    module.add_class::<norm::Norm>()?;
+    module.add_class::<quantized::QuantizedLinear>()?;
+    module.add_class::<sampling::Sampler>()
 }

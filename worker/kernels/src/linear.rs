@@ -1,5 +1,7 @@
 //! `Linear`: a matrix product over packed weights, with bias, activation and gate in the same pass.
 
+use std::sync::Arc;
+
 use millrace_kernels_core::linear::{Activation, Epilogue, Linear as Core, Lookup, Weight};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -8,7 +10,7 @@ use crate::machine::{Machine, dtype};
 
 #[pyclass(frozen)]
 pub(crate) struct Linear {
-    core: Core,
+    pub(crate) core: Arc<Core>,
 }
 
 #[pymethods]
@@ -23,11 +25,11 @@ impl Linear {
         shape: (usize, usize),
         dtypes: (String, String),
         bias: Option<Vec<f32>>,
-        epilogue: (Option<String>, bool),
+        epilogue: (Option<ActivationColumn>, bool),
     ) -> PyResult<Self> {
         let (outputs, inputs) = shape;
         let weight = Weight { at: weight as *const u8, dtype: dtype(&dtypes.0)?, outputs, inputs };
-        let activation = epilogue.0.as_deref().map(activation).transpose()?;
+        let activation = epilogue.0.as_ref().map(activation).transpose()?;
         let epilogue = Epilogue { activation, gated: epilogue.1, out_dtype: dtype(&dtypes.1)? };
         if !Core::supports(weight.dtype, outputs, inputs, epilogue.gated) {
             return Err(PyValueError::new_err(format!("no packed form of {outputs} outputs by {inputs} inputs")));
@@ -37,7 +39,7 @@ impl Linear {
         }
         // SAFETY: the caller has checked the tensor behind the address.
         let core = unsafe { Core::new(machine.level, machine.team, weight, bias.as_deref(), epilogue) };
-        Ok(Self { core })
+        Ok(Self { core: Arc::new(core) })
     }
 
     /// Whether there is a packed form of this weight; bfloat16 needs an even number of inputs.
@@ -71,10 +73,24 @@ impl Linear {
     }
 }
 
-fn activation(name: &str) -> PyResult<Activation> {
+/// The name of an activation, or alpha and limit of a gate that is clamped.
+#[derive(FromPyObject)]
+pub(crate) enum ActivationColumn {
+    Named(String),
+    Clamped((f32, f32)),
+}
+
+pub(crate) fn activation(column: &ActivationColumn) -> PyResult<Activation> {
+    let name = match column {
+        ActivationColumn::Named(name) => name.as_str(),
+        ActivationColumn::Clamped((alpha, limit)) => {
+            return Ok(Activation::ClampedGlu { alpha: *alpha, limit: *limit });
+        }
+    };
     match name {
         "silu" => Ok(Activation::Silu),
         "relu" => Ok(Activation::Relu),
+        "relu2" => Ok(Activation::Relu2),
         "gelu" => Ok(Activation::Gelu),
         "gelu_tanh" => Ok(Activation::GeluTanh),
         _ => Err(PyValueError::new_err(format!("there is no activation {name}"))),

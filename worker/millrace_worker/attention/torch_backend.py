@@ -25,9 +25,11 @@ from millrace_worker.step import Batch
 GATHER_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
 CALL_BYTES = {"cpu": 256 << 10, "cuda": 16 << 20}
 
-# Queries that a chunk attends with at once, and values that one of their biases or score matrices may have.
+# Queries that a chunk attends with at once, and values that one of their biases or score matrices may have. On CPUs
+# what is written for every head is to stay far below what a step takes anyway.
 CHUNK_QUERIES = 256
-MAX_WRITTEN_SCORES = 1 << 24
+MAX_WRITTEN_BIAS = 1 << 24
+MAX_WRITTEN_SCORES = {"cpu": 1 << 20, "cuda": 1 << 24}
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class TorchBackend(Pooled):
         self._num_heads = layers[0].num_heads
         page_bytes = self.geometry.layer_page_bytes
         kind = "cpu" if device.type == "cpu" else "cuda"
+        self._max_scores = MAX_WRITTEN_SCORES[kind]
         self._limits = planning.Limits(max(1, GATHER_BYTES[kind] // page_bytes), CALL_BYTES[kind] // page_bytes)
         # Kernels on CPUs take a float32 bias at any dtype; those on GPUs want the queries' own.
         self._bias_dtype = torch.float32 if device.type == "cpu" else dtype
@@ -106,8 +109,8 @@ class TorchBackend(Pooled):
         counts = [chunk.tokens.stop - chunk.tokens.start for chunk in chunks]
         num_keys = max(chunk.start + count - chunk.first_key for chunk, count in zip(chunks, counts, strict=True))
         plain = rule.softcap is None and rule.alibi is None and not self._sinks
-        written = 1 if plain else self._num_heads
-        block = max(1, min(CHUNK_QUERIES, max(counts), MAX_WRITTEN_SCORES // (written * num_keys)))
+        queries = (MAX_WRITTEN_BIAS if plain else self._max_scores // self._num_heads) // num_keys
+        block = max(1, min(CHUNK_QUERIES, max(counts), queries))
         parts = []
         for chunk, count in zip(chunks, counts, strict=True):
             blocks = tuple((first, min(first + block, count)) for first in range(0, count, block))

@@ -12,8 +12,16 @@ rank 0 has matchers. Grammars and their states are llguidance's.
 """
 
 from millrace_worker.grammar.absent import NoGrammars
-from millrace_worker.grammar.matchers import host_bytes
+from millrace_worker.grammar.matchers import FULL_LEXER_BYTES, host_bytes
 from millrace_worker.grammar.rows import GrammarRows
 from millrace_worker.grammar.vocabulary import Vocabulary, VocabularyError, read_vocabulary
 
-__all__ = ["GrammarRows", "NoGrammars", "Vocabulary", "VocabularyError", "host_bytes", "read_vocabulary"]
+__all__ = [
+    "FULL_LEXER_BYTES",
+    "GrammarRows",
+    "NoGrammars",
+    "Vocabulary",
+    "VocabularyError",
+    "host_bytes",
+    "read_vocabulary",
+]

@@ -24,10 +24,18 @@ UNFORCED = '%llguidance {"no_forcing": true}\n'
 # States of one lexer, about 250 bytes each: what bounds its memory.
 MAX_LEXER_STATES = 50_000
 
+# Items of the parser that one mask may take. Schemas of tests take about 200, one with the 400 optional properties
+# that are allowed fewer than 2,000; a grammar that reads a text in ever more ways takes all, in some milliseconds.
+# The router tries grammars out with the same bound.
+MAX_STEP_ITEMS = 10_000
+
+# How the library says so: a matcher of its own would not help such a sequence.
+AMBIGUOUS = "Too many items"
 
 # What grammars take on the host beside the rows' masks, as a rule: a lexer that schemas of some length have warmed, for
-# each row and each grammar that is kept. One that is full takes twelve times as much.
+# each row and each grammar that is kept. One that is full takes no more than the second figure.
 LEXER_BYTES = 1 << 20
+FULL_LEXER_BYTES = 12 << 20
 
 
 def host_bytes(max_rows: int) -> int:
@@ -47,7 +55,10 @@ class Matchers:
         self._threads = ThreadPoolExecutor(num_threads, "grammars")
         self._compiled: OrderedDict[str, Future[LLMatcher]] = OrderedDict()
         self._limits = LLParserLimits(
-            max_lexer_states=MAX_LEXER_STATES, verbose_errors=False, precompute_large_lexemes=False
+            max_lexer_states=MAX_LEXER_STATES,
+            step_max_items=MAX_STEP_ITEMS,
+            verbose_errors=False,
+            precompute_large_lexemes=False,
         )
 
     def compiled(self, grammar: str) -> Future[LLMatcher]:

@@ -20,7 +20,7 @@ import numpy as np
 from llguidance import LLExecutor, LLMatcher
 
 from millrace_worker.grammar.masks import Masks, bits
-from millrace_worker.grammar.matchers import GrammarError, Matchers, reason
+from millrace_worker.grammar.matchers import AMBIGUOUS, GrammarError, Matchers, reason
 from millrace_worker.grammar.row import RowGrammar
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 ANYTHING = np.uint32(0xFFFFFFFF)
 
-# Masks are made by so many threads beside a device that computes; a CPU's cores are busy with the model.
+# Masks are made by so many threads beside a device that computes. A CPU's cores are busy with the model: there the mask
+# thread makes them itself, for waking another one costs more of the model's time than all the masks of a step.
 DEVICE_THREADS = 8
 
 
@@ -65,7 +66,7 @@ class GrammarRows:
         self._possible = bits(sayable, num_words)
         self._hidden = [token for token in vocabulary.hidden if token < vocab_size]
         self._matchers = Matchers(vocabulary, num_threads)
-        self._executor = LLExecutor(num_threads)
+        self._executor = LLExecutor(num_threads) if num_threads > 1 else None
         self._thread = ThreadPoolExecutor(1, "masks")
         self._masks = Masks(max_rows, num_words, vocab_size, workspace)
 
@@ -147,7 +148,8 @@ class GrammarRows:
             except GrammarError as error:
                 step.errors[row] = str(error)
         self._fill(going_on)
-        full = [(self._rows[step.rows[slot]], slot) for matcher, slot in going_on if matcher.is_error()]
+        failed = [(matcher, slot) for matcher, slot in going_on if matcher.is_error()]
+        full = [(self._rows[step.rows[slot]], slot) for matcher, slot in failed if AMBIGUOUS not in matcher.get_error()]
         for state, slot in full:
             try:
                 self._fill([(state.reread(self._matchers), slot)])
@@ -169,9 +171,13 @@ class GrammarRows:
             return state.reread(self._matchers)
 
     def _fill(self, matchers: list[tuple[LLMatcher, int]]) -> None:
-        if matchers:
-            words = self._masks.words
-            self._executor.unsafe_compute_mask_ptr(matchers, words.ctypes.data, words.strides[0], len(words))
+        words = self._masks.words
+        address, stride = words.ctypes.data, words.strides[0]
+        if self._executor is not None and matchers:
+            self._executor.unsafe_compute_mask_ptr(matchers, address, stride, len(words))
+            return
+        for matcher, slot in matchers:
+            matcher.unsafe_compute_mask_ptr(address + slot * stride, stride)
 
     def _finish(self, state: RowGrammar, position: int, mask: NDArray[np.uint32]) -> None:
         """The matcher's mask becomes the row's, in place. Raises GrammarError."""

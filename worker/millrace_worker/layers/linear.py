@@ -39,8 +39,6 @@ PACKED_ACTIVATIONS = {
     "gelu": ("gelu", "none"),
     "gelu_tanh": ("gelu", "tanh"),
 }
-# Those that the native kernels compute with a product.
-NATIVE_ACTIVATIONS = ("silu", "relu", "gelu", "gelu_tanh")
 
 
 @dataclass(frozen=True)
@@ -131,18 +129,15 @@ class NativeLinear:
         dtypes = (_name(weight.dtype), _name(out.dtype))
         values = None if bias is None else bias.float().tolist()
         shape = (weight.shape[0], weight.shape[1])
-        kind = (None, False) if epilogue is None else (str(epilogue.activation), epilogue.gated)
-        self._kernel = Kernel(machine, weight.data_ptr(), shape, dtypes, values, kind)
-        self._run = self._kernel.apply
-        self._dtype, self._inputs, self._out = weight.dtype, weight.shape[1], out
+        self.kernel = Kernel(machine, weight.data_ptr(), shape, dtypes, values, native_epilogue(epilogue))
+        self._run = self.kernel.apply
+        self.dtype, self.num_inputs, self._out = weight.dtype, weight.shape[1], out
         self.name = f"native ({machine.level})"
 
     @staticmethod
     def supports(weight: Tensor, epilogue: Epilogue | None = None) -> bool:
         from millrace_kernels import Linear as Kernel
 
-        if epilogue is not None and epilogue.activation not in NATIVE_ACTIVATIONS:
-            return False
         gated = epilogue is not None and epilogue.gated
         return weight.device.type == "cpu" and Kernel.supports(
             _name(weight.dtype), (weight.shape[0], weight.shape[1]), gated
@@ -151,9 +146,9 @@ class NativeLinear:
     def __call__(self, x: Tensor) -> Tensor:
         number = len(x)
         # The kernel sees addresses only.
-        if x.dtype is not self._dtype or not x.is_contiguous() or x.numel() != number * self._inputs:
+        if x.dtype is not self.dtype or not x.is_contiguous() or x.numel() != number * self.num_inputs:
             raise ValueError(
-                f"a linear layer of [{number}, {self._inputs}] {self._dtype} got {tuple(x.shape)} {x.dtype}"
+                f"a linear layer of [{number}, {self.num_inputs}] {self.dtype} got {tuple(x.shape)} {x.dtype}"
             )
         y = self._out.rows(number)
         self._run(x.data_ptr(), number, self._out.address)
@@ -165,20 +160,17 @@ class NativeLinear:
         ids_T = ids_T.contiguous()
         if ids_T.dtype is not torch.int64 or ids_T.ndim != 1:
             raise ValueError(f"rows are looked up by [T] int64, not {tuple(ids_T.shape)} {ids_T.dtype}")
-        rows = torch.empty(len(ids_T), self._inputs)
-        self._kernel.lookup((ids_T.data_ptr(), len(ids_T)), first, scale, rows.data_ptr())
+        rows = torch.empty(len(ids_T), self.num_inputs)
+        self.kernel.lookup((ids_T.data_ptr(), len(ids_T)), first, scale, rows.data_ptr())
         return rows
 
 
-class FinishedLinear:
-    """A linear layer whose epilogue torch computes."""
-
-    def __init__(self, linear: Linear, epilogue: Epilogue) -> None:
-        self._linear, self._finish, self.name = linear, finisher(epilogue), linear.name
-
-    def __call__(self, x: Tensor) -> Tensor:
-        y = self._linear(x)
-        return y if self._finish is None else self._finish(y)
+def native_epilogue(epilogue: Epilogue | None) -> tuple[str | tuple[float, float] | None, bool]:
+    """As the kernels take it."""
+    if epilogue is None:
+        return None, False
+    form = epilogue.activation
+    return (form.alpha, form.limit) if isinstance(form, ClampedGlu) else form, epilogue.gated
 
 
 def num_columns(weight: Tensor, epilogue: Epilogue | None) -> int:

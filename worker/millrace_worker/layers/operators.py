@@ -8,6 +8,7 @@ support a shape, torch computes that one operator, with the same dtypes around i
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -19,11 +20,9 @@ from millrace_worker.attention.latent_backend import LatentBackend, LatentHeads
 from millrace_worker.attention.native_backend import QKV_DTYPE, ROTARY_DTYPE, NativeBackend
 from millrace_worker.attention.torch_backend import TorchBackend
 from millrace_worker.layers.embedding import Embed, Embedding, PackedEmbedding, TableSlice
-from millrace_worker.layers.experts import ExpertKind, Experts, ExpertWeights, LoopedExperts
+from millrace_worker.layers.experts import ExpertKind, Experts, ExpertWeights, LoopedExperts, NativeExperts, NativeLayer
 from millrace_worker.layers.linear import (
-    NATIVE_ACTIVATIONS,
     Epilogue,
-    FinishedLinear,
     Linear,
     NativeLinear,
     PlainLinear,
@@ -31,6 +30,14 @@ from millrace_worker.layers.linear import (
     num_columns,
 )
 from millrace_worker.layers.norm import LayerNorm, NativeNorm, Norm, NormWeights, RmsNorm
+from millrace_worker.layers.quantized import (
+    DequantizedLinear,
+    Matrix,
+    NativeQuantizedLinear,
+    QuantizedWeight,
+    Quantizer,
+    ReorderedLinear,
+)
 from millrace_worker.workspace import Role, Workspaces
 
 if TYPE_CHECKING:
@@ -65,11 +72,17 @@ class Operators(Protocol):
 
     def norm(self, weights: NormWeights, role: Role) -> Norm: ...
 
-    def linear(self, weight: Tensor, bias: Tensor | None, role: Role, epilogue: Epilogue | None = None) -> Linear:
+    def linear(self, weight: Matrix, bias: Tensor | None, role: Role, epilogue: Epilogue | None = None) -> Linear:
         """Holds what it needs: drop `weight`."""
         ...
 
-    def experts(self, kind: ExpertKind, weights: Iterable[ExpertWeights]) -> Experts:
+    def quantized(
+        self, weight: QuantizedWeight, bias: Tensor | None, role: Role, epilogue: Epilogue | None = None
+    ) -> Linear:
+        """As `linear`."""
+        ...
+
+    def experts(self, kind: ExpertKind, weights: Iterable[ExpertWeights[Matrix]]) -> Experts:
         """Takes the experts one after the other."""
         ...
 
@@ -83,7 +96,14 @@ class Operators(Protocol):
 class TorchOperators:
     """Everything in the weights' dtype, on any device."""
 
-    def __init__(self, layers: Sequence[PagedLayer], dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        layers: Sequence[PagedLayer],
+        dtype: torch.dtype,
+        device: torch.device,
+        quantizer: Quantizer | None = None,
+    ) -> None:
+        self._quantizer = quantizer
         self.stream_dtype = self.qkv_dtype = self.rotary_dtype = dtype
         self.backend: AttentionBackend = torch_backend(layers, dtype, device)
 
@@ -92,10 +112,19 @@ class TorchOperators:
             return RmsNorm(weights.weight, weights.eps)
         return LayerNorm(weights.weight.to(self.stream_dtype), weights.bias, weights.eps)
 
-    def linear(self, weight: Tensor, bias: Tensor | None, role: Role, epilogue: Epilogue | None = None) -> Linear:
+    def linear(self, weight: Matrix, bias: Tensor | None, role: Role, epilogue: Epilogue | None = None) -> Linear:
+        if isinstance(weight, QuantizedWeight):
+            return self.quantized(weight, bias, role, epilogue)
+        if self._quantizer is not None and self._quantizer.takes(role):
+            return self.quantized(self._quantizer.quantized(weight, role), bias, role, epilogue)
         return make_linear(weight, bias, epilogue)
 
-    def experts(self, kind: ExpertKind, weights: Iterable[ExpertWeights]) -> Experts:
+    def quantized(
+        self, weight: QuantizedWeight, bias: Tensor | None, role: Role, epilogue: Epilogue | None = None
+    ) -> Linear:
+        return DequantizedLinear(weight, bias, self.stream_dtype, epilogue)
+
+    def experts(self, kind: ExpertKind, weights: Iterable[ExpertWeights[Matrix]]) -> Experts:
         return LoopedExperts(kind, [expert_linears(self, kind, each) for each in weights], self.stream_dtype)
 
     def embedding(self, table: Tensor, part: TableSlice) -> Embed:
@@ -111,8 +140,14 @@ class NativeOperators:
 
     stream_dtype = torch.float32
 
-    def __init__(self, machine: Machine, layers: Sequence[PagedLayer], dtype: torch.dtype) -> None:
-        self._machine, self._dtype = machine, dtype
+    def __init__(
+        self,
+        machine: Machine,
+        layers: Sequence[PagedLayer],
+        dtype: torch.dtype,
+        quantizer: Quantizer | None = None,
+    ) -> None:
+        self._machine, self._dtype, self._quantizer = machine, dtype, quantizer
         self._workspaces = Workspaces()
         self.qkv_dtype = self.rotary_dtype = dtype
         self.backend: AttentionBackend
@@ -137,16 +172,35 @@ class NativeOperators:
             return RmsNorm(weight, weights.eps, dtype)
         return LayerNorm(weight, bias, weights.eps, dtype)
 
-    def linear(self, weight: Tensor, bias: Tensor | None, role: Role, epilogue: Epilogue | None = None) -> Linear:
-        if epilogue is not None and epilogue.activation not in NATIVE_ACTIVATIONS:
-            return FinishedLinear(self.linear(weight, bias, role), epilogue)
+    def linear(self, weight: Matrix, bias: Tensor | None, role: Role, epilogue: Epilogue | None = None) -> Linear:
+        if isinstance(weight, QuantizedWeight):
+            return self.quantized(weight, bias, role, epilogue)
+        if self._quantizer is not None and self._quantizer.takes(role):
+            return self.quantized(self._quantizer.quantized(weight, role), bias, role, epilogue)
         if not NativeLinear.supports(weight, epilogue):
             return self._cast(make_linear(weight, bias, epilogue), role)
         out = self._workspaces.take(role, num_columns(weight, epilogue), self._dtype_of(role))
         return NativeLinear(self._machine, weight, bias, out, epilogue)
 
-    def experts(self, kind: ExpertKind, weights: Iterable[ExpertWeights]) -> Experts:
-        return LoopedExperts(kind, [expert_linears(self, kind, each) for each in weights], self.stream_dtype)
+    def quantized(
+        self, weight: QuantizedWeight, bias: Tensor | None, role: Role, epilogue: Epilogue | None = None
+    ) -> Linear:
+        dtype = self._dtype_of(role)
+        if weight.order is not None:
+            in_order = self.quantized(replace(weight, order=None), bias, role, epilogue)
+            return ReorderedLinear(in_order, weight.order)
+        if not NativeQuantizedLinear.supports(weight, self._dtype, epilogue):
+            return DequantizedLinear(weight, bias, dtype, epilogue)
+        columns = weight.outputs // 2 if epilogue is not None and epilogue.gated else weight.outputs
+        out = self._workspaces.take(role, columns, dtype)
+        return NativeQuantizedLinear(self._machine, weight, bias, out, epilogue, dtype=self._dtype)
+
+    def experts(self, kind: ExpertKind, weights: Iterable[ExpertWeights[Matrix]]) -> Experts:
+        experts = [expert_linears(self, kind, each) for each in weights]
+        native = [(up, down) for up, down in experts if isinstance(up, NativeLayer) and isinstance(down, NativeLayer)]
+        if len(native) < len(experts):
+            return LoopedExperts(kind, experts, self.stream_dtype)
+        return NativeExperts(self._machine, kind, native, self._workspaces)
 
     def embedding(self, table: Tensor, part: TableSlice) -> Embed:
         return Embedding(table, part, self.stream_dtype)
@@ -180,7 +234,7 @@ class CastLinear:
         return self._linear(x).to(self._dtype)
 
 
-def expert_linears(operators: Operators, kind: ExpertKind, weights: ExpertWeights) -> tuple[Linear, Linear]:
+def expert_linears(operators: Operators, kind: ExpertKind, weights: ExpertWeights[Matrix]) -> tuple[Linear, Linear]:
     """What an expert goes up and down by."""
     up = operators.linear(weights.up, weights.up_bias, Role.UP, kind.epilogue)
     return up, operators.linear(weights.down, weights.down_bias, Role.MLP_DELTA)
@@ -197,9 +251,14 @@ def torch_backend(layers: Sequence[PagedLayer], dtype: torch.dtype, device: torc
 
 
 def choose_operators(
-    machine: Machine | None, layers: Sequence[PagedLayer], dtype: torch.dtype, device: torch.device
+    machine: Machine | None,
+    layers: Sequence[PagedLayer],
+    dtype: torch.dtype,
+    device: torch.device,
+    quantizer: Quantizer | None = None,
 ) -> Operators:
-    """Native ones where there are kernels (`cpu_kernels.find`) and they compute `dtype`; else torch's."""
+    """Native ones where there are kernels (`cpu_kernels.find`) and they compute `dtype`; else torch's. `quantizer`: of
+    the weights that linear layers are made of."""
     if machine is not None and NativeOperators.supports(dtype, device):
-        return NativeOperators(machine, layers, dtype)
-    return TorchOperators(layers, dtype, device)
+        return NativeOperators(machine, layers, dtype, quantizer)
+    return TorchOperators(layers, dtype, device, quantizer)

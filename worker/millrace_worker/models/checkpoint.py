@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -56,8 +56,17 @@ class MappedFile:
         self._map.madvise(mmap.MADV_DONTNEED)
 
 
+# Told of bytes: how many have been read, and how many there are.
+OnRead = Callable[[int, int], None]
+
+
+def unwatched(_done: int, _total: int) -> None:
+    """Nobody follows the reading."""
+
+
 class Checkpoint:
-    """All tensors of a folder, and which of them have been read."""
+    """All tensors of a folder, and which of them have been read. `on_read` is told whenever one is, whole or in part:
+    what is left unread belongs to another rank."""
 
     def __init__(self, folder: Path, optional_prefix: str = "") -> None:
         """Raises CheckpointError when the folder has no whole safetensors."""
@@ -67,6 +76,9 @@ class Checkpoint:
         self._files = {path: MappedFile(path) for path in {stored.path for stored in self._stored.values()}}
         self._unused = set(self._stored)
         self._held_bytes = 0
+        self._read_bytes = 0
+        self._total_bytes = sum(stored.stop - stored.start for stored in self._stored.values())
+        self.on_read: OnRead = unwatched
 
     def has(self, name: str) -> bool:
         return self._stored_name(name) is not None
@@ -97,7 +109,7 @@ class Checkpoint:
             raise CheckpointError(
                 f"{stored.path}: the tensor {found} has the dtype {stored.dtype}; what can be read here is {expected}"
             )
-        self._unused.discard(found)
+        self._note(found)
         part = self._files[stored.path].tensor(stored)[parts]
         self._let_go_after(part.nbytes)
         return part
@@ -113,6 +125,13 @@ class Checkpoint:
             raise CheckpointError(
                 f"{self._stored[left[0]].path}: {count} to no part of the model that config.json describes: {shown}"
             )
+
+    def _note(self, name: str) -> None:
+        """The tensor is about to be read."""
+        if name in self._unused:
+            self._unused.remove(name)
+            self._read_bytes += self._stored[name].stop - self._stored[name].start
+            self.on_read(self._read_bytes, self._total_bytes)
 
     def _let_go_after(self, num_bytes: int) -> None:
         """Counts what is about to be read; what was read before it goes when that has become much."""

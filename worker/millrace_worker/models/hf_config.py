@@ -20,6 +20,9 @@ ALIASES = {
 }
 
 
+# Where older checkpoints of GPTQ and AWQ say what `quantization_config` says in others.
+QUANTIZATION_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+
 # Ends of the names of fields that must be numbers above zero.
 POSITIVE = ("eps", "epsilon")
 
@@ -45,15 +48,11 @@ class ModelConfig:
     @classmethod
     def read(cls, folder: Path) -> ModelConfig:
         """Raises ConfigError when there is no readable `config.json` in `folder`."""
-        path = folder / "config.json"
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ConfigError(f"{path}: no such file; a model's folder holds config.json and its weights") from None
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{path}: cannot be read as JSON: {error}") from error
-        if not isinstance(values, dict):
-            raise ConfigError(f"{path}: holds {type(values).__name__}, not an object")
+        values = _read_object(folder / "config.json")
+        if "quantization_config" not in values:
+            for name, method in QUANTIZATION_FILES.items():
+                if (folder / name).is_file():
+                    return cls(values | {"quantization_config": {"quant_method": method} | _read_object(folder / name)})
         return cls(values)
 
     def with_defaults(self, defaults: Mapping[str, Any]) -> ModelConfig:
@@ -157,6 +156,18 @@ class ModelConfig:
             wanted = f"of {layer_type} layers" if layer_type else "that are the same in all layers"
             raise ConfigError(f"config.json: `rope_parameters` {wanted} are needed; it has those of {', '.join(kinds)}")
         return dict(chosen)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; a model's folder holds config.json and its weights") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: holds {type(values).__name__}, not an object")
+    return values
 
 
 def _is_number(value: Any) -> bool:

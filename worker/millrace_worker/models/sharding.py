@@ -19,10 +19,11 @@ _BLOCKS = (64, 32, 16, 8, 4, 2, 1)
 
 @dataclass(frozen=True)
 class Rank:
-    """Rank `index` of `size`."""
+    """Rank `index` of `size`. `unit`: columns that are not to be parted, as they share a scale."""
 
     index: int
     size: int
+    unit: int = 1
 
     def share(self, total: int, what: str) -> range:
         """This rank's equal part of `total`. Raises ShardingError when it does not divide."""
@@ -33,9 +34,14 @@ class Rank:
 
     def columns(self, total: int, what: str) -> range:
         """This rank's part of `total` columns whose products are added up over the ranks: equal where it divides, else
-        nearly so, in whole blocks as long as every rank gets one. Raises ShardingError when there are too few."""
+        nearly so, in whole units or else blocks as long as every rank gets one. Raises ShardingError when there are too
+        few."""
         if total < self.size:
             raise ShardingError(f"{total} {what} are too few for {self.size} shards; choose --num-shard accordingly")
+        units = -(-total // self.unit)
+        if self.unit > 1 and units >= self.size:
+            begin, end = (index * units // self.size for index in (self.index, self.index + 1))
+            return range(begin * self.unit, min(end * self.unit, total))
         if total % self.size == 0:
             return self.share(total, what)
         block = next(size for size in _BLOCKS if total % size == 0 and total // size >= self.size)
@@ -76,6 +82,10 @@ class Piece:
     rows: int
     start: int
     stop: int
+
+    @property
+    def part(self) -> range:
+        return range(self.start, self.stop)
 
 
 def local_attention(spec: Attention, rank: Rank) -> tuple[Attention, range, range]:

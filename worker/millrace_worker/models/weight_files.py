@@ -2,7 +2,8 @@
 is told before anything slow is imported.
 
 Format: https://huggingface.co/docs/safetensors: eight bytes N (little-endian), N bytes of JSON that give every tensor's
-dtype, shape and place, the tensors' bytes. `model.safetensors`, or shards listed in `model.safetensors.index.json`.
+dtype, shape and place, the tensors' bytes. `model.safetensors`, or shards listed in `model.safetensors.index.json`, or
+the only file there is: AutoGPTQ names it after the form of the weights.
 """
 
 from __future__ import annotations
@@ -52,6 +53,9 @@ def find_tensors(folder: Path) -> dict[str, Stored]:
     index = folder / INDEX
     if index.is_file():
         return _find_indexed(index)
+    named = [path for path in folder.glob("*.safetensors") if "-of-" not in path.name]
+    if len(named) == 1:
+        return read_header(named[0])
     others = [path.name for pattern in ("*.bin", "*.pt", "*.gguf") for path in sorted(folder.glob(pattern))]
     hint = f"; it has {', '.join(others[:3])}: convert it to safetensors" if others else ""
     raise CheckpointError(f"{folder}: neither {SINGLE} nor {INDEX} is there{hint}")

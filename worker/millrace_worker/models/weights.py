@@ -8,7 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from millrace_worker.models.checkpoint import Checkpoint
+from millrace_worker.layers.quantized import Matrix, joined
+from millrace_worker.models.checkpoint import Checkpoint, CheckpointError
+from millrace_worker.models.packed import PackedReader
+from millrace_worker.models.quantization import PackedCodes
 from millrace_worker.models.sharding import Piece, Rank
 
 
@@ -21,6 +24,7 @@ class Weights:
     dtype: torch.dtype
     device: torch.device
     transposed: bool  # linears are stored as (in, out)
+    codes: PackedCodes | None = None  # of those that are quantized
 
     def vector(self, name: str, size: int) -> Tensor:
         """A whole tensor [size], for example a norm's weight; `name` is complete."""
@@ -56,34 +60,89 @@ class Weights:
         own[: len(held)].copy_(held)
         return own
 
-    def columns(self, pieces: Sequence[Piece], width: int, *, bias: bool) -> tuple[Tensor, Tensor | None]:
-        """A column-parallel linear: the pieces' rows one after the other, [sum of rows, width], and their bias."""
-        total = sum(piece.stop - piece.start for piece in pieces)
-        weight, vector = self._empty(total, width), self._empty(total) if bias else None
-        at = 0
-        for piece in pieces:
-            rows, stop = slice(piece.start, piece.stop), at + piece.stop - piece.start
-            weight[at:stop].copy_(self._matrix(piece.name, (piece.rows, width), rows, slice(None)))
-            if vector is not None:
-                vector[at:stop].copy_(self.checkpoint.read(f"{piece.name}.bias", (piece.rows,), rows))
-            at = stop
-        return weight, vector
+    def columns(self, pieces: Sequence[Piece], width: int, *, bias: bool) -> tuple[Matrix, Tensor | None]:
+        """A column-parallel linear: the pieces' rows one after the other, [sum of rows, width], and their bias.
 
-    def rows(self, path: str, shape: tuple[int, int], part: range, *, bias: bool) -> tuple[Tensor, Tensor | None]:
-        """A row-parallel linear of `shape` (out, in): its columns `part`, and the bias, which only rank 0 adds."""
-        weight = self._empty(shape[0], len(part))
-        weight.copy_(self._matrix(path, shape, slice(None), slice(part.start, part.stop)))
+        Quantized layers may have one although their family has none: AutoGPTQ gives all of them one.
+        """
+        packed = self._packed
+        quantized = [] if packed is None else [piece.name for piece in pieces if packed.has(piece.name)]
+        if packed is None or not quantized:
+            return self.plain_columns(pieces, width, bias=bias)
+        plain = [piece.name for piece in pieces if piece.name not in quantized]
+        if plain:
+            raise CheckpointError(f"{quantized[0]} is quantized and {plain[0]} is not, but both are one layer here")
+        found = [packed.read(each.name, (each.rows, width), each.part, range(width)) for each in pieces]
+        try:
+            weight = joined(found)
+        except ValueError as error:
+            raise CheckpointError(f"{', '.join(dict.fromkeys(quantized))}: {error} (`g_idx`)") from error
+        own = bias or any(self.checkpoint.has(f"{name}.bias") for name in quantized)
+        return weight, self._biases(pieces, optional=not bias) if own else None
+
+    def plain_columns(self, pieces: Sequence[Piece], width: int, *, bias: bool) -> tuple[Tensor, Tensor | None]:
+        """The same in the dtype of the weights, where the checkpoint has it quantized, too."""
         if not bias:
-            return weight, None
-        vector = self.vector(f"{path}.bias", shape[0])
-        return weight, vector if self.rank.index == 0 else None
+            for piece in pieces:
+                self._check_without_bias(piece.name, piece.rows)
+        weight, at = self._empty(sum(len(piece.part) for piece in pieces), width), 0
+        for piece in pieces:
+            stop = at + len(piece.part)
+            weight[at:stop].copy_(self._matrix(piece.name, (piece.rows, width), piece.part, range(width)))
+            at = stop
+        return weight, self._biases(pieces) if bias else None
 
-    def _matrix(self, path: str, shape: tuple[int, int], rows: slice, columns: slice) -> Tensor:
+    def rows(self, path: str, shape: tuple[int, int], part: range, *, bias: bool) -> tuple[Matrix, Tensor | None]:
+        """A row-parallel linear of `shape` (out, in): its columns `part`, and the bias, which only rank 0 adds."""
+        if self._packed is None or not self._packed.has(path):
+            return self.plain_rows(path, shape, part, bias=bias)
+        weight = self._packed.read(path, shape, range(shape[0]), part)
+        own = bias or self.checkpoint.has(f"{path}.bias")
+        return weight, self._row_bias(path, shape[0]) if own else None
+
+    def plain_rows(self, path: str, shape: tuple[int, int], part: range, *, bias: bool) -> tuple[Tensor, Tensor | None]:
+        """The same in the dtype of the weights, where the checkpoint has it quantized, too."""
+        if not bias:
+            self._check_without_bias(path, shape[0])
+        weight = self._empty(shape[0], len(part)).copy_(self._matrix(path, shape, range(shape[0]), part))
+        return weight, self._row_bias(path, shape[0]) if bias else None
+
+    def _check_without_bias(self, path: str, size: int) -> None:
+        """A quantized layer that has no place for a bias may be stored with zeros, as AutoGPTQ does."""
+        name = f"{path}.bias"
+        if self._packed is None or not self._packed.has(path) or not self.checkpoint.has(name):
+            return
+        if bool(self.checkpoint.read(name, (size,)).any()):
+            raise CheckpointError(f"{name}: is not zero, and there is no place for a bias in this layer")
+
+    def _row_bias(self, path: str, size: int) -> Tensor | None:
+        vector = self.vector(f"{path}.bias", size)
+        return vector if self.rank.index == 0 else None
+
+    def _biases(self, pieces: Sequence[Piece], *, optional: bool = False) -> Tensor:
+        """Those of the pieces' rows, 0 where they are `optional` and there is none."""
+        vector, at = self._empty(sum(len(piece.part) for piece in pieces)), 0
+        for piece in pieces:
+            name, stop = f"{piece.name}.bias", at + len(piece.part)
+            if optional and not self.checkpoint.has(name):
+                vector[at:stop].zero_()
+            else:
+                vector[at:stop].copy_(self.checkpoint.read(name, (piece.rows,), slice(piece.start, piece.stop)))
+            at = stop
+        return vector
+
+    def _matrix(self, path: str, shape: tuple[int, int], rows: range, columns: range) -> Tensor:
         """A part of a linear's weight in its (out, in) form of `shape`, however it is stored."""
-        name = f"{path}.weight"
+        if self._packed is not None and self._packed.has(path):
+            return self._packed.read(path, shape, rows, columns).dequantized()
+        name, cut = f"{path}.weight", (slice(rows.start, rows.stop), slice(columns.start, columns.stop))
         if self.transposed:
-            return self.checkpoint.read(name, shape[::-1], columns, rows).t()
-        return self.checkpoint.read(name, shape, rows, columns)
+            return self.checkpoint.read(name, shape[::-1], *cut[::-1]).t()
+        return self.checkpoint.read(name, shape, *cut)
+
+    @property
+    def _packed(self) -> PackedReader | None:
+        return None if self.codes is None else PackedReader(self.checkpoint, self.codes)
 
     def _empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self.dtype, device=self.device)

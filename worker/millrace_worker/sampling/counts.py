@@ -45,6 +45,11 @@ class TokenCounts:
             self._recount(context.select(stale), num_prompt_tokens[stale])
         self._counted[context.rows] = context.positions
 
+    @property
+    def addresses(self) -> tuple[int, int]:
+        """Of the tables, contiguous."""
+        return self._all.data_ptr(), self._output.data_ptr()
+
     def gather(self, rows: Tensor, out_all_SV: Tensor, out_output_SV: Tensor) -> None:
         """The tables' rows, named on the device."""
         torch.index_select(self._all, 0, rows, out=out_all_SV)

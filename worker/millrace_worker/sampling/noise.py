@@ -82,11 +82,15 @@ class Noise:
 
     def keys(self, rows: NDArray[np.int64], positions: NDArray[np.int64]) -> Tensor:
         """`row_keys` of the rows [R] at their positions [R]: int32 [R, 2] on the device."""
+        return torch.from_numpy(self.host_keys(rows, positions)).to(self._device, non_blocking=True)
+
+    def host_keys(self, rows: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int32]:
+        """The same on the host."""
         blocks, offsets = np.divmod(positions, BLOCK)
         stale = self._blocks[rows] != blocks
         if stale.any():
             self._fill(rows[stale], blocks[stale])
-        return torch.from_numpy(self._keys[rows, offsets]).to(self._device, non_blocking=True)
+        return self._keys[rows, offsets]
 
     def words(self, vocab_size: int) -> Tensor:
         """`token_words` on the device."""

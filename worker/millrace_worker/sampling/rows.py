@@ -12,12 +12,15 @@ from numpy.typing import NDArray
 from millrace_worker.sampling.blocks import Blocks, Feature, make_blocks
 from millrace_worker.sampling.counts import TokenCounts
 from millrace_worker.sampling.edits import ScoreEdits
+from millrace_worker.sampling.native import NativeSampler
 from millrace_worker.sampling.noise import Noise
 from millrace_worker.sampling.watermark import Watermark
 from millrace_worker.sampling.workspace import Workspace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from millrace_kernels import Machine
 
     from millrace_worker.proto import worker_pb2
 
@@ -44,9 +47,17 @@ class SamplingRows:
     `numbers`: the parameters that are numbers, float32 by name. `version` changes with any parameter.
     """
 
-    def __init__(self, max_rows: int, device: torch.device | str, watermark: Watermark | None = None) -> None:
+    def __init__(
+        self,
+        max_rows: int,
+        device: torch.device | str,
+        watermark: Watermark | None = None,
+        kernels: Machine | None = None,
+    ) -> None:
+        """`kernels`: what `cpu_kernels.find` answered; they sample where there are any."""
         self.device = torch.device(device)
         self.watermark = watermark or Watermark()
+        self.native = None if kernels is None else NativeSampler(kernels, self.watermark)
         self.workspace = Workspace(self.device)
         self.noise = Noise(max_rows, self.device)
         self.counts = TokenCounts(max_rows, self.device)

@@ -27,6 +27,8 @@ def sample(logits_RV: Tensor, context: SampleContext, state: SamplingRows) -> Sa
     """
     num_rows, vocab_size = logits_RV.shape
     state.edits.apply(logits_RV, context)
+    if state.native is not None:
+        return state.native.sample(logits_RV, context, state)
     ids_R = state.workspace.take("ids", (num_rows,), torch.int64)
     logprobs_R = state.workspace.take("logprobs", (num_rows,))
     found = []

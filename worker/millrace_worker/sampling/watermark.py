@@ -33,10 +33,15 @@ class Watermark:
         if not 2**-32 <= self.gamma <= 1 - 2**-32:
             raise ValueError(f"watermark gamma is {self.gamma:g}, but must lie between 0 and 1")
 
+    @property
+    def largest_green(self) -> int:
+        """Of a green token's word, with its sign bit flipped."""
+        return _largest_green(self.gamma)
+
     def add(self, scores_SV: Tensor, previous_S: Tensor, workspace: Workspace) -> Tensor:
         """Adds `delta` to the scores of the green tokens, in place; `previous_S` are the ids of the tokens before."""
         words_SV = _flipped_words(previous_S, scores_SV.shape[1], workspace)
-        green_SV = workspace.take("green", scores_SV.shape).copy_(words_SV.le_(_largest_green(self.gamma)))
+        green_SV = workspace.take("green", scores_SV.shape).copy_(words_SV.le_(self.largest_green))
         return scores_SV.add_(green_SV, alpha=self.delta)
 
 

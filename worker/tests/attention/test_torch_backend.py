@@ -84,7 +84,8 @@ def test_chunks_then_decodes_of_very_different_lengths(
 ) -> None:
     """Small limits, so that groups are split and chunks take several blocks of queries."""
     monkeypatch.setattr(torch_backend, "CHUNK_QUERIES", 24)
-    monkeypatch.setattr(torch_backend, "MAX_WRITTEN_SCORES", 4 * 300 * 16)
+    monkeypatch.setattr(torch_backend, "MAX_WRITTEN_BIAS", 300 * 16)
+    monkeypatch.setitem(torch_backend.MAX_WRITTEN_SCORES, "cpu", 4 * 300 * 16)
     monkeypatch.setitem(torch_backend.GATHER_BYTES, "cpu", 40_000)
     lengths = [17, 300, 16, 33, 49, 18, 240, 2]
     pages = Pages(heads(RULES[rule], kv_heads=kv_heads), lengths)

@@ -92,7 +92,7 @@ def parts(reference: Reference, request: pytest.FixtureRequest) -> EngineParts:
     device, group = torch.device("cpu"), Group()
     kernels = cpu_kernels.find(request.param, 1)
     model = load_model(reference.path, dtype=torch.float32, device=device, group=group, kernels=kernels)
-    return EngineParts(model=model, group=group, device=device, watermark=Watermark())
+    return EngineParts(model=model, group=group, device=device, watermark=Watermark(), kernels=kernels)
 
 
 @dataclass(frozen=True)

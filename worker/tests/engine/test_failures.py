@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import pytest
 import torch
 from millrace_worker.answer import NO_TOKEN
-from millrace_worker.distributed import Group
-from millrace_worker.engine import Engine, EngineParts, RankLostError
+from millrace_worker.distributed import Group, Outcome, RankGoneError
+from millrace_worker.engine import OUT_OF_MEMORY, Engine, EngineParts, RankLostError
 from millrace_worker.proto import worker_pb2
+from millrace_worker.rows import PlanError
 
 from .conftest import POSITIONS, VOCAB, Bench, Reference
 from .plans import Answers, greedy, read_u32, u32
@@ -179,6 +181,24 @@ def test_a_contradictory_plan_is_refused_whole_and_writes_nothing(
     assert [read_u32(first.token_ids)[2], *read_u32(after.token_ids)] == expected
 
 
+def test_rows_that_a_refused_plan_releases_are_free(bench: Bench, reference: Reference) -> None:
+    """The router takes them to be, whatever became of the plan."""
+    for row in (0, 1):
+        bench.book.admit(row, [7] * 3)
+        bench.book.work(row)
+    assert not bench.engine.compute(bench.book.plan()).failed
+    bench.book.release(1)
+    bench.book.work(0)
+    plan = bench.book.plan()
+    _torn_column(plan)
+    assert bench.engine.compute(plan).whole_step
+    bench.book.admit(1, [9, 9])
+    bench.book.work(1)
+    result = bench.engine.compute(bench.book.plan())
+    assert not result.failed
+    assert read_u32(result.token_ids) == reference.greedy([9, 9], 1)
+
+
 def test_an_error_in_the_model_fails_the_step_and_not_the_stream(
     bench: Bench, reference: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,7 +214,7 @@ def test_an_error_in_the_model_fails_the_step_and_not_the_stream(
     with monkeypatch.context() as broken:
         broken.setattr(model, "hidden", _raise(RuntimeError("token 5 of 'secret' is bad")))
         result = bench.engine.compute(bench.book.plan())
-    assert result.whole_step
+    assert (result.whole_step, result.out_of_memory) == (True, False)
     assert {failure.sequence for failure in result.failed} == {100, 101}
     assert all("secret" not in failure.message for failure in result.failed)
     assert read_u32(result.token_ids) == [NO_TOKEN, NO_TOKEN]
@@ -216,6 +236,7 @@ def test_out_of_memory_is_said_so(bench: Bench, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(bench.parts.model, "hidden", fault)
         result = bench.engine.compute(bench.book.plan())
         assert "out of memory" in result.failed[0].message
+        assert (result.whole_step, result.out_of_memory) == (True, True)
         bench.book.release(0)
 
 
@@ -272,6 +293,78 @@ def test_with_several_ranks_a_failed_step_ends_the_process(bench: Bench, parts: 
     plan.work.counts = u32([0])
     with pytest.raises(RankLostError):
         engine.compute(plan)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RankGoneError("rank 1 has ended"),
+        torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+    ],
+)
+def test_without_the_others_or_its_device_a_rank_cannot_go_on(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    bench.book.admit(0, [1])
+    bench.book.work(0)
+    monkeypatch.setattr(bench.parts.model, "hidden", _raise(error))
+    with pytest.raises(RankLostError, match=str(error)):
+        bench.engine.compute(bench.book.plan())
+
+
+def test_a_device_that_is_full_is_not_gone(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.book.admit(0, [1])
+    bench.book.work(0)
+    monkeypatch.setattr(bench.parts.model, "hidden", _raise(torch.AcceleratorError("CUDA error: out of memory")))
+    assert bench.engine.compute(bench.book.plan()).out_of_memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beside(Group):
+    """With a rank 1 whose steps end like this; `told` is what it hears of this rank's."""
+
+    other: Outcome
+    told: list[Outcome] = field(default_factory=list)
+
+    def end_step(self, outcome: Outcome) -> tuple[Outcome, int]:
+        self.told.append(outcome)
+        return (self.other, 1) if self.other > outcome else (outcome, 0)
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+@pytest.mark.parametrize("other", [Outcome.FAILED, Outcome.SHORT])
+def test_a_step_that_failed_on_another_rank_has_failed_here_and_its_reason_is_the_others(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, other: Outcome, leaves: bool
+) -> None:
+    """Whether this rank noticed in an exchange, and left, or had got to the end."""
+    group = Beside(other=other)
+    engine = Engine(EngineParts(**{**vars(bench.parts), "group": group}), bench.engine.shape)
+    bench.book.admit(0, [1, 2])
+    bench.book.work(0)
+    with monkeypatch.context() as broken:
+        if leaves:
+            broken.setattr(bench.parts.model, "hidden", _raise(ConnectionAbortedError("rank 1 has failed")))
+        result = engine.compute(bench.book.plan())
+    assert group.told == [Outcome.LEFT if leaves else Outcome.DONE]
+    is_short = other is Outcome.SHORT
+    assert (result.whole_step, result.out_of_memory) == (True, is_short)
+    assert [failure.sequence for failure in result.failed] == [100]
+    message = result.failed[0].message
+    assert message == OUT_OF_MEMORY if is_short else "rank 1" in message
+    assert read_u32(result.token_ids) == [NO_TOKEN]
+
+
+def test_a_trial_that_would_measure_nothing_is_an_error(bench: Bench) -> None:
+    """Its own sequences have failed, or the step has on another rank, behind the last exchange."""
+    bench.book.admit(0, [1, VOCAB])
+    bench.book.work(0)
+    plan = bench.book.plan()
+    with pytest.raises(PlanError, match="vocabulary"):
+        bench.engine.trial(plan)
+    beside = EngineParts(**{**vars(bench.parts), "group": Beside(other=Outcome.SHORT)})
+    plan.admitted[0].token_ids = u32([1, 2])
+    with pytest.raises(RuntimeError, match="failed on rank 1"):
+        Engine(beside, bench.engine.shape).trial(plan)
 
 
 def _raise(error: Exception) -> Callable[..., torch.Tensor]:

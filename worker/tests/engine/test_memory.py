@@ -170,6 +170,25 @@ def test_the_same_request_again_changes_nothing(parts: EngineParts, tmp_path: Pa
     assert rank.engine is not engine
 
 
+def test_a_prepare_that_fails_leaves_nothing_to_run(
+    parts: EngineParts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rank = _rank(parts, tmp_path)
+    prepared, engine = rank.prepare(REQUEST), rank.engine
+
+    def no_more(*_: object) -> torch.Tensor:
+        raise MemoryError
+
+    with monkeypatch.context() as broken:
+        broken.setattr(parts.model, "hidden", no_more)
+        with pytest.raises(MemoryError):
+            rank.prepare(worker_pb2.PrepareRequest(max_rows=2, max_step_tokens=64))
+    with pytest.raises(NotPreparedError):
+        _ = rank.engine
+    assert rank.prepare(REQUEST).num_pages == prepared.num_pages
+    assert rank.engine is not engine
+
+
 def test_a_fixed_pool_is_what_was_asked_for(parts: EngineParts, tmp_path: Path) -> None:
     page_bytes = paged(parts.model).page_bytes()
     prepared = _rank(parts, tmp_path, kv_cache_memory=5 * page_bytes + 1).prepare(REQUEST)

@@ -25,7 +25,7 @@ class HeldEngine:
         self.begun: queue.SimpleQueue[int] = queue.SimpleQueue()
         self.parsed: queue.SimpleQueue[int] = queue.SimpleQueue()
         self.threads: set[str] = set()
-        self.resets = 0
+        self.resets = self.abandoned = 0
         self.fault: BaseException | None = None
 
     def reset(self) -> None:
@@ -34,6 +34,9 @@ class HeldEngine:
     def parse(self, plan: worker_pb2.StepPlan) -> ParsedPlan:
         self.parsed.put(plan.step)
         return ParsedPlan.of(plan)
+
+    def abandon(self) -> None:
+        self.abandoned += 1
 
     def compute_parsed(self, parsed: ParsedPlan) -> worker_pb2.StepResult:
         self.threads.add(threading.current_thread().name)

@@ -34,6 +34,7 @@ class Recurrence:
     vocab_size: int = VOCAB
     max_positions: int = 1000
     page_size: int = 0
+    encodes_prompts: bool = False
     missing: dict[str, str] = field(default_factory=lambda: {"prefix_caching": "the state lies in rows"})
     allocated: tuple[int, int] = (0, 0)
     forgotten: list[int] = field(default_factory=list)

@@ -78,6 +78,17 @@ def test_a_matcher_that_is_full_is_made_anew(vocabulary: Vocabulary, monkeypatch
     assert len(made) >= 3
 
 
+@pytest.mark.parametrize("rule", ['s s | "a" | /./', 's s | s s s | "a" | /[a-z]/ | ""'])
+def test_a_grammar_that_reads_a_text_in_ever_more_ways(
+    vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch, rule: str
+) -> None:
+    """It fails in an early step, and nobody tries again with a matcher of its own."""
+    made = list[object]()
+    monkeypatch.setattr(row.RowGrammar, "reread", lambda *given: made.append(given))
+    assert "Too many items (limit 10000" in _beside(vocabulary, Request(sampling(f"start: s\ns: {rule}"), most=20))
+    assert not made
+
+
 def test_sequences_that_share_a_lexer_do_not_fill_it_for_one_another(
     vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 
 import pytest
-from millrace_worker.grammar import Vocabulary
+from millrace_worker.grammar import FULL_LEXER_BYTES, Vocabulary, host_bytes
 from millrace_worker.proto import worker_pb2
 
 from worker.tests.engine.plans import PlanBook, read_u32
@@ -71,3 +71,9 @@ def test_two_steps_in_flight_and_a_stream_that_is_replaced(worker: Worker, vocab
     # The router comes back after a fault: a new stream, the tokens so far, other rows.
     resumed = [(seeded(OBJECT), alone[1][:7]), (sampling(OBJECT), alone[0][:11])]
     assert _stream(worker, resumed) == [alone[1], alone[0]]
+    # What grammars may take is part of the budget, and told.
+    budgets = [json.loads(line) for line in worker.log.read_text().splitlines() if "memory budget" in line]
+    expected = (host_bytes(PREPARE.max_rows) / 2**20, FULL_LEXER_BYTES / 2**20)
+    told = [(budget["host_grammars_mib"], budget["host_grammar_most_mib"]) for budget in budgets]
+    assert told == [expected]
+    assert budgets[0]["workspaces_mib"] > expected[0]

@@ -13,11 +13,15 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from ctypes import addressof, c_char
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 from millrace_kernels import Exchange
+from millrace_worker import shared_memory
+from millrace_worker.distributed import RankGoneError
+from millrace_worker.shared_memory import COUNT_BYTES, TOKEN_BYTES, SharedMemory, SharedMemoryGroup
 
 SLOT_VALUES = 256 * 1024 // 4
 SIZES = [2, 3, 5]
@@ -119,10 +123,40 @@ def test_wrong_ends_are_refused() -> None:
         end.gather(torch.ones(3).data_ptr(), 1, 12, 0)
 
 
+def test_a_step_ends_for_all_ranks_with_the_worst_outcome() -> None:
+    """Whoever fails, before whichever sum: the others leave, all know it, and the next step is in order."""
+    for size in (2, 3):
+        ranks = Ranks(size)
+        for _ in range(40):
+            counts = [random.choice(COUNTS[:3]) for _ in range(4)]
+            failing = {rank: random.randrange(5) for rank in range(size) if random.random() < 0.3}
+
+            def act(rank: int, end: Exchange) -> tuple[int, int]:
+                end.begin_step()
+                outcome = 0
+                for number, count in enumerate(counts):  # noqa: B023
+                    if failing.get(rank) == number:  # noqa: B023
+                        break
+                    x = torch.full((count,), float(rank + 1))
+                    try:
+                        end.sum(x.data_ptr(), count)
+                    except ConnectionAbortedError:
+                        outcome = 1
+                        break
+                    assert (x == size * (size + 1) / 2).all()  # noqa: B023
+                return end.end_step(2 + rank if rank in failing and not outcome else outcome)  # noqa: B023
+
+            verdicts = set(ranks.run(act))
+            assert len(verdicts) == 1
+            outcome, rank = verdicts.pop()
+            assert (rank in failing and outcome == 2 + rank) if failing else (outcome, rank) == (0, 0)
+
+
 RANK = """
 import os, sys, time, torch
 from millrace_worker.distributed import connect
-from millrace_worker.shared_memory import RankGoneError, SharedMemoryGroup, join
+from millrace_worker.distributed import Outcome, RankGoneError
+from millrace_worker.shared_memory import SharedMemoryGroup, join
 rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 group = join(connect(rank, size, torch.device("cpu")))
 assert isinstance(group, SharedMemoryGroup), group
@@ -135,15 +169,53 @@ assert columns is None or columns.tolist() == [[0, 0, 1, 1, 2, 2]] * 3
 assert group.broadcast(torch.tensor([rank + 7])).item() == 7
 wide = torch.full((4,), rank, dtype=torch.float64)
 assert group.all_reduce(wide).tolist() == [3.0] * 4  # not float32: through the sockets
+# A step of which only rank 0 was told: the others end it with it, and all go on.
+if rank == 0:
+    group.begin_step()
+    try:
+        group.all_reduce(torch.ones(5))
+    except ConnectionAbortedError:
+        assert group.end_step(Outcome.LEFT)[0] is Outcome.FAILED
+else:
+    while not group.memory.num_missed():
+        time.sleep(0.001)
+    group.catch_up()
+group.begin_step()
+assert group.all_reduce(torch.ones(5)).tolist() == [size] * 5
+assert group.end_step(Outcome.DONE)[0] is Outcome.DONE
 print("ready", flush=True)
 if rank == 1:
     time.sleep(60)
+group.begin_step()
 try:
     group.all_reduce(torch.ones(5))
 except RankGoneError as error:
     print(error, flush=True)
     os._exit(7)
 """
+
+
+@pytest.mark.parametrize(("is_abandoned", "says"), [(True, "stream is over"), (False, "have not answered")])
+def test_who_waits_for_ranks_that_do_not_come_gives_up(
+    monkeypatch: pytest.MonkeyPatch, is_abandoned: bool, says: str
+) -> None:
+    """The other rank may never have been told of the step, or stand still. A wait that was short is none."""
+    if is_abandoned:
+        monkeypatch.setattr(shared_memory, "ABANDONED_SECONDS", 0.5)
+    else:
+        monkeypatch.setattr(shared_memory, "COLLECTIVE_TIMEOUT", timedelta(seconds=0.5))
+    descriptor = os.memfd_create("millrace")
+    num_bytes = Exchange.shared_bytes(2) + 2 * COUNT_BYTES + TOKEN_BYTES
+    os.truncate(descriptor, num_bytes)
+    memory = SharedMemory(descriptor, num_bytes, 0, 2)
+    monkeypatch.setattr(memory, "_others", [])  # a lock of this process's own is no lock to it
+    exchange = Exchange(memory.address, 0, 2, memory.check_others)
+    group = SharedMemoryGroup(rank=0, size=2, exchange=exchange, memory=memory)
+    group.begin_step()
+    if is_abandoned:
+        group.abandon()
+    with pytest.raises(RankGoneError, match=says):
+        group.all_reduce(torch.ones(5))
 
 
 def test_processes_exchange_and_notice_the_death_of_one(free_port: int) -> None:

@@ -28,7 +28,7 @@ def free_port() -> int:
 
 @dataclass(frozen=True)
 class Job:
-    """One model, and what it computes; `kernels`, `dtype` and `model_impl` as the worker's settings name them."""
+    """One model, and what it computes; `kernels` to `quantize` are what the worker's settings say."""
 
     folder: Path
     sequences: list[list[int]]
@@ -36,6 +36,7 @@ class Job:
     kernels: str = ""
     dtype: str = "float32"
     model_impl: str = "native"
+    quantize: str | None = None
     seed: int = 5
 
 

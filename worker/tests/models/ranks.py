@@ -3,6 +3,7 @@ per line of its standard output. An error ends it, but for a refusal: the ranks 
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -10,15 +11,19 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
+import torch.distributed as dist
 from millrace_worker import cpu_kernels, shared_memory
 from millrace_worker.distributed import Group, connect
 from millrace_worker.layers import operators
+from millrace_worker.models.changes import Changes
 from millrace_worker.models.choice import ModelAsk, choose, load
 from millrace_worker.models.hf_config import ConfigError
 from millrace_worker.models.sharding import ShardingError
 from millrace_worker.shared_memory import SharedMemoryGroup
 from paged import run as run_steps  # pyright: ignore[reportMissingImports]
 
+# By the name that transformers calls it.
+INIT_MESH = "init_device_mesh"
 TIED_COPIES = operators.MAX_TIED_COPY_BYTES
 
 
@@ -29,8 +34,10 @@ def run(job: dict[str, Any], plain: Group, shared: SharedMemoryGroup) -> None:
     group = plain if machine is None else shared
     dtype = getattr(torch, job["dtype"])
     folder = Path(job["folder"])
-    ask = ModelAsk(folder=folder, dtype=dtype, device=torch.device("cpu"), group=group, kernels=machine)
-    model = load(ask, choose(folder, job["model_impl"]))
+    changes = Changes(quantize=job["quantize"])
+    cpu = torch.device("cpu")
+    ask = ModelAsk(folder=folder, dtype=dtype, device=cpu, group=group, kernels=machine, changes=changes)
+    model = load(ask, choose(folder, job["model_impl"], changes))
     prompts = {int(index): length for index, length in job["prompts"].items()}
     found = run_steps(model, seed=job["seed"]).logits(job["sequences"], prompts)
     if plain.rank == 0:
@@ -39,8 +46,16 @@ def run(job: dict[str, Any], plain: Group, shared: SharedMemoryGroup) -> None:
         assert all(logits.numel() == 0 for logits in found)
 
 
+def share_meshes() -> None:
+    """Each model that transformers divides asks for groups of its own, whose threads look for news again and again:
+    after some dozens of models they would take more than what is tested. Nor can groups be taken down again and again:
+    a process has died in that, of a damaged heap."""
+    setattr(dist, INIT_MESH, functools.cache(getattr(dist, INIT_MESH)))
+
+
 def main(answers: TextIO) -> None:
     torch.set_num_threads(1)
+    share_meshes()
     plain = connect(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), torch.device("cpu"))
     shared = shared_memory.join(plain)
     assert isinstance(shared, SharedMemoryGroup)

@@ -35,7 +35,7 @@ def folder(tmp_path: Path, architecture: str, values: dict[str, Any]) -> Path:
     [
         ("LlamaForCausalLM", {"rope_parameters": {"rope_type": "spiral", "rope_theta": 1e4}}, "rope type 'spiral'"),
         ("LlamaForCausalLM", {"hidden_act": "quick_gelu"}, "the activation 'quick_gelu'"),
-        ("LlamaForCausalLM", {"quantization_config": {"quant_method": "gptq"}}, r"quantized weights \(gptq\)"),
+        ("LlamaForCausalLM", {"quantization_config": {"quant_method": "hqq"}}, r"quantized weights \(hqq\)"),
         ("Qwen3ForCausalLM", {"layer_types": ["linear_attention", "full_attention"]}, "linear_attention are not impl"),
         ("Gemma3ForCausalLM", {"layer_types": ["full_attention", "chunked_attention"]}, "for Gemma3ForCausalLM"),
         ("BloomForCausalLM", {"apply_residual_connection_post_layernorm": True}, "post_layernorm"),

@@ -210,7 +210,7 @@ def test_alibi_slopes_are_those_of_the_paper(num_heads: int) -> None:
     [
         ({"architectures": ["NobodysForCausalLM"]}, "NobodysForCausalLM is not supported; supported are .*Falc.*Qwen3"),
         ({"architectures": []}, "`architectures` must name one class"),
-        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, r"quantized weights \(gptq\)"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 3}}, r"quantized weights \(gptq with `bits` 3"),
         ({"hidden_size": 65}, "`hidden_size` 65 does not divide by `num_attention_heads` 4"),
         ({"rms_norm_eps": "1e-6"}, "`rms_norm_eps` must be a number above 0, not '1e-6'"),
         ({"rms_norm_eps": None}, "`rms_norm_eps` must be a number above 0, not None"),

@@ -10,6 +10,7 @@ from millrace_kernels import Machine
 from millrace_worker import logs
 from millrace_worker.config import read_config
 from millrace_worker.load import load_rank
+from millrace_worker.models.weight_files import find_tensors
 
 from .checkpoints import Saved
 
@@ -50,3 +51,16 @@ def test_what_kernels_do_not_support_runs_on_torch_and_is_named(
     heads_of_24 = operators_of(saved("llama, tied, biased, wide heads"), "float32", {}, caplog)
     assert "torch" in heads_of_24.pop("attention")
     assert set(heads_of_24.values()) == {best}
+
+
+def test_the_reading_of_the_weights_can_be_followed(saved: Callable[[str], Saved]) -> None:
+    folder = saved("qwen3").folder
+    heard: list[tuple[int, int]] = []
+    config = read_config(["--model-path", str(folder), "--uds-path", "unused"], {"OMP_NUM_THREADS": "1"})
+    load_rank(config, lambda done, total: heard.append((done, total)))
+    stored = find_tensors(folder)
+    total = sum(tensor.stop - tensor.start for tensor in stored.values())
+    assert len(heard) == len(stored)
+    assert {of for _, of in heard} == {total}
+    assert heard == sorted(heard)
+    assert heard[-1] == (total, total)

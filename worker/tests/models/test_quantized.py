@@ -123,7 +123,7 @@ def test_fp8_in_blocks_becomes_plain_weights(
 
 
 REFUSED = {
-    "gptq": ({"quant_method": "gptq", "bits": 4}, r"quantized \(gptq\), and .*`pip install .* serve the unquantized"),
+    "gptq": ({"quant_method": "gptq", "bits": 3}, r"quantized \(gptq\), and .*`pip install .* serve the unquantized"),
     "unknown": ({"quant_method": "q7"}, r"method \(q7\) that is known neither to Millrace nor to transformers"),
     "unnamed": ({"bits": 4}, "quant_method does not name"),
     "no object": ("gptq", "quantization_config must be an object, not 'gptq'"),

@@ -32,6 +32,18 @@ def test_cuts_lie_between_blocks_where_they_can() -> None:
     assert [len(Rank(index, 4).columns(97, "columns")) for index in range(4)] == [24, 24, 24, 25]
 
 
+@pytest.mark.parametrize(("total", "unit", "size"), [(11008, 128, 4), (96, 32, 2), (100, 32, 3), (18944, 128, 8)])
+def test_groups_are_not_parted(total: int, unit: int, size: int) -> None:
+    parts = [Rank(index, size, unit).columns(total, "columns") for index in range(size)]
+    assert [column for part in parts for column in part] == list(range(total))
+    assert all(part.start % unit == 0 for part in parts)
+    assert max(map(len, parts)) - min(map(len, parts)) <= unit + total % unit
+
+
+def test_too_few_groups_are_shared_as_columns_are() -> None:
+    assert [Rank(index, 2, 128).columns(96, "columns") for index in range(2)] == [range(48), range(48, 96)]
+
+
 def test_fewer_columns_than_ranks_are_refused_with_the_numbers() -> None:
     with pytest.raises(ShardingError, match="3 columns of the MLP are too few for 4 shards; choose --num-shard"):
         Rank(0, 4).columns(3, "columns of the MLP")

@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+from millrace_worker import cpu_kernels
 
 
 @pytest.fixture(autouse=True)
@@ -17,3 +18,8 @@ def seed():
     print(f"seed {value}")
     torch.manual_seed(value)
     return value
+
+
+@pytest.fixture(params=["", cpu_kernels.OFF], ids=["native", "torch"])
+def kernels(request):
+    return cpu_kernels.find(request.param, 1)

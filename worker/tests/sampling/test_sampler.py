@@ -46,10 +46,10 @@ def sampling(**given):
 class Case:
     """Rows with parameters, histories whose rest is poisoned, and logits; `run` samples any of them together."""
 
-    def __init__(self, parameters, seed):
+    def __init__(self, parameters, seed, kernels):
         rng = np.random.default_rng(seed)
         count = len(parameters)
-        self.state = SamplingRows(MAX_ROWS, "cpu")
+        self.state = SamplingRows(MAX_ROWS, "cpu", kernels=kernels)
         self.rows = rng.permutation(MAX_ROWS)[:count]
         self.positions = rng.integers(2, LENGTH + 1, count)
         self.logits = torch.from_numpy(rng.normal(0, 3, (count, VOCAB)).astype(np.float32))
@@ -82,27 +82,27 @@ class Case:
         return answers
 
 
-def test_a_row_gets_the_same_bits_alone_and_among_neighbours_with_other_features(seed):
+def test_a_row_gets_the_same_bits_alone_and_among_neighbours_with_other_features(seed, kernels):
     rng = np.random.default_rng(seed)
-    case = Case([VARIANTS[index % len(VARIANTS)] for index in range(16)], seed)
+    case = Case([VARIANTS[index % len(VARIANTS)] for index in range(16)], seed, kernels)
     alone = [case.run([place])[0] for place in range(16)]
     for _ in range(12):
         together = rng.permutation(16)[: rng.integers(2, 17)]
         assert case.run(together) == [alone[place] for place in together]
 
 
-def test_a_step_that_is_computed_again_gives_the_same_bits(seed):
-    case = Case([EVERYTHING, {"do_sample": True}, {}], seed)
+def test_a_step_that_is_computed_again_gives_the_same_bits(seed, kernels):
+    case = Case([EVERYTHING, {"do_sample": True}, {}], seed, kernels)
     first = case.run([0, 1, 2])
     further = SampleContext(case.rows, case.positions + 200, torch.zeros(MAX_ROWS, LENGTH + 201, dtype=torch.int64))
     sample(case.logits.clone(), further, case.state)  # the sequences went on, and then were preempted
     assert case.run([2, 0, 1]) == [first[2], first[0], first[1]]
-    restarted = Case([EVERYTHING, {"do_sample": True}, {}], seed)
+    restarted = Case([EVERYTHING, {"do_sample": True}, {}], seed, kernels)
     assert restarted.run([0, 1, 2]) == first
 
 
-def test_greedy_rows_take_the_argmax_and_its_log_softmax(seed):
-    case = Case([{}] * 5, seed)
+def test_greedy_rows_take_the_argmax_and_its_log_softmax(seed, kernels):
+    case = Case([{}] * 5, seed, kernels)
     before = case.logits.clone()
     context = SampleContext(case.rows, case.positions, case.token_ids)
     sampled = sample(case.logits, context, case.state)
@@ -132,9 +132,9 @@ def reference_scores(case, place, given):
 
 
 @pytest.mark.parametrize("do_sample", [True, False])
-def test_features_apply_in_the_order_of_the_contract(do_sample, seed):
+def test_features_apply_in_the_order_of_the_contract(do_sample, seed, kernels):
     given = {**EVERYTHING, "watermark": False, "do_sample": do_sample}
-    case = Case([given] * 8, seed)
+    case = Case([given] * 8, seed, kernels)
     for place, (token, bits, top) in enumerate(case.run(range(8))):
         logprobs = reference_scores(case, place, given).log_softmax(0)
         assert np.frombuffer(bits, np.float32)[0] == pytest.approx(float(logprobs[token]), abs=1e-4)
@@ -146,11 +146,11 @@ def test_features_apply_in_the_order_of_the_contract(do_sample, seed):
 
 
 @pytest.mark.parametrize("given", [{}, {"temperature": 0.7, "top_k": 30, "top_p": 0.8}, {"typical_p": 0.6}])
-def test_tokens_are_drawn_from_the_processed_distribution(given, seed):
+def test_tokens_are_drawn_from_the_processed_distribution(given, seed, kernels):
     """Many seeds and positions, one distribution."""
     vocab, rows = 60, 200
     logits = torch.randn(vocab) * 2
-    state = SamplingRows(rows, "cpu")
+    state = SamplingRows(rows, "cpu", kernels=kernels)
     for row in range(rows):
         state.set(row, sampling(do_sample=True, seed=seed * rows + row, **given), 1)
     token_ids = torch.zeros(rows, 200, dtype=torch.int64)
@@ -170,8 +170,8 @@ def test_tokens_are_drawn_from_the_processed_distribution(given, seed):
     assert_drawn_from(torch.cat(ids).numpy(), scores[0].double().softmax(0).numpy())
 
 
-def test_broken_scores_of_one_row_are_reported_there_and_leave_the_others_alone(seed):
-    case = Case([{"do_sample": True}, EVERYTHING, {}, EVERYTHING, {"do_sample": True, "top_p": 0.5}], seed)
+def test_broken_scores_of_one_row_are_reported_there_and_leave_the_others_alone(seed, kernels):
+    case = Case([{"do_sample": True}, EVERYTHING, {}, EVERYTHING, {"do_sample": True, "top_p": 0.5}], seed, kernels)
     whole = [1, 4]
     expected = case.run(whole)
     broken = case.logits.clone()
@@ -202,8 +202,8 @@ def test_a_parameter_out_of_range_is_refused_by_name_and_changes_nothing(name, v
     assert state.features.tolist() == before.tolist()
 
 
-def test_a_cleared_row_and_its_next_sequence_have_nothing_of_the_former(seed):
-    case = Case([{}], seed)
+def test_a_cleared_row_and_its_next_sequence_have_nothing_of_the_former(seed, kernels):
+    case = Case([{}], seed, kernels)
     greedy = case.run([0])
     row = int(case.rows[0])
     case.state.set(row, sampling(seed=3, **EVERYTHING), 1)
@@ -214,8 +214,8 @@ def test_a_cleared_row_and_its_next_sequence_have_nothing_of_the_former(seed):
     assert case.run([0]) == greedy
 
 
-def test_the_whole_range_of_seeds_is_taken():
-    state = SamplingRows(1, "cpu")
+def test_the_whole_range_of_seeds_is_taken(kernels):
+    state = SamplingRows(1, "cpu", kernels=kernels)
     context = SampleContext(np.array([0]), np.array([1]), torch.zeros(1, 2, dtype=torch.int64))
     logits = torch.zeros(1, 5000)
     drawn = set()

@@ -65,6 +65,7 @@ pub fn result_from_proto(outline: &Outline, answer: &v1::StepResult) -> Result<S
         timings: answer.timings.map(timings).unwrap_or_default(),
         progress: answer.progress,
         whole_step: answer.whole_step,
+        out_of_memory: answer.out_of_memory,
     })
 }
 
@@ -178,6 +179,7 @@ pub fn result_to_proto(result: &StepResult) -> v1::StepResult {
         }),
         progress: result.progress,
         whole_step: result.whole_step,
+        out_of_memory: result.out_of_memory,
     }
 }
 

@@ -45,6 +45,7 @@ impl Worker for FakeService {
     type RunStream = ReceiverStream<Result<v1::StepResult, Status>>;
 
     async fn describe(&self, _: Request<DescribeRequest>) -> Result<Response<ModelDescription>, Status> {
+        self.worker.has_a_pulse().await;
         self.worker.loaded().await;
         let options = self.worker.options();
         Ok(Response::new(ModelDescription {
@@ -67,6 +68,9 @@ impl Worker for FakeService {
     async fn beat(&self, _: Request<v1::BeatRequest>) -> Result<Response<v1::Heartbeat>, Status> {
         let worker = &self.worker;
         worker.has_a_pulse().await;
+        if worker.is_mute() {
+            std::future::pending::<()>().await;
+        }
         let (stage, done) = if worker.is_loaded() { ("", 1) } else { ("loading the weights", 0) };
         Ok(Response::new(v1::Heartbeat {
             progress: worker.steps(),
@@ -75,11 +79,17 @@ impl Worker for FakeService {
             stage: stage.to_owned(),
             done,
             total: 1,
+            ..v1::Heartbeat::default()
         }))
     }
 
     async fn prepare(&self, request: Request<PrepareRequest>) -> Result<Response<Prepared>, Status> {
+        self.worker.has_a_pulse().await;
         self.worker.loaded().await;
+        if self.worker.take_fault(0) == Some(Fault::Die) {
+            self.worker.die();
+            return Err(death_status());
+        }
         if let Some(message) = self.worker.refusal() {
             return Err(Status::failed_precondition(message));
         }
@@ -269,6 +279,7 @@ fn malform(answers: &mut Vec<v1::StepResult>, malformation: Malformation) {
             let again = answer.clone();
             answers.push(again);
         }
+        Malformation::NoPromptLogprobs => answer.prompt_logprobs = None,
     }
 }
 

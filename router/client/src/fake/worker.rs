@@ -74,6 +74,8 @@ pub enum Malformation {
     WrongStep,
     /// The answer comes twice.
     Twice,
+    /// What was asked about prompts is not answered.
+    NoPromptLogprobs,
 }
 
 /// A worker without a model, for one rank. Clones are handles on the same one.
@@ -96,6 +98,8 @@ struct Shared {
     released: Notify,
     /// Stopped: it answers nothing.
     stopped: watch::Sender<bool>,
+    /// It tells nobody where it stands.
+    mute: AtomicBool,
     /// How often it has died.
     deaths: watch::Sender<u64>,
     steps: AtomicU64,
@@ -123,6 +127,7 @@ impl FakeWorker {
             reachable: AtomicBool::new(true),
             released: Notify::new(),
             stopped: watch::Sender::new(false),
+            mute: AtomicBool::new(false),
             deaths: watch::Sender::new(0),
             steps: AtomicU64::new(0),
             computed_tokens: AtomicU64::new(0),
@@ -145,7 +150,8 @@ impl FakeWorker {
         self.options().model.generate(prompt, sampling, n)
     }
 
-    /// Has something go wrong at step `step` of a stream. One fault per step number.
+    /// Has something go wrong at step `step` of a stream. One fault per step number; of step 0, which is `Prepare`, it
+    /// can only die.
     pub fn inject(&self, step: u64, fault: Fault) {
         lock(&self.shared.faults).insert(step, fault);
     }
@@ -168,6 +174,11 @@ impl FakeWorker {
     /// Like SIGSTOP and SIGCONT: a stopped one begins no step and answers nothing, and its sockets stay open.
     pub fn stop(&self, stopped: bool) {
         self.shared.stopped.send_replace(stopped);
+    }
+
+    /// It computes and answers steps, but never again says where it stands.
+    pub fn mute(&self) {
+        self.shared.mute.store(true, Ordering::Relaxed);
     }
 
     /// Ends a hang, the present one or else the next.
@@ -215,6 +226,10 @@ impl FakeWorker {
     pub(super) async fn has_a_pulse(&self) {
         // The sender lives as long as this handle.
         let _ = self.shared.stopped.subscribe().wait_for(|stopped| !stopped).await;
+    }
+
+    pub(super) fn is_mute(&self) -> bool {
+        self.shared.mute.load(Ordering::Relaxed)
     }
 
     pub(super) fn is_loaded(&self) -> bool {

@@ -192,7 +192,7 @@ pub(crate) async fn generate(
     while results.len() < plans.num_steps() as usize {
         while in_flight.len() < 2 && next_step <= plans.num_steps() {
             let plan = plans.plan(next_step);
-            steps.send(&plan)?;
+            steps.send(&plan);
             in_flight.insert(next_step, plan);
             next_step += 1;
         }

@@ -137,6 +137,12 @@ pub(crate) struct FakeWorker {
     pub(crate) failing: BTreeSet<SequenceId>,
     /// A step fails that computes one of these up to this position.
     pub(crate) poisonous: HashMap<SequenceId, usize>,
+    /// There is no memory for steps with one of these.
+    pub(crate) huge: HashSet<SequenceId>,
+    /// There is memory for steps of so many tokens.
+    pub(crate) memory: usize,
+    /// There is no memory for the next step.
+    pub(crate) is_short: bool,
 }
 
 impl FakeWorker {
@@ -151,6 +157,9 @@ impl FakeWorker {
             forced: HashMap::new(),
             failing: BTreeSet::new(),
             poisonous: HashMap::new(),
+            huge: HashSet::new(),
+            memory: usize::MAX,
+            is_short: false,
         }
     }
 
@@ -185,7 +194,8 @@ impl FakeWorker {
             self.slots.copy_within(source..source + self.page_size, target);
         }
         let mut result = StepResult { step: plan.step, progress: plan.step, ..StepResult::default() };
-        result.whole_step = plan.work.iter().any(|work| self.is_poisoned(work));
+        result.out_of_memory = self.is_out_of_memory(plan);
+        result.whole_step = result.out_of_memory || plan.work.iter().any(|work| self.is_poisoned(work));
         let mut rows = HashSet::new();
         for (index, work) in plan.work.iter().enumerate() {
             if !rows.insert(work.row) || work.count == 0 {
@@ -204,6 +214,15 @@ impl FakeWorker {
         }
         self.unanswered.push_back((Touched { rows, pages }, result));
         Ok(())
+    }
+
+    fn is_out_of_memory(&mut self, plan: &StepPlan) -> bool {
+        let has_failed = |work: &&Work| self.rows[work.row.0 as usize].as_ref().is_some_and(|row| row.has_failed);
+        let living: Vec<&Work> = plan.work.iter().filter(|work| !has_failed(work)).collect();
+        let num_tokens: u32 = living.iter().map(|work| work.count).sum();
+        let is_huge = living.iter().any(|work| self.huge.contains(&work.sequence));
+        let is_short = std::mem::take(&mut self.is_short) && !living.is_empty();
+        is_short || is_huge || num_tokens as usize > self.memory
     }
 
     fn is_poisoned(&self, work: &Work) -> bool {

@@ -4,7 +4,8 @@
 //! pages 4 of 4 tokens, budget 8        the pool; also: rows 4, ratio 0.3, patience 20, flight 2, no cache;
 //!                                      pages 0 of 0: none; then also: total 40; window 6 (a page that is not
 //!                                      read any more is drawn as -), switch 20
-//! add a prompt 6                       one sequence; also: new 10, like b, like b:4, space 2, logprobs
+//! add a prompt 6                       one sequence; also: new 10, like b, like b:4, space 2, logprobs;
+//!                                      tenant 1, weight 2, priority -1
 //! add a b c prompt 6                   a group
 //! step a+4@0,1 b:8+2@3,4 2>4           plan, compute and apply one step: a computes 4 tokens in pages 0 and 1; b joins
 //!                                      at position 8; page 2 is copied to page 4
@@ -13,6 +14,9 @@
 //! nothing                              no step is planned
 //! eos a | fail a                       what the next step does to a
 //! poison a 5                           steps that compute a beyond so many tokens fail as a whole
+//! guests 2 step 9 used 5 3             so many prompt tokens beside another tenant's decodes, so many in a step, and what
+//!                                      tenants 1, 2, … have used
+//! huge a | memory 9                    there is no memory for steps with a | of more than so many tokens
 //! stop a | cancel a | gone a           a ends | a has ended already
 //! lose                                 the workers die, new ones with the same pool come
 //! capacity 3 -> b.failed               new workers with another pool come; also: rows 2
@@ -24,8 +28,8 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use millrace_scheduler::{
-    Capacity, Config, FinishReason, GenerationEvent, PageId, Request, Sampling, Scheduler, SequenceId, StepPlan,
-    StepResult,
+    Capacity, Config, FinishReason, GenerationEvent, PageId, Request, Sampling, Scheduler, SequenceId, Share, StepPlan,
+    StepResult, TenantId, Terms,
 };
 
 use crate::fake_worker::{EOS, FakeWorker, Model};
@@ -50,6 +54,17 @@ pub(crate) fn picture(text: &str) {
             (None, None) => panic!("a picture begins with its pages"),
         };
         done.unwrap_or_else(|error| panic!("line {}: {line}\n{error}\n{text}", number + 1));
+    }
+}
+
+fn terms(words: &[&str]) -> Terms {
+    let after = |word: &'static str| words.iter().skip_while(move |other| **other != word).skip(1);
+    let used = after("used").map(|word| word.parse().unwrap());
+    Terms {
+        guest_tokens: words[0].parse().ok(),
+        step_tokens: after("step").next().map(|word| word.parse().unwrap()),
+        shut_out: Vec::new(),
+        used: (1..).map(TenantId).zip(used).collect(),
     }
 }
 
@@ -115,6 +130,18 @@ impl World {
                 self.worker.poisonous.insert(self.id(words[0]), words[1].parse().unwrap());
                 Ok(())
             }
+            "guests" => {
+                self.scheduler.set_terms(terms(&words));
+                Ok(())
+            }
+            "huge" => {
+                self.worker.huge.insert(self.id(words[0]));
+                Ok(())
+            }
+            "memory" => {
+                self.worker.memory = words[0].parse().unwrap();
+                Ok(())
+            }
             "stop" | "cancel" | "gone" => self.end(command, words[0]),
             "lose" => {
                 self.scheduler.workers_lost();
@@ -173,6 +200,11 @@ impl World {
             eos_token_ids: Arc::from([EOS]),
             prompt_logprobs: words.contains(&"logprobs"),
             namespace,
+            share: Share {
+                tenant: TenantId(value(words, "tenant").unwrap_or(0)),
+                weight: value(words, "weight").unwrap_or(1),
+                priority: value(words, "priority").unwrap_or(0),
+            },
         };
         self.scheduler.submit(request).map_err(|refused| refused.to_string())
     }
@@ -211,12 +243,16 @@ impl World {
             "free" => stats.pages_free,
             "cached" => stats.pages_cached,
             "used" => stats.pages_used,
+            "uncomputed" => stats.uncomputed_tokens,
             "reserved" => stats.reserved_tokens,
             "computed" => stats.computed_prompt_tokens_total as usize,
             "hits" => stats.cached_prompt_tokens_total as usize,
             "admissions" => stats.admissions_total as usize,
             "preemptions" => stats.preemptions_total as usize,
             "switches" => stats.position_switches_total as usize,
+            "short" => stats.out_of_memory_steps_total as usize,
+            "tokens" => stats.step_tokens as usize,
+            "sequences" => stats.step_sequences as usize,
             _ => panic!("no such gauge: {name}"),
         };
         let told: Vec<String> = words.chunks(2).map(|pair| format!("{} {}", pair[0], actual(pair[0]))).collect();

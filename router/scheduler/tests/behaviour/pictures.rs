@@ -345,6 +345,42 @@ fn a_step_that_fails_is_tried_in_halves_until_the_culprit_is_alone() {
 }
 
 #[test]
+fn a_step_without_memory_is_tried_smaller_and_grows_again_later() {
+    picture(
+        "pages 0 of 0 tokens, budget 64, rows 8, flight 2
+         memory 6
+         add a prompt 3
+         add b prompt 3
+         add c prompt 3
+         add d prompt 3
+         step a+3@ b+3@ c+3@ d+3@ ->
+         stats short 1, tokens 16, sequences 2
+         step a+3@ b+3@ -> a.prefilled(0) a.token b.prefilled(0) b.token
+         step c+3@ d+3@ -> c.prefilled(0) c.token d.prefilled(0) d.token
+         step c+1@ d+1@ -> c.token d.token",
+    );
+}
+
+#[test]
+fn who_finds_no_memory_alone_fails_and_nobody_else_is_held_back() {
+    let tries = "step b+9@ ->\n".repeat(31);
+    picture(&format!(
+        "pages 0 of 0 tokens, budget 64, rows 8
+         add a prompt 9
+         add b prompt 9
+         huge b
+         step a+9@ b+9@ ->
+         stats short 1, tokens 16, sequences 1
+         step a+9@ -> a.prefilled(0) a.token
+         {tries}
+         stats short 32, tokens 16, sequences 1
+         step b+9@ -> b.failed
+         stats short 33, tokens 64, sequences 8
+         step a+10@ -> a.token",
+    ));
+}
+
+#[test]
 fn who_was_alone_when_the_workers_died_again_fails_and_nobody_else() {
     picture(
         "pages 9 of 4 tokens, flight 2

@@ -157,3 +157,18 @@ fn a_donor_that_has_become_long_gives_nothing_to_its_siblings() {
          step  b:4+1@0,1,5 -> b.prefilled(4) b.token",
     );
 }
+
+#[test]
+fn what_is_still_to_be_computed_is_told() {
+    picture(
+        "pages 20 of 2 tokens, budget 4, no cache
+         add   a prompt 6
+         stats uncomputed 0             # who waits is not counted
+         step  a+4@0,1
+         stats uncomputed 2
+         step  a+2@0,1,2 -> a.prefilled(0) a.token
+         stats uncomputed 0             # the last token aside
+         lose
+         stats uncomputed 7",
+    );
+}

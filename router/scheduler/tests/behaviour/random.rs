@@ -1,17 +1,23 @@
 //! A long random run against the fake worker. Whatever happens, every sequence ends exactly once, nobody reads a wrong
 //! page, no page or row is lost, and what a sequence says is what it would have said alone.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt::Write as _;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
-use millrace_scheduler::{Capacity, Config, FinishReason, GenerationEvent, Request, Sampling, Scheduler, SequenceId};
+use millrace_scheduler::{
+    Capacity, Config, FinishReason, GenerationEvent, Request, Sampling, Scheduler, SequenceId, Share, StepPlan,
+    TenantId, Terms,
+};
 
 use crate::fake_worker::{EOS, FakeWorker, Model};
 use crate::rng::{Rng, fresh_seed, mix};
 
 const OPS_PER_EPISODE: usize = 400;
+/// Steps in a row without a prompt's token, though a prompt runs, there are pages, and nobody is shut out. Some are right:
+/// somebody who has used less joins when the steps in flight are back.
+const MOST_IDLE_STEPS: usize = 8;
 
 fn model(config: &Config) -> Model {
     let (window, switch) = (config.attention_window as usize, config.position_switch as usize);
@@ -58,6 +64,7 @@ struct Coverage {
     /// Sequences that came to their end though the pool never had room for all of it.
     outgrown: usize,
     losses: usize,
+    shortages: u64,
     failures: usize,
     undisturbed: usize,
 }
@@ -79,6 +86,7 @@ impl Coverage {
         let has_outgrown = |client: &&Client| room > 0 && client.prompt.len() + client.received > room + 1;
         self.outgrown += world.clients.values().filter(has_outgrown).count();
         self.losses += world.num_losses;
+        self.shortages += stats.out_of_memory_steps_total;
         self.failures += world.clients.values().filter(|client| client.is_failing).count();
         let is_whole =
             |client: &&Client| matches!(client.finished, Some(FinishReason::Length | FinishReason::EosToken));
@@ -88,7 +96,14 @@ impl Coverage {
     fn check(&self) {
         let by_length = [self.switches as usize, self.outgrown];
         assert!(by_length.iter().all(|&count| count > 100), "too little happened: {self:?}");
-        let rare = [self.preemptions as usize, self.hits as usize, self.copies, self.losses, self.failures];
+        let rare = [
+            self.preemptions as usize,
+            self.shortages as usize,
+            self.hits as usize,
+            self.copies,
+            self.losses,
+            self.failures,
+        ];
         assert!(self.steps_without_pages > 1000, "too few steps without pages: {self:?}");
         assert!(rare.iter().all(|&count| count > 100) && self.undisturbed > 1000, "too little happened: {self:?}");
     }
@@ -124,8 +139,13 @@ struct World {
     alive: Vec<SequenceId>,
     has_faults: bool,
     poisonous: HashMap<SequenceId, usize>,
+    huge: HashSet<SequenceId>,
     num_copies: usize,
     num_losses: usize,
+    num_tenants: usize,
+    /// For so many more steps.
+    terms: (Terms, usize),
+    num_idle_steps: usize,
     ops: VecDeque<String>,
 }
 
@@ -149,7 +169,9 @@ impl World {
         let worker = FakeWorker::new(model(&config), config.max_rows, config.num_pages, config.page_size);
         Self {
             poisonous: HashMap::new(),
+            huge: HashSet::new(),
             has_faults: rng.one_in(2),
+            num_tenants: if rng.one_in(2) { 1 } else { 3 },
             rng,
             scheduler: Scheduler::new(config),
             worker,
@@ -158,6 +180,8 @@ impl World {
             alive: Vec::new(),
             num_copies: 0,
             num_losses: 0,
+            terms: (Terms::default(), 0),
+            num_idle_steps: 0,
             ops: VecDeque::new(),
         }
     }
@@ -201,6 +225,9 @@ impl World {
             tokens[changed] = 1 + tokens[changed] % 3;
         }
         let namespace = u64::from(self.rng.one_in(6));
+        let tenant = TenantId(self.rng.between(1..=self.num_tenants) as u32);
+        let priority = *self.rng.pick(&[0, 0, 0, 0, -1, 1]);
+        let share = Share { tenant, weight: 1 + tenant.0 % 3, priority };
         let max_new_tokens = self.rng.between(1..=20) as u32;
         let stops_at_eos = !self.rng.one_in(5);
         let wants_logprobs = self.rng.one_in(5);
@@ -219,6 +246,7 @@ impl World {
             eos_token_ids: if stops_at_eos { Arc::from([EOS]) } else { Arc::from([]) },
             prompt_logprobs: wants_logprobs,
             namespace,
+            share,
         };
         let num_computed = tokens.len() + max_new_tokens as usize - 1;
         let is_too_long = self.num_pages_at_once(num_computed) > self.config.num_pages as usize;
@@ -242,12 +270,21 @@ impl World {
             };
             self.clients.insert(id, client);
             self.alive.push(id);
-            if self.has_faults && self.rng.one_in(20) {
-                self.poisonous.insert(id, tokens.len() + self.rng.between(0..=3));
-                self.clients.get_mut(&id).unwrap().is_failing = true;
-            }
+            self.curse(id, tokens.len());
         }
         Ok(())
+    }
+
+    /// With some bad luck the steps of a sequence will fail.
+    fn curse(&mut self, id: SequenceId, num_prompt_tokens: usize) {
+        if self.has_faults && self.rng.one_in(20) {
+            self.poisonous.insert(id, num_prompt_tokens + self.rng.between(0..=3));
+        } else if self.has_faults && self.rng.one_in(40) {
+            self.huge.insert(id);
+        } else {
+            return;
+        }
+        self.clients.get_mut(&id).unwrap().is_failing = true;
     }
 
     fn end(&mut self, by_stop: bool) -> Result<(), String> {
@@ -302,6 +339,9 @@ impl World {
     }
 
     fn step(&mut self) -> Result<(), String> {
+        let terms = self.terms();
+        let is_nobody_shut_out = terms.shut_out.is_empty() && terms.guest_tokens != Some(0);
+        self.scheduler.set_terms(terms);
         let Some(plan) = self.scheduler.schedule() else {
             if self.worker.num_unanswered() == 0 && !self.scheduler.is_idle() {
                 return Err("nothing is planned, nothing is in flight, but somebody waits".to_owned());
@@ -320,9 +360,14 @@ impl World {
         }
         self.log(op);
         self.worker.poisonous.clone_from(&self.poisonous);
+        self.worker.huge.clone_from(&self.huge);
+        self.worker.is_short = self.has_faults && self.rng.one_in(20);
         let num_tokens: u32 = plan.work.iter().map(|work| work.count).sum();
         if num_tokens > self.config.max_step_tokens.max(self.config.max_rows) {
             return Err(format!("step {} has {num_tokens} tokens", plan.step));
+        }
+        if is_nobody_shut_out && !self.has_faults {
+            self.note_idleness(&plan)?;
         }
         self.num_copies += plan.copies.len();
         for id in self.scheduler.take_started() {
@@ -332,6 +377,34 @@ impl World {
             }
         }
         self.worker.run(&plan)
+    }
+
+    /// The same for a while, so that who is first stays so.
+    fn terms(&mut self) -> Terms {
+        if self.terms.1 == 0 {
+            let rng = &mut self.rng;
+            let [guest_tokens, step_tokens] =
+                [(); 2].map(|()| Some(rng.between(0..=9) as u32).filter(|tokens| *tokens < 8));
+            let is_any_shut_out = rng.one_in(2);
+            let shut_out = (1..=3).map(TenantId).filter(|_| is_any_shut_out && rng.one_in(2)).collect();
+            let used = (1..=3).map(|tenant| (TenantId(tenant), rng.between(0..=9) as u64)).collect();
+            self.terms = (Terms { step_tokens, guest_tokens, shut_out, used }, rng.between(1..=100));
+        }
+        self.terms.1 -= 1;
+        self.terms.0.clone()
+    }
+
+    fn note_idleness(&mut self, plan: &StepPlan) -> Result<(), String> {
+        let stats = self.scheduler.stats();
+        let has_pages = self.config.page_size == 0 || stats.pages_free + stats.pages_cached > 0;
+        // Without preempted ones these are tokens of prompts that run.
+        let could_go_on = has_pages && stats.preempted == 0 && stats.uncomputed_tokens > 0;
+        let has_prompt = !plan.admitted.is_empty() || plan.work.iter().any(|work| work.count > 1 || !work.samples);
+        self.num_idle_steps = if could_go_on && !has_prompt { self.num_idle_steps + 1 } else { 0 };
+        if self.num_idle_steps > MOST_IDLE_STEPS {
+            return Err(format!("prompts stand still: {stats:?}, {:?}", self.terms.0));
+        }
+        Ok(())
     }
 
     fn apply(&mut self) -> Result<(), String> {

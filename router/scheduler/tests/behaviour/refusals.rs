@@ -1,10 +1,11 @@
 //! What is refused, and what of the workers' answers is not believed.
 
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use millrace_scheduler::{
-    Config, PromptLogprob, PromptLogprobs, Refused, Request, Sampled, Sampling, Scheduler, SequenceId, StepResult,
-    WrongResult,
+    Config, Failure, FinishReason, GenerationEvent, NO_TOKEN, PromptLogprob, PromptLogprobs, Refused, Request, Sampled,
+    Sampling, Scheduler, SequenceId, Share, StepResult, Work, WrongResult,
 };
 
 fn scheduler() -> Scheduler {
@@ -32,6 +33,7 @@ fn request(ids: &[u64], num_prompt_tokens: u32, max_new_tokens: u32) -> Request 
         eos_token_ids: Arc::from([]),
         prompt_logprobs: false,
         namespace: 0,
+        share: Share::default(),
     }
 }
 
@@ -118,4 +120,91 @@ fn a_sequence_is_started_once_even_if_it_is_seated_twice() {
     scheduler.workers_lost();
     assert_eq!(scheduler.schedule().unwrap().step, 1);
     assert!(scheduler.take_started().is_empty());
+}
+
+/// Computes until nothing is left or a result is not believed; steps with one of these fail. As with real workers, who was
+/// in a failed step takes no part in others until it is admitted again, and is named there. Answers who has failed.
+fn compute(scheduler: &mut Scheduler, is_bad: impl Fn(u64) -> bool) -> (Vec<u64>, Option<WrongResult>) {
+    let (mut plans, mut failed, mut out) = (VecDeque::new(), Vec::new(), HashSet::new());
+    for _ in 0..200 {
+        while let Some(plan) = scheduler.schedule() {
+            plans.push_back(plan);
+        }
+        let Some(plan) = plans.pop_front() else { break };
+        for admission in &plan.admitted {
+            out.remove(&admission.sequence);
+        }
+        let fails = |work: &&Work| is_bad(work.sequence.0) && !out.contains(&work.sequence);
+        let whole_step = plan.work.iter().any(|work| fails(&work));
+        if whole_step {
+            out.extend(plan.work.iter().map(|work| work.sequence));
+        }
+        let failure = |work: &Work| Failure { sequence: work.sequence, message: "test".to_owned() };
+        let sampled = plan.work.iter().filter(|work| work.samples).map(|work| {
+            let token_id = if out.contains(&work.sequence) { NO_TOKEN } else { 7 };
+            Sampled { token_id, ..Sampled::default() }
+        });
+        let result = StepResult {
+            step: plan.step,
+            sampled: sampled.collect(),
+            failed: plan.work.iter().filter(|work| out.contains(&work.sequence)).map(failure).collect(),
+            whole_step,
+            ..StepResult::default()
+        };
+        match scheduler.apply(result) {
+            Ok(events) => failed.extend(events.iter().filter_map(|event| match event {
+                GenerationEvent::Finished { sequence, reason: FinishReason::Failed(_) } => Some(sequence.0),
+                _ => None,
+            })),
+            Err(wrong) => return (failed, Some(wrong)),
+        }
+        scheduler.check_integrity().unwrap();
+    }
+    (failed, None)
+}
+
+#[test]
+fn when_one_after_the_other_fails_alone_it_is_the_workers_fault() {
+    let mut scheduler = scheduler();
+    for id in 1..=12 {
+        scheduler.submit(request(&[id], 2, 2)).unwrap();
+    }
+    let (failed, wrong) = compute(&mut scheduler, |_| true);
+    assert_eq!(failed.len(), 3, "{failed:?}");
+    assert!(matches!(wrong, Some(WrongResult::EverybodyFails { .. })), "{wrong:?}");
+    // The same device: each further group of workers costs one.
+    for _ in 0..2 {
+        scheduler.workers_lost();
+        let (failed, wrong) = compute(&mut scheduler, |_| true);
+        assert_eq!(failed.len(), 1, "{failed:?}");
+        assert!(matches!(wrong, Some(WrongResult::EverybodyFails { .. })), "{wrong:?}");
+    }
+    scheduler.workers_lost();
+    assert_eq!(compute(&mut scheduler, |_| false), (Vec::new(), None));
+    assert!(scheduler.is_idle());
+}
+
+#[test]
+fn a_culprit_behind_as_many_as_the_workers_are_replaced_for_is_found_by_the_next_ones() {
+    let mut scheduler = scheduler();
+    for id in 1..=8 {
+        scheduler.submit(request(&[id], 2, 2)).unwrap();
+    }
+    let (first, wrong) = compute(&mut scheduler, |id| id <= 4);
+    assert!(first == [1, 2, 3] && matches!(wrong, Some(WrongResult::EverybodyFails { .. })), "{first:?} {wrong:?}");
+    scheduler.workers_lost();
+    assert_eq!(compute(&mut scheduler, |id| id <= 4), (vec![4], None));
+    assert!(scheduler.is_idle());
+}
+
+#[test]
+fn culprits_between_steps_that_succeed_are_found_however_many_they_are() {
+    let mut scheduler = scheduler();
+    for id in 1..=12 {
+        scheduler.submit(request(&[id], 2, 2)).unwrap();
+    }
+    let (mut failed, wrong) = compute(&mut scheduler, |id| id % 2 == 0);
+    failed.sort_unstable();
+    assert_eq!((failed, wrong), (vec![2, 4, 6, 8, 10, 12], None));
+    assert!(scheduler.is_idle());
 }

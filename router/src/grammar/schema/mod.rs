@@ -8,6 +8,7 @@ mod constants;
 mod endings;
 mod exclusive;
 mod keywords;
+mod needed;
 mod strings;
 #[cfg(test)]
 mod tests;
@@ -20,6 +21,7 @@ use serde_json::{Map, Value, json};
 use super::GrammarError;
 use constants::Steps;
 use keywords::{Inner, Keyword, Plain};
+pub(super) use needed::{alone, needed};
 use weight::{Weighing, Weight};
 
 /// What may stand between two parts of a JSON text: a bound, so that no output is all whitespace.

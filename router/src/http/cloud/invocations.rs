@@ -20,7 +20,7 @@ pub(in crate::http) async fn invocations(
     request: Request,
 ) -> Result<Response, ApiError> {
     let (arrival, place, body): (_, _, Value) = receive(&state, request).await?;
-    let why_not = match body::shape::<CompatRequest>(body.clone(), None) {
+    let why_not = match body::shape::<CompatRequest>(&body, None) {
         Ok(compat) => return generate::compat_answer(&state, compat, arrival, place).await,
         Err(error) => error,
     };

@@ -11,7 +11,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-use crate::health::Phase;
 use crate::http::admission::{admit_all, further_places, receive};
 use crate::http::collect::collect;
 use crate::http::error::ApiError;
@@ -84,7 +83,7 @@ pub(in crate::http) async fn live() -> Json<Value> {
 
 /// `GET /v2/health/ready` and the model's own.
 pub(in crate::http) async fn ready(State(state): State<Arc<AppState>>) -> Response {
-    let is_ready = state.health.phase() == Phase::Serving;
+    let is_ready = state.health.is_serving();
     let status = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(json!({ "live": true, "ready": is_ready }))).into_response()
 }
@@ -102,7 +101,7 @@ pub(in crate::http) async fn infer(State(state): State<Arc<AppState>>, request: 
             format!("has {} entries for {} outputs; send as many, and at least one", inputs.len(), outputs.len());
         return Err(ApiError::Special { kind: "length mismatch", field: "inputs", problem });
     }
-    place.merge(further_places(&state, inputs.len(), "inputs")?);
+    place.merge(further_places(&state, &arrival.tenant, inputs.len(), "inputs")?);
     let parameters = parameters.unwrap_or_default();
     let asks = inputs.into_iter().map(|input| ask(input, &parameters, &arrival)).collect::<Result<Vec<_>, _>>()?;
     let places = std::iter::from_fn(move || place.split(1));
@@ -120,7 +119,7 @@ fn ask(input: Input, parameters: &Parameters, arrival: &Arrival) -> Result<Ask, 
         let problem = format!("has data that is not UTF-8: {}", error.utf8_error());
         ApiError::Special { kind: "utf8", field: "inputs", problem }
     })?;
-    let Arrival { request_id, received, deadline } = arrival.clone();
+    let Arrival { request_id, tenant, received, deadline } = arrival.clone();
     let (prompt, parameters) = (Prompt::Text(text), parameters.clone());
-    Ok(Ask { prompt, parameters, stream: false, names: &Names::GENERATE, request_id, received, deadline })
+    Ok(Ask { prompt, parameters, stream: false, names: &Names::GENERATE, request_id, tenant, received, deadline })
 }

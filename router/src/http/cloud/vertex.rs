@@ -42,7 +42,7 @@ pub(in crate::http) async fn vertex(
         let problem = "must not be empty; send at least one".to_owned();
         return Err(ApiError::Special { kind: "Input validation error", field: "instances", problem });
     }
-    place.merge(further_places(&state, instances.len(), "instances")?);
+    place.merge(further_places(&state, &arrival.tenant, instances.len(), "instances")?);
     let asks = instances.into_iter().enumerate().map(|(index, instance)| ask(&state, instance, index, &arrival));
     let asks = asks.collect::<Result<Vec<_>, _>>()?;
     let places = std::iter::from_fn(move || place.split(1));
@@ -70,6 +70,6 @@ fn ask(state: &AppState, instance: Value, index: usize, arrival: &Arrival) -> Re
         parameters.do_sample.get_or_insert(true);
         (Prompt::Text(inputs), parameters, &Names::GENERATE)
     };
-    let Arrival { request_id, received, deadline } = arrival.clone();
-    Ok(Ask { prompt, parameters, stream: false, names, request_id, received, deadline })
+    let Arrival { request_id, tenant, received, deadline } = arrival.clone();
+    Ok(Ask { prompt, parameters, stream: false, names, request_id, tenant, received, deadline })
 }

@@ -57,7 +57,7 @@ impl OpenAiRequest {
         let reading = bind(&choice, &offered, several, !conversation.continued().is_empty(), format, &mut parameters);
         // A bound output begins with its first character: there is no room for thoughts.
         if parameters.grammar.is_some() && reading.reasoning.is_none() {
-            conversation.unthinking = format.reasoning.and_then(ReasoningFamily::thoughts);
+            conversation.unthinking = format.thinks.and_then(ReasoningFamily::thoughts);
         }
         let reading = Reading { continued: conversation.continued().to_owned(), ..reading };
         parameters.shown = format.shown(&reading);
@@ -83,12 +83,12 @@ impl OpenAiRequest {
             Some(tools) if format.shows_tools => {
                 conversation.tools = Some(tools);
                 if let Some(prompt) = tool_prompt {
-                    append(conversation.messages.last_mut(), &format!("\n---\n{prompt}"));
+                    append(last_request(&mut conversation.messages), &format!("\n---\n{prompt}"));
                 }
             }
             Some(tools) => {
                 let prompt = tool_prompt.as_deref().unwrap_or(TOOL_PROMPT);
-                append(conversation.messages.last_mut(), &format!("\n---\n{tools}\n\n{prompt}\n\n"));
+                append(last_request(&mut conversation.messages), &format!("\n---\n{tools}\n\n{prompt}\n\n"));
             }
         }
         Ok(conversation)
@@ -109,6 +109,13 @@ pub(in crate::http) const EFFORTS: [&str; 6] = ["none", "minimal", "low", "mediu
 /// Tells models whose template knows no tools what to write.
 const TOOL_PROMPT: &str = "If one of these functions helps to answer, reply with nothing but a JSON object that calls it: \
 {\"name\": the function's name, \"arguments\": an object with its arguments and their values}. Otherwise answer in words.";
+
+/// The last message, but for words of the model that it may go on with: what is put behind them would be its own.
+fn last_request(messages: &mut [Value]) -> Option<&mut Value> {
+    let is_asked = messages.iter().rposition(|message| message["role"] != "assistant" || message["content"].is_null());
+    let last = is_asked.or(messages.len().checked_sub(1))?;
+    messages.get_mut(last)
+}
 
 /// Behind a message's text.
 fn append(message: Option<&mut Value>, text: &str) {

@@ -41,13 +41,14 @@ pub(in crate::http) async fn chat_answer(
     let streamed = request.stream.unwrap_or_default();
     let Chat { conversation, mut parameters, reading, names } = request.chat(&state.format)?;
     let wanted = Wanted { reading, ..Wanted::of(&request, Form::Chat, &mut parameters, state)? };
-    place.merge(further_places(state, wanted.num_choices, "n")?);
+    place.merge(further_places(state, &arrival.tenant, wanted.num_choices, "n")?);
     let ask = Ask {
         prompt: Prompt::Chat(Box::new(conversation)),
         parameters,
         stream: streamed,
         names,
         request_id: arrival.request_id,
+        tenant: arrival.tenant,
         received: arrival.received,
         deadline: arrival.deadline,
     };

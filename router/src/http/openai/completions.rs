@@ -19,6 +19,7 @@ use crate::http::error::ApiError;
 use crate::http::headers::{self, Cost};
 use crate::http::sse;
 use crate::http::state::{AppState, Arrival};
+use crate::tenants::Tenant;
 use crate::validation::{Ask, Names, Parameters};
 
 pub(in crate::http) async fn completions(
@@ -40,7 +41,7 @@ pub(in crate::http) async fn completions_answer(
     let wanted = Wanted::of(&request, Form::Text, &mut parameters, state)?;
     let asks = asks(state, &mut request, &parameters, &arrival)?;
     let envelope = Envelope::new("cmpl", state.models.resolve(request.model.as_deref())?);
-    let placed = seat(state, asks, wanted.num_choices, place)?;
+    let placed = seat(state, &arrival.tenant, asks, wanted.num_choices, place)?;
     let admitted = admit_all(state, placed).await?;
     if streamed {
         let characters = admitted.iter().map(|prompt| prompt.ticket.characters).sum();
@@ -74,6 +75,7 @@ fn asks(
         stream: request.stream.unwrap_or_default(),
         names: &Names::COMPLETIONS,
         request_id: Arc::clone(&arrival.request_id),
+        tenant: Arc::clone(&arrival.tenant),
         received: arrival.received,
         deadline: arrival.deadline,
     };
@@ -83,12 +85,13 @@ fn asks(
 /// A place for every choice of every prompt; the first one has been taken already.
 fn seat(
     state: &AppState,
+    tenant: &Tenant,
     asks: Vec<Ask>,
     num_choices: usize,
     mut first: Places,
 ) -> Result<Vec<(Ask, Places)>, ApiError> {
     let field = if asks.len() > 1 { "prompt" } else { "n" };
-    first.merge(further_places(state, asks.len().saturating_mul(num_choices), field)?);
+    first.merge(further_places(state, tenant, asks.len().saturating_mul(num_choices), field)?);
     let shares = std::iter::from_fn(move || first.split(num_choices));
     Ok(asks.into_iter().zip(shares).collect())
 }

@@ -1,7 +1,7 @@
 //! The names a model answers to.
 
-use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::Json;
 use axum::extract::{Path, State};
@@ -13,9 +13,6 @@ use crate::config::Config;
 use crate::http::error::ApiError;
 use crate::http::state::AppState;
 
-/// Unknown names that are remembered as warned about; clients choose names, so there must be an end.
-const MAX_WARNED_NAMES: usize = 100;
-
 /// What the original's own clients send when they do not care.
 const PLACEHOLDERS: [&str; 3] = ["", "tgi", "dummy"];
 
@@ -25,7 +22,7 @@ pub(in crate::http) struct ModelNames {
     served: Vec<Arc<str>>,
     /// Unknown names are refused.
     is_strict: bool,
-    warned: Mutex<HashSet<String>>,
+    is_warned: AtomicBool,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -46,11 +43,11 @@ impl ModelNames {
     pub(in crate::http) fn new(config: &Config) -> Self {
         let further = config.served_model_name.iter().filter(|name| **name != config.model_id);
         let served = std::iter::once(&config.model_id).chain(further).map(|name| Arc::from(name.as_str())).collect();
-        Self { served, is_strict: config.strict_model_names, warned: Mutex::default() }
+        Self { served, is_strict: config.strict_model_names, is_warned: AtomicBool::new(false) }
     }
 
     /// The name to answer with. There is one model: unless names are strict, any other name means it too, with one
-    /// warning per name.
+    /// warning.
     pub(super) fn resolve(&self, asked: Option<&str>) -> Result<Arc<str>, ApiError> {
         let Some(name) = asked.filter(|name| !PLACEHOLDERS.contains(name)) else {
             return Ok(Arc::clone(&self.served[0]));
@@ -61,14 +58,17 @@ impl ModelNames {
         if self.is_strict {
             return Err(ApiError::UnknownModel(name.to_owned()));
         }
-        self.warn_once(name);
+        self.warn_once();
         Ok(Arc::from(name))
     }
 
-    fn warn_once(&self, name: &str) {
-        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
-        if warned.len() < MAX_WARNED_NAMES && warned.insert(name.to_owned()) {
-            tracing::warn!(model = name, "no model of this name is served; answering with {}", self.served[0]);
+    /// Without the name, which is a client's text.
+    fn warn_once(&self) {
+        if !self.is_warned.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                "a request names a model that is not served; such requests are answered with {}",
+                self.served[0]
+            );
         }
     }
 }

@@ -113,15 +113,25 @@ pub(in crate::http) struct OpenAiRequest {
     /// Sample from tokens that are at least this likely relative to the likeliest; 0 means all.
     #[schema(minimum = 0, maximum = 1, default = 0.0)]
     min_p: Option<f32>,
-    /// No end-of-sequence token before so many others.
+    /// No end-of-sequence token before so many others, and no end at what of `stop` is complete within them.
     #[schema(default = 0)]
     min_tokens: Option<u32>,
     /// Sample from the tokens of typical information that have this share together (arXiv 2202.00666).
     #[schema(exclusive_minimum = 0, maximum = 1, default = 1.0)]
     typical_p: Option<f32>,
+    /// Seconds after which no answer is wanted any more: the request ends with an error then, wherever it is.
+    #[schema(exclusive_minimum = 0, example = 60.0)]
+    timeout: Option<f64>,
     /// Go on after an end-of-sequence token.
     #[schema(default = false)]
     ignore_eos: Option<bool>,
+
+    /// Lower is sooner, among the waiting requests of one API key.
+    #[schema(minimum = -1000, maximum = 1000, default = 0)]
+    priority: Option<i64>,
+    /// Only requests with the same text here share computed prompts.
+    #[schema(min_length = 1, max_length = 256)]
+    cache_salt: Option<String>,
 
     // Features that do not exist yet: only the values that ask for nothing are taken.
     /// Not supported: leave it out.
@@ -197,7 +207,10 @@ impl OpenAiRequest {
             count_penalty: self.frequency_penalty,
             presence_penalty: self.presence_penalty,
             ignore_eos: self.ignore_eos.unwrap_or_default(),
+            priority: self.priority,
+            cache_salt: self.cache_salt.clone(),
             grammar: self.grammar()?,
+            timeout: self.timeout,
             ..Parameters::default()
         })
     }

@@ -2,17 +2,18 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::{Request, State};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::request::OpenAiRequest;
-use crate::http::admission::Places;
-use crate::http::body;
+use crate::http::admission::receive_text;
 use crate::http::error::ApiError;
 use crate::http::state::AppState;
-use crate::http::wire::SimpleToken;
+use crate::http::wire::{SimpleToken, json_bytes};
+use crate::tokenizer::{ChatError, ChatSpans};
 use crate::validation::{Names, ValidationError};
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -25,15 +26,18 @@ pub(in crate::http) struct ChatTokenized {
 pub(in crate::http) async fn chat_tokenize(
     State(state): State<Arc<AppState>>,
     request: Request,
-) -> Result<Json<ChatTokenized>, ApiError> {
-    let _place = Places::take(&state, 1)?;
-    let mut request: OpenAiRequest = body::read(request, &state).await?;
+) -> Result<Response, ApiError> {
+    let (_place, mut request): (_, OpenAiRequest) = receive_text(&state, request).await?;
     let may_call = request.may_call()?;
     let conversation = request.shown_conversation(&state.format, may_call)?;
     let text = Arc::clone(&state.text);
-    let work = move || text.chat_spans(&conversation);
-    let tokenized = state.validator.pool().run(work).await.map_err(ValidationError::from)?;
-    let tokenized = tokenized.map_err(|error| ValidationError::of_chat(&error, &Names::CHAT))?;
-    let tokens = tokenized.spans.into_iter().map(|span| SimpleToken::of(span, &tokenized.text));
-    Ok(Json(ChatTokenized { tokenize_response: tokens.collect(), templated_text: tokenized.text }))
+    // Written where it is encoded, as for `/tokenize`.
+    let work = move || {
+        let ChatSpans { text, spans } = text.chat_spans(&conversation)?;
+        let tokenize_response = spans.into_iter().map(|span| SimpleToken::of(span, &text)).collect();
+        Ok(json_bytes(&ChatTokenized { tokenize_response, templated_text: text }))
+    };
+    let written: Result<_, ChatError> = state.validator.pool().run(work).await.map_err(ValidationError::from)?;
+    let written = written.map_err(|error| ValidationError::of_chat(&error, &Names::CHAT))?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], written).into_response())
 }

@@ -43,6 +43,9 @@ impl Wanted {
         parameters: &mut Parameters,
         state: &AppState,
     ) -> Result<Self, ApiError> {
+        if request.stream_options.is_some() && request.stream != Some(true) {
+            return Err(ApiError::field("stream_options", "is only allowed with `stream: true`; leave it out"));
+        }
         let num_choices = choices(request, parameters)?;
         let num_top = logprobs(request, form, state.config.max_top_n_tokens)?;
         let echo = form == Form::Text && request.echo.unwrap_or_default();
@@ -89,13 +92,18 @@ fn choices(request: &OpenAiRequest, parameters: &mut Parameters) -> Result<usize
             ));
         }
         Some(best_of) if best_of > num_choices => parameters.best_of = Some(best_of),
-        _ => parameters.num_choices = Some(num_choices),
+        _ => {}
     }
+    parameters.num_choices = Some(num_choices);
     Ok(num_choices)
 }
 
 /// How many top tokens go with each logprob; `None` where no logprobs are wanted.
 fn logprobs(request: &OpenAiRequest, form: Form, allowed: u32) -> Result<Option<u32>, ApiError> {
+    let is_told = request.logprobs.as_ref().is_some_and(|value| !matches!(value, Value::Null | Value::Bool(false)));
+    if form == Form::Chat && !is_told && request.top_logprobs.is_some_and(|top| top > 0) {
+        return Err(ApiError::field("top_logprobs", "is only allowed with `logprobs: true`"));
+    }
     let (field, asked) = match (form, &request.logprobs) {
         (_, None | Some(Value::Null | Value::Bool(false))) => return Ok(None),
         (Form::Chat, Some(Value::Bool(true))) => ("top_logprobs", request.top_logprobs.unwrap_or_default()),

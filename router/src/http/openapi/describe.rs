@@ -35,6 +35,7 @@ pub(in crate::http) fn compat() -> Operation {
     Operation::post(Group::Generation, "compat_generate", "Generate text, whole or as a stream")
         .explained("As `/generate`, or `/generate_stream` if `stream` is true. The text comes back with its prompt.")
         .takes("CompatRequest")
+        .timed()
         .answers(
             200,
             "A list of one answer; or, if `stream` is true, its events",
@@ -47,6 +48,7 @@ pub(in crate::http) fn compat() -> Operation {
 pub(in crate::http) fn generate() -> Operation {
     Operation::post(Group::Generation, "generate", "Generate text")
         .takes("GenerateRequest")
+        .timed()
         .answers(200, "The answer", &[(JSON, reference("GenerateResponse"))])
         .with_headers(&COST)
         .fails_as_tgi()
@@ -58,6 +60,7 @@ pub(in crate::http) fn generate_stream() -> Operation {
             "Each event is a line `data: ` with JSON. A failure in the middle is an event of the form `StreamError`.",
         )
         .takes("GenerateRequest")
+        .timed()
         .answers(200, "An event for each token", &[(EVENTS, event(&reference("StreamEvent")))])
         .fails_as_tgi()
 }
@@ -79,6 +82,7 @@ pub(in crate::http) fn chat_tokenize() -> Operation {
 pub(in crate::http) fn chat_completions() -> Operation {
     Operation::post(Group::OpenAi, "chat_completions", "Answer a conversation")
         .takes("ChatRequest")
+        .timed()
         .answers(
             200,
             "The answer; or, if `stream` is true, its chunks and `[DONE]`",
@@ -91,6 +95,7 @@ pub(in crate::http) fn chat_completions() -> Operation {
 pub(in crate::http) fn completions() -> Operation {
     Operation::post(Group::OpenAi, "completions", "Go on with one text or several")
         .takes("CompletionRequest")
+        .timed()
         .answers(
             200,
             "The answer; or, if `stream` is true, its chunks and `[DONE]`",
@@ -118,6 +123,7 @@ pub(in crate::http) fn invocations() -> Operation {
     Operation::post(Group::Clouds, "invocations", "Generate text (SageMaker)")
         .explained("The body's form says which route is meant: `inputs` means `/`, `messages` chat, `prompt` completions.")
         .takes_any(&["CompatRequest", "ChatRequest", "CompletionRequest"])
+        .timed()
         .answers(
             200,
             "The answer of that route",
@@ -133,6 +139,7 @@ pub(in crate::http) fn invocations() -> Operation {
 pub(in crate::http) fn vertex() -> Operation {
     Operation::post(Group::Clouds, "vertex", "Generate text for several instances (Vertex AI)")
         .takes("VertexRequest")
+        .timed()
         .answers(200, "A text for each instance", &[(JSON, reference("VertexResponse"))])
         .fails_as_tgi()
 }
@@ -145,6 +152,7 @@ pub(in crate::http) fn aip_predict() -> Operation {
 pub(in crate::http) fn infer() -> Operation {
     Operation::post(Group::Clouds, "kserve_infer", "Generate text (KServe)")
         .takes("InferRequest")
+        .timed()
         .answers(200, "An answer for each input", &[(JSON, reference("InferResponse"))])
         .fails_as_tgi()
 }
@@ -201,11 +209,11 @@ pub(in crate::http) fn standing(id: &'static str, what: &'static str) -> Operati
 }
 
 pub(in crate::http) fn drain() -> Operation {
-    Operation::post(Group::Operation, "drain", "Stop the server, as SIGTERM does").answers(
-        202,
-        "It stops when running requests have ended",
-        &[(JSON, json!({ "type": "object" }))],
-    )
+    Operation::post(Group::Operation, "drain", "Stop the server, as SIGTERM does")
+        .explained("Only with `--admin-routes`, and only for a key that may command the server.")
+        .answers(202, "It stops when running requests have ended", &[(JSON, json!({ "type": "object" }))])
+        .guarded()
+        .answers(403, "The API key may not use this route", &[(JSON, reference("ErrorResponse"))])
 }
 
 pub(in crate::http) fn metrics() -> Operation {

@@ -25,7 +25,7 @@ use super::state::AppState;
 use crate::config::Config;
 
 pub(super) const DOCUMENT: &str = "/api-doc/openapi.json";
-const PAGE: &str = "/docs";
+pub(super) const PAGE: &str = "/docs";
 
 /// Routes with their descriptions, by path.
 pub(super) struct Table {

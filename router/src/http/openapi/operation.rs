@@ -2,6 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::http::state::TIMEOUT;
+
 /// The headings of the page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Group {
@@ -54,11 +56,13 @@ pub(in crate::http) struct Operation {
     /// The schema of the body.
     takes: Option<Value>,
     answers: Map<String, Value>,
+    /// Whether it obeys the header `x-request-timeout`.
+    is_timed: bool,
 }
 
 impl Operation {
     pub(super) fn get(group: Group, id: &'static str, summary: &'static str) -> Self {
-        Self { method: "get", group, id, summary, description: "", takes: None, answers: Map::new() }
+        Self { method: "get", group, id, summary, description: "", takes: None, answers: Map::new(), is_timed: false }
     }
 
     pub(super) fn post(group: Group, id: &'static str, summary: &'static str) -> Self {
@@ -67,6 +71,11 @@ impl Operation {
 
     pub(super) fn explained(self, description: &'static str) -> Self {
         Self { description, ..self }
+    }
+
+    /// Ends when the client's time is over.
+    pub(super) fn timed(self) -> Self {
+        Self { is_timed: true, ..self }
     }
 
     pub(super) fn takes(self, schema: &str) -> Self {
@@ -100,24 +109,27 @@ impl Operation {
 
     /// Every error that a route of the original can answer.
     pub(super) fn fails_as_tgi(self) -> Self {
-        self.fails(Errors::Tgi, &[400, 408, 413, 415, 422, 424, 429, 500, 503])
-            .answers(401, reason(401), &[])
-            .needs_key()
+        self.fails(Errors::Tgi, &[400, 408, 413, 415, 422, 424, 429, 500, 503, 504]).guarded().retried()
     }
 
     /// Every error that a route under `/v1` can answer.
     pub(super) fn fails_as_openai(self) -> Self {
-        self.fails(Errors::OpenAi, &[400, 401, 404, 408, 413, 415, 424, 429, 500, 503]).needs_key()
+        self.fails(Errors::OpenAi, &[400, 401, 404, 408, 413, 415, 424, 429, 500, 503, 504]).retried()
     }
 
     /// Where the body's form decides which of the two it is.
     pub(super) fn fails_as_either(self) -> Self {
         let either = json!({ "anyOf": [reference("ErrorResponse"), reference("OpenAiErrorResponse")] });
-        let statuses = [400, 404, 408, 413, 415, 422, 424, 429, 500, 503];
+        let statuses = [400, 404, 408, 413, 415, 422, 424, 429, 500, 503, 504];
         let operation = statuses.iter().fold(self, |operation, status| {
             operation.answers(*status, reason(*status), &[("application/json", either.clone())])
         });
-        operation.answers(401, reason(401), &[]).needs_key()
+        operation.guarded().retried()
+    }
+
+    /// Behind the API key; the original's clients see an empty body without it.
+    pub(super) fn guarded(self) -> Self {
+        self.answers(401, reason(401), &[])
     }
 
     /// The same under another id.
@@ -140,7 +152,8 @@ impl Operation {
         })
     }
 
-    fn needs_key(mut self) -> Self {
+    /// When to ask again, where that is the answer.
+    fn retried(mut self) -> Self {
         for status in ["429", "503"] {
             self.answers[status]["headers"]["retry-after"] = header("Seconds after which to try again.");
         }
@@ -149,13 +162,14 @@ impl Operation {
 
     /// The method and its description under `path`.
     pub(super) fn described(self, path: &str) -> (String, Value) {
-        let Self { method, group, id, summary, description, takes, answers } = self;
+        let Self { method, group, id, summary, description, takes, answers, is_timed } = self;
         let is_guarded = answers.contains_key("401");
         let mut operation = json!({ "tags": [group.name()], "operationId": id, "summary": summary });
         if !description.is_empty() {
             operation["description"] = json!(description);
         }
-        let parameters: Vec<Value> = path.split('/').filter_map(parameter).collect();
+        let in_path = path.split('/').filter_map(parameter);
+        let parameters: Vec<Value> = in_path.chain(is_timed.then(timeout)).collect();
         if !parameters.is_empty() {
             operation["parameters"] = json!(parameters);
         }
@@ -184,6 +198,18 @@ fn parameter(segment: &str) -> Option<Value> {
     Some(json!({ "name": name, "in": "path", "required": true, "schema": { "type": "string" } }))
 }
 
+/// The header that every route takes which generates.
+fn timeout() -> Value {
+    json!({
+        "name": TIMEOUT.as_str(),
+        "in": "header",
+        "description": "Seconds after which no answer is wanted any more: the request ends with an error then, wherever \
+                        it is. The field `timeout` says the same; the shorter one counts.",
+        "schema": { "type": "number", "exclusiveMinimum": 0 },
+        "example": 60.0,
+    })
+}
+
 fn reason(status: u16) -> &'static str {
     match status {
         400 => "The body is no JSON; under /v1 also: it breaks a rule, or is no request",
@@ -194,8 +220,9 @@ fn reason(status: u16) -> &'static str {
         415 => "The body's media type is not JSON",
         422 => "The request breaks a rule, or is no request",
         424 => "The model failed on this request",
-        429 => "Model is overloaded: all places are taken",
+        429 => "Model is overloaded: try again in `retry-after` seconds",
         500 => "The answer ended early, or the server failed on this request",
+        504 => "The request's timeout was over first",
         503 => "Not ready: still loading, or stopping",
         _ => "Refused",
     }

@@ -138,6 +138,15 @@ async fn headers_say_what_the_request_cost() {
 }
 
 #[tokio::test]
+async fn a_compute_type_that_no_header_can_hold_is_unknown() {
+    for (said, answered) in [("cpu", "cpu"), ("two\nlines", "unknown")] {
+        let server = Server::with(&[], &[("COMPUTE_TYPE", said)], speak);
+        let answer = server.post("/generate", ask(json!({ "max_new_tokens": 1 }))).await;
+        assert_eq!(answer.header("x-compute-type"), Some(answered));
+    }
+}
+
+#[tokio::test]
 async fn characters_are_counted_not_bytes() {
     let server = Server::start();
     let answer = server.post("/generate", json!({ "inputs": "日本語", "parameters": { "max_new_tokens": 1 } })).await;

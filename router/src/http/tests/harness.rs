@@ -18,8 +18,10 @@ use crate::engine::api::{
 };
 use crate::health::{Health, Limits};
 use crate::http::{Context, router};
+use crate::overload::{Backlog, Progress, Reservation, Room, StepCost};
 use crate::request::ValidRequest;
 use crate::telemetry::Metrics;
+use crate::tenants::Tenants;
 use crate::tokenizer::fixture;
 
 /// What the engine does with a request: batches of events, one mailbox push each. No end means that it hangs.
@@ -28,8 +30,10 @@ pub(super) type Script = fn(&ValidRequest) -> Vec<Vec<Event>>;
 /// A server in this process.
 pub(super) struct Server {
     pub(super) router: Router,
+    pub(super) context: Context,
     pub(super) health: Health,
     pub(super) metrics: Metrics,
+    pub(super) backlog: Backlog,
     /// What reached the engine.
     pub(super) requests: Arc<Mutex<Vec<ValidRequest>>>,
     /// How many requests were cancelled.
@@ -74,20 +78,37 @@ impl Server {
         health.serve(LIMITS);
         let (engine, commands) = EngineHandle::new();
         let (requests, cancelled) = (Arc::default(), Arc::default());
+        let backlog = Backlog::new(&config);
+        backlog.workers_ready(Room { rows: 2, step_tokens: 64 });
         tokio::spawn(play(commands, script, Arc::clone(&requests), Arc::clone(&cancelled)));
         let (metrics, recorder) = Metrics::new();
         metrics.set_limits(&LIMITS);
         let context = Context {
             places: Arc::new(Semaphore::new(config.max_places() as usize)),
+            tenants: metrics::with_local_recorder(&recorder, || Tenants::load(&config).unwrap()),
             config: Arc::new(config),
             health: health.clone(),
             engine,
             detokenizer: Arc::new(detokenizer()),
             text: Arc::new(text),
             metrics: metrics.clone(),
+            backlog: backlog.clone(),
         };
-        let router = metrics::with_local_recorder(&recorder, || router(context));
-        Self { router, health, metrics, requests, cancelled }
+        let router = metrics::with_local_recorder(&recorder, || router(context.clone()));
+        Self { router, context, health, metrics, backlog, requests, cancelled }
+    }
+
+    /// The engine has made a step of this cost, and has so many tokens of prompts to compute.
+    pub(super) fn step(&self, step_seconds: f64, uncomputed_tokens: u64) {
+        self.backlog.publish(Progress {
+            steps: 1,
+            cost: StepCost { step: step_seconds, token: 0.0 },
+            uncomputed_tokens,
+            free_tokens: u64::MAX,
+            used_tokens: 0,
+            num_preempted: 0,
+            prompt_tokens: u32::MAX,
+        });
     }
 
     pub(super) async fn send(&self, request: Request<Body>) -> Answer {
@@ -156,10 +177,11 @@ async fn play(
 ) {
     while let Some(command) = commands.recv().await {
         match command {
-            Command::Submit { request, mailbox } => {
+            Command::Submit { request, reservation, mailbox } => {
                 let batches = script(&request);
-                requests.lock().unwrap().push(request);
-                tokio::spawn(deliver(batches, mailbox));
+                requests.lock().unwrap().push(*request);
+                reservation.started();
+                tokio::spawn(deliver(batches, mailbox, reservation));
             }
             Command::EndAll => {}
             Command::Cancel { .. } => *cancelled.lock().unwrap() += 1,
@@ -167,7 +189,11 @@ async fn play(
     }
 }
 
-async fn deliver(batches: Vec<Vec<Event>>, mailbox: Arc<Mailbox>) {
+/// Without a batch it hangs, for as long as somebody reads.
+async fn deliver(batches: Vec<Vec<Event>>, mailbox: Arc<Mailbox>, _reservation: Reservation) {
+    while batches.is_empty() && Arc::strong_count(&mailbox) > 1 {
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
     for batch in batches {
         mailbox.push(batch);
         // Lets the reader come in between, so that each batch is a chunk of its own.

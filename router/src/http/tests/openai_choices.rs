@@ -180,6 +180,19 @@ async fn the_best_choices_come_first_when_more_were_made_than_are_shown() {
     assert_eq!(server.last_request().sampling.len(), 4);
     assert_eq!(answer["choices"].as_array().unwrap().len(), 2);
     assert_eq!(answer["usage"]["completion_tokens"], 8, "those that are not shown were made too");
+    // OpenAI's form has no rule about these; the original's own route has.
+    for more in [json!({ "seed": 7 }), json!({ "temperature": 0 })] {
+        let mut body = of(COMPLETIONS, &json!({ "n": 2, "best_of": 3, "max_tokens": 2 }));
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let answer = server.post(COMPLETIONS, body).await;
+        assert_eq!(answer.status, StatusCode::OK, "{}", answer.body);
+        assert_eq!(answer.json()["choices"].as_array().unwrap().len(), 2);
+    }
+    let seeds: std::collections::BTreeSet<u64> =
+        server.last_request().sampling.iter().map(|sampling| sampling.seed).collect();
+    assert_eq!(seeds.len(), 3);
+    let body = json!({ "inputs": "a", "parameters": { "best_of": 2, "do_sample": true, "seed": 7 } });
+    assert_eq!(server.post("/generate", body).await.status, StatusCode::UNPROCESSABLE_ENTITY);
 }
 
 #[tokio::test]
@@ -238,6 +251,11 @@ async fn what_cannot_be_shown_is_refused_by_name() {
         (CHAT, json!({ "n": 5 }), "n"),
         (CHAT, json!({ "logprobs": true, "top_logprobs": 6 }), "top_logprobs"),
         (CHAT, json!({ "logprobs": 3 }), "logprobs"),
+        (CHAT, json!({ "top_logprobs": 1 }), "top_logprobs"),
+        (CHAT, json!({ "logprobs": false, "top_logprobs": 1, "stream": true }), "top_logprobs"),
+        (CHAT, json!({ "stream_options": { "include_usage": true } }), "stream_options"),
+        (COMPLETIONS, json!({ "stream_options": {}, "stream": false }), "stream_options"),
+        (CHAT, json!({ "max_tokens": 0 }), "max_tokens"),
         (COMPLETIONS, json!({ "n": 3, "prompt": ["a", "b"] }), "prompt"),
         (COMPLETIONS, json!({ "logprobs": 6 }), "logprobs"),
         (COMPLETIONS, json!({ "logprobs": -1 }), "logprobs"),
@@ -257,6 +275,19 @@ async fn what_cannot_be_shown_is_refused_by_name() {
         let answer = server.post(CHAT, of(CHAT, &json!({ "n": 4 }))).await;
         assert_eq!(answer.json()["choices"].as_array().map(Vec::len), Some(4), "every place came back");
     }
+}
+
+#[tokio::test]
+async fn too_many_prompt_logprobs_are_refused_by_the_field_that_asked_for_them() {
+    // Each prompt of so large a batch may have ten.
+    let server = Server::with(&["--max-client-batch-size", "100000"], &[], speak);
+    let fields = json!({ "prompt": "some prompt", "echo": true, "logprobs": 2 });
+    let answer = server.post(COMPLETIONS, of(COMPLETIONS, &fields)).await;
+    assert_eq!((answer.status, &answer.json()["error"]["param"]), (StatusCode::BAD_REQUEST, &json!("echo")));
+    let parameters = json!({ "decoder_input_details": true, "max_new_tokens": 1 });
+    let answer = server.post("/generate", json!({ "inputs": "some prompt", "parameters": parameters })).await;
+    assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY);
+    assert!(answer.body.contains("`decoder_input_details` asks for logprobs"), "{}", answer.body);
 }
 
 #[tokio::test]

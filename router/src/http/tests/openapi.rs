@@ -59,6 +59,29 @@ async fn every_method_of_every_path_is_served_and_no_other() {
 }
 
 #[tokio::test]
+async fn where_a_key_is_asked_for_the_document_says_what_its_absence_brings() {
+    let server = Server::with(&["--kserve", "--admin-routes"], &[("API_KEY", "secret")], speak);
+    let document = document(&server).await;
+    let mut guarded = BTreeSet::new();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        let url = path.replace("{name}", "test/model").replace("{model}", "m").replace("{version}", "1");
+        for (method, operation) in item.as_object().unwrap() {
+            let as_http = Method::from_bytes(method.to_uppercase().as_bytes()).unwrap();
+            let request = Request::builder().method(as_http).uri(&url).body(Body::empty()).unwrap();
+            let status = server.send(request).await.status;
+            let asks = operation["security"] == serde_json::json!([{}, { "api_key": [] }]);
+            assert_eq!(asks, status == StatusCode::UNAUTHORIZED, "{method} {path} answers {status}");
+            assert!(operation["responses"].get(status.as_str()).is_some(), "{method} {path} answers {status}");
+            if asks {
+                guarded.insert(path.as_str());
+            }
+        }
+    }
+    assert!(guarded.contains("/generate") && guarded.contains("/admin/drain"), "{guarded:?}");
+    assert!(document["paths"]["/admin/drain"]["post"]["responses"].get("403").is_some());
+}
+
+#[tokio::test]
 async fn every_reference_leads_somewhere_and_every_schema_is_used() {
     let document = document(&everything()).await;
     let schemas = document["components"]["schemas"].as_object().unwrap();

@@ -42,16 +42,51 @@ async fn probers_are_told_where_the_server_stands() {
     assert_eq!(server.get("/livez").await.json(), json!({ "ok": true, "phase": "serving" }));
     server.health.recover();
     assert_eq!(standing().await, [200, 503, 200, 503], "workers that are replaced are no reason to end the server");
-    let hung = Hung { rank: 1, generation: 2, reason: "why".to_owned(), report: "what".to_owned() };
-    server.health.hang(hung);
+    let hung =
+        Hung { rank: 1, generation: 2, reason: "why".to_owned(), report: "what".to_owned(), every_step_fails: false };
+    server.health.hang(hung.clone());
     assert_eq!(standing().await, [503, 503, 200, 503]);
     let answer = server.get("/livez").await;
     let expected = json!({ "rank": 1, "generation": 2, "reason": "why", "report": "what" });
     assert_eq!((answer.header("retry-after"), &answer.json()["hung"]), (Some("1"), &expected));
+    server.health.hang(Hung { every_step_fails: true, ..hung });
+    assert_eq!(server.get("/livez").await.json()["hung"]["every_step_fails"], json!(true));
     server.health.serve(LIMITS);
     assert_eq!(standing().await, [200, 200, 200, 200]);
     server.health.drain();
     assert_eq!(standing().await, [200, 503, 200, 503]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_stands_still_is_neither_alive_nor_ready() {
+    let server = Server::start();
+    for (silence, status) in [(0, 200), (3, 200), (2, 503), (1, 503)] {
+        if silence == 0 {
+            server.health.beat();
+        }
+        tokio::time::advance(std::time::Duration::from_secs(silence)).await;
+        for path in ["/livez", "/readyz", "/health"] {
+            assert_eq!(server.get(path).await.status.as_u16(), status, "{path} {silence}");
+        }
+    }
+    assert_eq!(server.get("/livez").await.json()["standstill_seconds"], json!(6.0));
+    server.health.beat();
+    assert_eq!(server.get("/livez").await.json(), json!({ "ok": true, "phase": "serving" }));
+}
+
+#[tokio::test]
+async fn a_server_that_leaves_gives_connections_up() {
+    let server = Server::start();
+    let told = async |path: &str| server.get(path).await.header("connection").map(str::to_owned);
+    assert_eq!(told("/info").await, None);
+    server.health.recover();
+    assert_eq!(told("/info").await, None, "workers that are replaced are no reason to go elsewhere");
+    server.health.lame_duck();
+    assert_eq!(told("/info").await.as_deref(), Some("close"));
+    server.health.drain();
+    assert_eq!(told("/health").await.as_deref(), Some("close"));
+    let refused = server.post("/generate", json!({ "inputs": "a" })).await;
+    assert_eq!((refused.status, refused.header("connection")), (StatusCode::SERVICE_UNAVAILABLE, Some("close")));
 }
 
 #[tokio::test]
@@ -69,6 +104,34 @@ async fn draining_by_request_is_off_by_default_and_needs_the_key() {
     assert!(!asked(std::time::Duration::from_millis(1)).await);
     assert_eq!(post(&server, "Bearer right").await, StatusCode::ACCEPTED);
     assert!(asked(std::time::Duration::from_secs(10)).await);
+}
+
+#[tokio::test]
+async fn each_tenant_has_its_key_and_only_admins_command_the_server() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys.toml");
+    let (chief, guest) = ("sk-chief-0123456789", "sk-guest-0123456789");
+    let tenant = |name: &str, key: &str, more: &str| format!("[[tenant]]\nname = {name:?}\nkey = {key:?}\n{more}\n");
+    std::fs::write(&file, tenant("chief", chief, "admin = true") + &tenant("guest", guest, "")).unwrap();
+    let flags = ["--admin-routes", "--api-key-file", file.to_str().unwrap()];
+    let server = Server::with(&flags, &[], super::harness::speak);
+    let post = async |path: &str, key: &str| {
+        let mut request = super::harness::post(path, json!({ "inputs": "a" }).to_string());
+        request.headers_mut().insert("authorization", format!("Bearer {key}").parse().unwrap());
+        server.send(request).await.status
+    };
+    for (key, status) in
+        [(chief, StatusCode::OK), (guest, StatusCode::OK), ("sk-other-0123456789", StatusCode::UNAUTHORIZED)]
+    {
+        assert_eq!(post("/generate", key).await, status, "{key}");
+    }
+    assert_eq!(&*server.last_request().tenant.name, "guest");
+    for (key, status) in [("", StatusCode::UNAUTHORIZED), (guest, StatusCode::FORBIDDEN), (chief, StatusCode::ACCEPTED)]
+    {
+        assert_eq!(post("/admin/drain", key).await, status, "{key}");
+    }
+    assert_eq!(server.metric("millrace_tenant_requests_total{tenant=\"guest\"}"), Some(1.0));
+    assert!(!server.metrics.render().contains("sk-"));
 }
 
 #[tokio::test]
@@ -90,6 +153,24 @@ async fn a_client_says_by_a_header_how_long_it_will_wait() {
             assert!(refused.status.is_client_error() && refused.body.contains("x-request-timeout"), "{wrong}");
         }
     }
+}
+
+#[tokio::test]
+async fn the_document_names_that_header_where_it_is_obeyed() {
+    let server = Server::flags(&["--kserve"]);
+    let document = server.get("/api-doc/openapi.json").await.json();
+    let mut obeying = 0;
+    for (path, item) in document["paths"].as_object().unwrap() {
+        let Some(operation) = item.get("post") else { continue };
+        let parameters = operation["parameters"].as_array().into_iter().flatten();
+        let is_named = parameters.filter(|parameter| parameter["name"] == "x-request-timeout").count() == 1;
+        let mut request = super::harness::post(&path.replace(['{', '}'], ""), "{}");
+        request.headers_mut().insert("x-request-timeout", "soon".parse().unwrap());
+        let answer = server.send(request).await;
+        assert_eq!(answer.body.contains("x-request-timeout"), is_named, "{path}: {}", answer.body);
+        obeying += usize::from(is_named);
+    }
+    assert_eq!(obeying, 8);
 }
 
 #[tokio::test]
@@ -125,19 +206,23 @@ async fn before_the_first_worker_requests_are_refused_with_a_time_to_retry() {
     let (engine, _commands) = crate::engine::api::EngineHandle::new();
     let arguments = ["millrace-router", "--model-id", "m", "--max-total-tokens", "77"];
     let (metrics, recorder) = crate::telemetry::Metrics::new();
+    let config = crate::config::Config::read(arguments, |_| None).unwrap();
+    let backlog = crate::overload::Backlog::new(&config);
     let context = crate::http::Context {
-        config: crate::config::Config::read(arguments, |_| None).unwrap().into(),
+        config: config.into(),
+        backlog: backlog.clone(),
         health: Health::default(),
         engine,
         detokenizer: super::harness::detokenizer().into(),
         text: crate::tokenizer::fixture::text_model().into(),
         metrics: metrics.clone(),
         places: tokio::sync::Semaphore::new(1).into(),
+        tenants: crate::tenants::Tenants::default(),
     };
     let health = context.health.clone();
-    let router = metrics::with_local_recorder(&recorder, || crate::http::router(context));
-    let server =
-        Server { router, health, metrics, requests: std::sync::Arc::default(), cancelled: std::sync::Arc::default() };
+    let router = metrics::with_local_recorder(&recorder, || crate::http::router(context.clone()));
+    let (requests, cancelled) = (std::sync::Arc::default(), std::sync::Arc::default());
+    let server = Server { router, context, health, metrics, backlog, requests, cancelled };
     assert_eq!(server.get("/health").await.status, StatusCode::SERVICE_UNAVAILABLE);
     for path in POSTS {
         let answer = server.post(path, json!({ "inputs": "a" })).await;
@@ -148,7 +233,7 @@ async fn before_the_first_worker_requests_are_refused_with_a_time_to_retry() {
         );
         let body = answer.json();
         let text = if path.starts_with("/v1") { &body["error"]["message"] } else { &body["error"] };
-        assert!(text.as_str().unwrap().contains("being loaded"), "{body}");
+        assert!(text.as_str().unwrap().contains("not ready yet"), "{body}");
     }
     let info = server.get("/info").await.json();
     assert_eq!((&info["max_total_tokens"], &info["max_input_tokens"]), (&json!(77), &Value::Null));

@@ -217,7 +217,7 @@ async fn a_full_server_refuses_at_once_and_takes_requests_again_when_a_client_le
         assert_eq!(answer.status, StatusCode::TOO_MANY_REQUESTS);
         assert_eq!(answer.json()["error_type"], "overloaded");
         assert!(answer.json()["error"].as_str().unwrap().starts_with("Model is overloaded"));
-        assert_eq!(answer.header("retry-after"), Some("1"));
+        assert!(answer.header("retry-after").unwrap().parse::<u64>().unwrap() >= 1);
     }
     for path in ["/v1/completions", "/v1/chat/completions"] {
         let answer = server.post(path, json!({ "prompt": "a", "messages": [], "stream": true })).await;

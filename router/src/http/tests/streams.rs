@@ -99,20 +99,37 @@ async fn a_failure_in_the_middle_is_the_last_event() {
 }
 
 #[tokio::test]
-async fn an_engine_that_is_gone_ends_the_stream_with_an_error() {
+async fn an_end_without_its_token_is_none() {
+    let server = Server::playing(|_| {
+        let say = Event::Token { sequence: 0, token: token(1, -1.0, 0) };
+        vec![vec![say], vec![Event::Finished { sequence: 0, finished: finished(1, FinishReason::Length, None) }]]
+    });
+    let answer = server.post("/generate_stream", json!({ "inputs": "Hi" })).await;
+    assert_eq!(answer.events()[1]["error_type"], "incomplete_generation_stream");
+    assert_eq!(server.metric(r#"tgi_request_failure{err="incomplete"}"#), Some(1.0));
+}
+
+#[tokio::test]
+async fn an_engine_that_is_gone_ends_every_answer_with_an_error() {
     let server = Server::start();
     let (engine, commands) = crate::engine::api::EngineHandle::new();
     drop(commands);
     let context = crate::http::Context {
         places: tokio::sync::Semaphore::new(1).into(),
+        tenants: crate::tenants::Tenants::default(),
         config: crate::config::Config::read(["millrace-router", "--model-id", "m"], |_| None).unwrap().into(),
         health: server.health.clone(),
         engine,
         detokenizer: super::harness::detokenizer().into(),
         text: crate::tokenizer::fixture::text_model().into(),
         metrics: server.metrics.clone(),
+        backlog: server.backlog.clone(),
     };
     let router = crate::http::router(context);
+    let whole = router.clone().oneshot(post("/generate", json!({ "inputs": "Hi" }).to_string())).await.unwrap();
+    assert_eq!(whole.status(), StatusCode::INTERNAL_SERVER_ERROR);
+    let body = whole.into_body().collect().await.unwrap().to_bytes();
+    assert_eq!(&body[..], br#"{"error":"Incomplete generation","error_type":"incomplete_generation"}"#);
     let response = router.oneshot(post("/generate_stream", json!({ "inputs": "Hi" }).to_string())).await.unwrap();
     let body = response.into_body().collect().await.unwrap().to_bytes();
     assert_eq!(

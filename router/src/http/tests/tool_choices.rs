@@ -5,7 +5,9 @@ use serde_json::{Value, json};
 
 use super::harness::speak;
 use super::tools::{CHAT, body, roomy, weather};
+use crate::http::openai::OpenAiRequest;
 use crate::tokenizer::fixture;
+use crate::tools::{Format, Wish};
 
 fn named(name: &str) -> Value {
     json!({ "type": "function", "function": { "name": name, "parameters": { "type": "object", "properties": {} } } })
@@ -85,6 +87,35 @@ async fn a_bound_answer_stands_behind_the_thoughts() {
     }
 }
 
+/// Also where nobody reads thoughts apart: the prompt has opened one all the same.
+#[test]
+fn without_a_parser_of_thoughts_bound_answers_stand_behind_them_too() {
+    let template =
+        "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}<think>\n{% endif %}";
+    let text = fixture::with_template(template);
+    let format = Format::of(&text, Wish::Auto, Wish::None);
+    assert_eq!(format.reasoning_name(), "none");
+    let object = json!({ "type": "json_object" });
+    let cases =
+        [("response_format", object, true), ("tool_choice", json!("required"), true), ("top_p", json!(0.5), false)];
+    for (field, value, is_bound) in cases {
+        let mut fields = body(&json!({}));
+        fields[field] = value;
+        let chat = serde_json::from_value::<OpenAiRequest>(fields).unwrap().chat(&format).unwrap();
+        let prompt = text.render(&chat.conversation).unwrap().text().to_owned();
+        assert_eq!(prompt.ends_with("</think>\n\n"), is_bound, "{field} {prompt}");
+    }
+}
+
+/// gpt-oss' calls are messages, also where nobody looks for those it makes freely.
+#[tokio::test]
+async fn forced_calls_have_the_models_form_also_without_a_parser() {
+    let flags = ["--tool-call-parser", "none", "--reasoning-parser", "harmony"];
+    let forced = grammar(&flags, json!({ "tool_choice": "required" })).await.unwrap();
+    assert!(forced.contains("to=functions."), "{forced}");
+    assert_eq!(grammar(&flags, json!({ "tool_choice": "auto" })).await, None);
+}
+
 #[tokio::test]
 async fn an_answer_in_a_form_is_a_message_where_answers_are() {
     let harmony = ["--tool-call-parser", "harmony", "--reasoning-parser", "harmony"];
@@ -97,7 +128,7 @@ async fn an_answer_in_a_form_is_a_message_where_answers_are() {
 
 /// The template of the fixture knows no tools.
 #[tokio::test]
-async fn templates_without_tools_have_them_in_the_last_message() {
+async fn templates_without_tools_have_them_in_the_last_message_that_does_not_go_on() {
     let server = roomy(&[], speak);
     let text = async |fields: Value| {
         let answer = server.post("/chat_tokenize", body(&fields)).await;
@@ -108,6 +139,10 @@ async fn templates_without_tools_have_them_in_the_last_message() {
     let own = text(json!({ "tool_prompt": "Call <|end|> them." })).await;
     assert!(own.contains("Call <|end|> them.") && !own.contains("JSON object"), "{own}");
     assert!(text(json!({ "tool_prompt": "" })).await.contains("JSON object"));
+    // An answer that goes on is the model's own: nothing is put into its mouth.
+    let begun = json!([{ "role": "user", "content": "Hi" }, { "role": "assistant", "content": "Well" }]);
+    let goes_on = text(json!({ "messages": begun })).await;
+    assert!(goes_on.ends_with("Well") && goes_on.contains("JSON object"), "{goes_on}");
     for fields in [json!({ "tool_choice": "none" }), json!({ "tools": [] }), json!({ "tools": null })] {
         assert_eq!(text(fields).await, "<s><|user|>Hi<|end|><|assistant|>");
     }

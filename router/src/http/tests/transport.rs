@@ -260,7 +260,7 @@ fn stalling(pieces: usize) -> Body {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_that_does_not_come_is_408_and_gives_its_place_back() {
+async fn a_body_that_does_not_come_is_408() {
     let server = Server::flags(&["--max-concurrent-requests", "1"]);
     for pieces in [0, 1, usize::MAX] {
         for path in ["/generate", "/generate_stream", "/", "/tokenize"] {
@@ -272,15 +272,128 @@ async fn a_body_that_does_not_come_is_408_and_gives_its_place_back() {
     }
 }
 
+const ROUTES: [&str; 6] =
+    ["/generate", "/generate_stream", "/", "/tokenize", "/v1/completions", "/v1/chat/completions"];
+
 #[tokio::test]
-async fn a_full_server_refuses_before_it_has_read_anything_and_a_body_under_way_holds_a_place() {
-    let server = Server::flags(&["--max-concurrent-requests", "1"]);
-    let mut slow = Box::pin(server.send(post("/tokenize", stalling(0))));
-    assert!(futures::poll!(slow.as_mut()).is_pending());
-    for path in ["/generate", "/generate_stream", "/", "/tokenize", "/v1/completions", "/v1/chat/completions"] {
+async fn a_full_server_refuses_before_it_has_read_anything() {
+    let server = Server::with(&["--max-concurrent-requests", "1"], &[], |_| Vec::new());
+    let mut running = Box::pin(server.send(post("/generate", ask())));
+    while server.num_requests() == 0 {
+        assert!(futures::poll!(running.as_mut()).is_pending());
+        tokio::task::yield_now().await;
+    }
+    for path in ROUTES {
         let answer = server.send(post(path, stalling(0))).await;
         assert_eq!(answer.status, StatusCode::TOO_MANY_REQUESTS, "{path}");
     }
-    server.health.drain();
-    assert_eq!(slow.await.status, StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[tokio::test]
+async fn bodies_that_drip_hold_no_place_and_end_when_the_server_stops() {
+    for flags in [&["--max-concurrent-requests", "2"][..], &["--max-concurrent-requests", "2", "--refuse-in-stream"]] {
+        let server = Server::flags(flags);
+        let mut slow: Vec<_> = ROUTES.map(|path| Box::pin(server.send(post(path, stalling(usize::MAX))))).into();
+        for one in &mut slow {
+            assert!(futures::poll!(one.as_mut()).is_pending());
+        }
+        for path in ["/generate", "/generate_stream", "/", "/tokenize"] {
+            assert_eq!(server.send(post(path, ask())).await.status, StatusCode::OK, "{path}");
+        }
+        server.health.drain();
+        for one in slow {
+            assert_eq!(one.await.status, StatusCode::SERVICE_UNAVAILABLE);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_ends_as_the_server_stops_is_refused_whether_places_are_left_or_not() {
+    for num_taken in [0, 2] {
+        for path in ["/generate", "/tokenize"] {
+            let server = Server::flags(&["--max-concurrent-requests", "2"]);
+            let (sender, pieces) = futures::channel::mpsc::unbounded();
+            let mut answer = Box::pin(server.send(post(path, Body::from_stream(pieces))));
+            assert!(futures::poll!(answer.as_mut()).is_pending());
+            server.health.drain();
+            let _taken = server.context.places.try_acquire_many(num_taken).unwrap();
+            sender.unbounded_send(Ok::<_, std::convert::Infallible>(ask())).unwrap();
+            drop(sender);
+            assert_eq!(answer.await.status, StatusCode::SERVICE_UNAVAILABLE, "{path} {num_taken}");
+        }
+    }
+}
+
+/// A body of which so many bytes come at once, and no more.
+fn cut_short(bytes: usize) -> Body {
+    let piece = futures::stream::once(async move { Ok::<_, std::convert::Infallible>(" ".repeat(bytes)) });
+    Body::from_stream(futures::StreamExt::chain(piece, futures::stream::pending()))
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_say_how_long_it_is_may_be_no_longer() {
+    let server = Server::flags(&["--payload-limit", "1000"]);
+    for path in ["/generate", "/tokenize"] {
+        let answer = server.send(post(path, cut_short(1001))).await;
+        assert_eq!(
+            (answer.status, &answer.json()["error_type"]),
+            (StatusCode::PAYLOAD_TOO_LARGE, &json!("payload_too_large"))
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_off_is_400() {
+    let server = Server::start();
+    for path in ["/generate", "/tokenize"] {
+        let pieces = [Ok(r#"{"inputs":"#), Err(std::io::Error::from(std::io::ErrorKind::ConnectionReset))];
+        let answer = server.send(post(path, Body::from_stream(futures::stream::iter(pieces)))).await;
+        assert_eq!((answer.status, &answer.json()["error_type"]), (StatusCode::BAD_REQUEST, &json!("unreadable_body")));
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_had_to_make_room_is_408() {
+    let server = Server::start();
+    for path in ["/generate", "/tokenize"] {
+        let pieces = [Ok(r#"{"inputs":"#), Err(crate::connections::CutShort)];
+        let answer = server.send(post(path, Body::from_stream(futures::stream::iter(pieces)))).await;
+        assert_eq!((answer.status, &answer.json()["error_type"]), (StatusCode::REQUEST_TIMEOUT, &json!("timeout")));
+        assert!(answer.body.contains("others needed its connection"), "{}", answer.body);
+    }
+}
+
+#[tokio::test]
+async fn a_body_of_too_many_values_is_413() {
+    let server = Server::flags(&["--payload-limit", "100000"]);
+    let body = format!(r#"{{"inputs":"a","x":[{}0]}}"#, "[1],".repeat(24_000));
+    let answer = server.send(post("/generate", body)).await;
+    assert_eq!(answer.status, StatusCode::PAYLOAD_TOO_LARGE);
+    assert!(answer.body.contains("so many values"), "{}", answer.body);
+}
+
+#[tokio::test]
+async fn bodies_under_way_are_bounded_and_the_slowest_make_room() {
+    let server = Server::flags(&["--max-concurrent-requests", "2"]);
+    let mut slow = [(); 2].map(|()| Box::pin(server.send(post("/generate", cut_short(2_000_000)))));
+    for one in &mut slow {
+        assert!(futures::poll!(one.as_mut()).is_pending());
+    }
+    let too_much = || server.send(post("/v1/completions", cut_short(500_000)));
+    let answer = too_much().await;
+    assert_eq!((answer.status, answer.header("retry-after")), (StatusCode::TOO_MANY_REQUESTS, Some("5")));
+    assert!(answer.body.contains("send all of it at once"), "{}", answer.body);
+    assert_eq!(server.send(post("/generate", ask())).await.status, StatusCode::OK);
+    // From here on nothing waits for another thread, which a clock that stands would not see.
+    tokio::time::pause();
+    tokio::time::advance(std::time::Duration::from_secs(5)).await;
+    let mut newcomer = Box::pin(too_much());
+    assert!(futures::poll!(newcomer.as_mut()).is_pending());
+    let mut slow = slow.into_iter();
+    let answer = slow.next().unwrap().await;
+    assert_eq!((answer.status, &answer.json()["error_type"]), (StatusCode::TOO_MANY_REQUESTS, &json!("overloaded")));
+    for mut one in slow {
+        assert!(futures::poll!(one.as_mut()).is_pending());
+    }
+    assert_eq!(server.metric(r#"millrace_refusals_total{reason="bodies"}"#), Some(2.0));
 }

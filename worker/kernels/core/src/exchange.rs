@@ -6,6 +6,12 @@
 //! writes its slot, and says n. Whoever reads a slot of round n first waits until its rank has said n. A rank that says
 //! n + 1 has read all it wanted of round n, so a slot is free again two rounds later. Ranks take the same rounds in the
 //! same order, as they compute the same steps.
+//!
+//! A step that fails on one rank fails on all, and they go on together. A rank says that it has ended the step, with an
+//! outcome, whether it has come through it or not. Whoever waits within the step for a round that such a rank never
+//! entered leaves too. When all have ended, each knows the worst outcome. If it is a bad one, ranks have stopped at different
+//! rounds: all take the highest number that any of them had said by then as theirs, which nobody waits for any more. What
+//! a rank says of step s has a place of its own until it ends step s + 2, when all others have read it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -14,6 +20,12 @@ use std::time::{Duration, Instant};
 pub const SLOT_BYTES: usize = 256 * 1024;
 /// A rank's number has this many bytes to itself, so that writing one disturbs nobody who waits for another.
 const NUMBER_BYTES: usize = 128;
+
+/// Where in them the ends of steps stand: for even and for odd ones, each the step with its outcome, and the rank's number.
+const ENDS_AT: usize = 64;
+const END_BYTES: usize = 16;
+/// An outcome takes so many bits beside the number of its step.
+const OUTCOME_BITS: u32 = 8;
 
 /// How often a waiting rank looks before it lets others run, and how long it looks often.
 const SPINS: u32 = 4000;
@@ -33,6 +45,25 @@ pub struct Exchange {
     memory: *mut u8,
     rank: usize,
     size: usize,
+    /// Steps begun.
+    step: u64,
+    is_in_step: bool,
+}
+
+/// Why an exchange ended early.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended<E> {
+    /// This rank has ended the step without the round that was waited for. The next step finds the exchange in order.
+    Left(usize),
+    /// What `alive` answered. The exchange is over for good.
+    Gone(E),
+}
+
+/// How a step ended: the worst outcome, and the first rank that had it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    pub outcome: u8,
+    pub rank: usize,
 }
 
 // SAFETY: what is shared are atomics, and slots that the rounds guard.
@@ -45,17 +76,58 @@ impl Exchange {
     /// `memory` is shared by `size` ranks, has `shared_bytes(size)` bytes aligned to 128, all zero before the first of
     /// them starts, and outlives this. No other end of it is `rank`.
     pub unsafe fn new(memory: *mut u8, rank: usize, size: usize) -> Self {
-        Self { memory, rank, size }
+        Self { memory, rank, size, step: 0, is_in_step: false }
+    }
+
+    /// Until `end_step`, exchanges end with `Ended::Left` when another rank ends the step early. All ranks take the same
+    /// steps in the same order.
+    pub fn begin_step(&mut self) {
+        self.step += 1;
+        self.is_in_step = true;
+    }
+
+    /// Tells the others how the step went here, 0 being well, and waits until all have ended it.
+    ///
+    /// # Errors
+    /// What `alive` answers: the exchange is over for good.
+    pub fn end_step<E>(&mut self, outcome: u8, alive: &dyn Fn() -> Result<(), E>) -> Result<Verdict, E> {
+        self.is_in_step = false;
+        let (end, number) = self.end(self.rank, self.step);
+        number.store(self.number(self.rank).load(Ordering::Relaxed), Ordering::Relaxed);
+        end.store(self.step << OUTCOME_BITS | u64::from(outcome), Ordering::Release);
+        let (mut verdict, mut highest) = (Verdict { outcome: 0, rank: 0 }, 0);
+        for rank in 0..self.size {
+            let (end, number) = self.end(rank, self.step);
+            wait_until(|| self.has_ended(rank), || Ok(()), alive)?;
+            let outcome = (end.load(Ordering::Acquire) & ((1 << OUTCOME_BITS) - 1)) as u8;
+            if outcome > verdict.outcome {
+                verdict = Verdict { outcome, rank };
+            }
+            highest = highest.max(number.load(Ordering::Relaxed));
+        }
+        if verdict.outcome > 0 {
+            self.say(highest);
+        }
+        Ok(verdict)
+    }
+
+    fn has_ended(&self, rank: usize) -> bool {
+        self.end(rank, self.step).0.load(Ordering::Acquire) >> OUTCOME_BITS == self.step
     }
 
     /// `x` becomes the sum over the ranks, which adds up in their order: all get the same bits.
     ///
     /// # Errors
-    /// What `alive` answers, which is asked now and then while others are late: it ends the exchange for good.
+    /// `Ended::Left` within a step; else what `alive` answers, which is asked now and then while others are late.
     ///
     /// # Safety
     /// `x` is readable and writable for `count` values.
-    pub unsafe fn sum<E>(&mut self, x: *mut f32, count: usize, alive: &dyn Fn() -> Result<(), E>) -> Result<(), E> {
+    pub unsafe fn sum<E>(
+        &mut self,
+        x: *mut f32,
+        count: usize,
+        alive: &dyn Fn() -> Result<(), E>,
+    ) -> Result<(), Ended<E>> {
         let part = SLOT_BYTES / 4;
         for first in (0..count).step_by(part) {
             let (count, round) = (part.min(count - first), self.enter(alive)?);
@@ -92,7 +164,7 @@ impl Exchange {
         x: *mut u8,
         bytes: usize,
         alive: &dyn Fn() -> Result<(), E>,
-    ) -> Result<(), E> {
+    ) -> Result<(), Ended<E>> {
         for first in (0..bytes).step_by(SLOT_BYTES) {
             let (bytes, round) = (SLOT_BYTES.min(bytes - first), self.enter(alive)?);
             let (x, slot) = (x.wrapping_add(first), self.slot(0, round));
@@ -117,7 +189,7 @@ impl Exchange {
     ///
     /// # Safety
     /// `x` is readable for `rows * row_bytes`; on rank 0 `out` is writable for as much of every rank.
-    pub unsafe fn gather<E>(&mut self, call: Gather, alive: &dyn Fn() -> Result<(), E>) -> Result<(), E> {
+    pub unsafe fn gather<E>(&mut self, call: Gather, alive: &dyn Fn() -> Result<(), E>) -> Result<(), Ended<E>> {
         let bytes = call.rows * call.row_bytes;
         for first in (0..bytes).step_by(SLOT_BYTES) {
             let (end, round) = (bytes.min(first + SLOT_BYTES), self.enter(alive)?);
@@ -148,7 +220,7 @@ impl Exchange {
     }
 
     /// The next round; this rank's slot in it is free.
-    fn enter<E>(&self, alive: &dyn Fn() -> Result<(), E>) -> Result<u64, E> {
+    fn enter<E>(&self, alive: &dyn Fn() -> Result<(), E>) -> Result<u64, Ended<E>> {
         let last = self.number(self.rank).load(Ordering::Relaxed);
         for rank in 0..self.size {
             self.wait_for(rank, last, alive)?;
@@ -160,29 +232,12 @@ impl Exchange {
         self.number(self.rank).store(round, Ordering::Release);
     }
 
-    fn wait_for<E>(&self, rank: usize, round: u64, alive: &dyn Fn() -> Result<(), E>) -> Result<(), E> {
+    fn wait_for<E>(&self, rank: usize, round: u64, alive: &dyn Fn() -> Result<(), E>) -> Result<(), Ended<E>> {
         let said = || self.number(rank).load(Ordering::Acquire) >= round;
-        for _ in 0..SPINS {
-            if said() {
-                return Ok(());
-            }
-            std::hint::spin_loop();
-        }
-        let began = Instant::now();
-        let mut asked = began;
-        while !said() {
-            let now = Instant::now();
-            if now - began < HURRY {
-                std::thread::yield_now();
-            } else {
-                std::thread::sleep(REST);
-            }
-            if now - asked > PATIENCE {
-                asked = now;
-                alive()?;
-            }
-        }
-        Ok(())
+        // It may have said the round between the two looks: then it ended the step after that.
+        let present =
+            || if self.is_in_step && self.has_ended(rank) && !said() { Err(Ended::Left(rank)) } else { Ok(()) };
+        wait_until(said, present, &|| alive().map_err(Ended::Gone))
     }
 
     fn number(&self, rank: usize) -> &AtomicU64 {
@@ -190,10 +245,47 @@ impl Exchange {
         unsafe { &*self.memory.add(rank * NUMBER_BYTES).cast::<AtomicU64>() }
     }
 
+    /// What `rank` says of the end of a step, and its number then.
+    fn end(&self, rank: usize, step: u64) -> (&AtomicU64, &AtomicU64) {
+        let at = rank * NUMBER_BYTES + ENDS_AT + (step % 2) as usize * END_BYTES;
+        // SAFETY: both lie in the rank's line, aligned; they are only used as atomics.
+        unsafe { (&*self.memory.add(at).cast(), &*self.memory.add(at + 8).cast()) }
+    }
+
     fn slot(&self, rank: usize, round: u64) -> *mut u8 {
         let index = 2 * rank + (round % 2) as usize;
         self.memory.wrapping_add(self.size * NUMBER_BYTES + index * SLOT_BYTES)
     }
+}
+
+/// Looks until `done`; while it is not, `present` and, now and then, `alive` may end the wait.
+fn wait_until<E>(
+    done: impl Fn() -> bool,
+    present: impl Fn() -> Result<(), E>,
+    alive: &dyn Fn() -> Result<(), E>,
+) -> Result<(), E> {
+    for _ in 0..SPINS {
+        if done() {
+            return Ok(());
+        }
+        std::hint::spin_loop();
+    }
+    let began = Instant::now();
+    let mut asked = began;
+    while !done() {
+        present()?;
+        let now = Instant::now();
+        if now - began < HURRY {
+            std::thread::yield_now();
+        } else {
+            std::thread::sleep(REST);
+        }
+        if now - asked > PATIENCE {
+            asked = now;
+            alive()?;
+        }
+    }
+    Ok(())
 }
 
 /// What `gather` moves: `rows` of `row_bytes` from `x` of every rank to `out` of rank 0.

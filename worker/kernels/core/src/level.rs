@@ -1,14 +1,14 @@
-//! Which instructions this CPU has, and the one place where a kernel is compiled for each level.
+//! Which instructions this CPU has, and for which levels a kernel is compiled.
 
 use std::fmt;
 use std::str::FromStr;
 
-use crate::simd::Kernel;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::avx512::{Avx512, Avx512Bf16};
 use crate::simd::portable::Portable;
+use crate::simd::{Kernel, Simd, Whole};
 
 /// An instruction-set level that this CPU has: a value of another one cannot be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -62,7 +62,8 @@ impl Level {
                 && is_x86_feature_detected!("avx512dq");
             if levels.len() == 2 && wide {
                 levels.push(Self(Set::Avx512));
-                if is_x86_feature_detected!("avx512bf16") {
+                // Bytes are looked up, too: only one family of CPUs multiplies bfloat16 and cannot.
+                if is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512vbmi") {
                     levels.push(Self(Set::Avx512Bf16));
                 }
             }
@@ -96,44 +97,34 @@ impl Level {
         }
     }
 
+    /// The level below where this one only adds the multiplication of bfloat16: for kernels of float32.
+    #[must_use]
+    pub const fn for_float32(self) -> Self {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx512Bf16 => Self(Set::Avx512),
+            set => Self(set),
+        }
+    }
+
     /// Runs a kernel with this level's instructions.
     ///
     /// # Safety
     /// What the kernel itself asks for (its pointers).
     #[inline]
     pub unsafe fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        let kernel = Whole(kernel);
         // SAFETY: a level exists only where its instructions do.
         unsafe {
             match self.0 {
-                Set::Portable => kernel.run::<Portable>(),
+                Set::Portable => Portable::run(kernel),
                 #[cfg(target_arch = "x86_64")]
-                Set::Avx2 => with_avx2(kernel),
+                Set::Avx2 => Avx2::run(kernel),
                 #[cfg(target_arch = "x86_64")]
-                Set::Avx512 => with_avx512(kernel),
+                Set::Avx512 => Avx512::run(kernel),
                 #[cfg(target_arch = "x86_64")]
-                Set::Avx512Bf16 => with_avx512_bf16(kernel),
+                Set::Avx512Bf16 => Avx512Bf16::run(kernel),
             }
         }
     }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn with_avx2<K: Kernel>(kernel: K) -> K::Output {
-    // SAFETY: the caller's promise.
-    unsafe { kernel.run::<Avx2>() }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512dq")]
-unsafe fn with_avx512<K: Kernel>(kernel: K) -> K::Output {
-    // SAFETY: the caller's promise.
-    unsafe { kernel.run::<Avx512>() }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-unsafe fn with_avx512_bf16<K: Kernel>(kernel: K) -> K::Output {
-    // SAFETY: the caller's promise.
-    unsafe { kernel.run::<Avx512Bf16>() }
 }

@@ -5,10 +5,13 @@
 
 pub mod attention;
 pub mod exchange;
+pub mod experts;
 pub mod level;
 pub mod linear;
 mod memory;
 pub mod norm;
+pub mod quantized;
+pub mod sampling;
 pub mod simd;
 pub mod team;
 

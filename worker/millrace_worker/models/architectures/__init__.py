@@ -41,8 +41,8 @@ from millrace_worker.models.architectures.positions import stretched
 from millrace_worker.models.architectures.vocabulary import Architecture
 from millrace_worker.models.encoder_decoder.spec import EncoderDecoder, EncoderDecoderNames
 from millrace_worker.models.hf_config import ConfigError, ModelConfig, UnsupportedError
-from millrace_worker.models.names import Names
-from millrace_worker.models.quantization import Fp8Blocks
+from millrace_worker.models.names import Names, SplitExperts
+from millrace_worker.models.quantization import Fp8Blocks, PackedCodes
 from millrace_worker.models.recurrent.spec import Recurrent
 from millrace_worker.models.scaling import Stretch
 from millrace_worker.models.spec import Decoder
@@ -135,6 +135,8 @@ def describe(config: ModelConfig, stretch: Stretch | None = None) -> tuple[Decod
     whole = config.with_defaults(architecture.defaults)
     with _blaming_the_file(config):
         spec, names = architecture.describe(whole)
+    if codes := PackedCodes.stated(config):
+        _check_packed(codes, spec, names)
     return (spec if stretch is None else stretched(whole, spec, stretch)), names
 
 
@@ -161,10 +163,20 @@ def _blaming_the_file(config: ModelConfig) -> Iterator[None]:
 
 def _check_quantization(config: ModelConfig, readable: Collection[str]) -> None:
     quantization = config.get("quantization_config")
-    if quantization and Fp8Blocks.stated(config) is None:
+    if quantization and Fp8Blocks.stated(config) is None and PackedCodes.stated(config) is None:
         method = quantization.get("quant_method", "of some kind") if isinstance(quantization, dict) else quantization
         if method not in readable:
             raise UnsupportedError(f"config.json: there is no spec for quantized weights ({method})")
+
+
+def _check_packed(codes: PackedCodes, spec: Decoder | Recurrent, names: Names) -> None:
+    """Raises UnsupportedError for models whose linear layers are not read in this form."""
+    if isinstance(spec, Recurrent):
+        raise UnsupportedError(f"config.json: there is no spec for quantized weights ({codes.method}) of such layers")
+    if names.moe is not None and not isinstance(names.moe.experts, SplitExperts):
+        raise UnsupportedError(
+            f"config.json: there is no spec for quantized weights ({codes.method}) of experts that are one tensor"
+        )
 
 
 def family_of(config: ModelConfig) -> Architecture | None:

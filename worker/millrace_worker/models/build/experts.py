@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from millrace_worker.layers.experts import ExpertWeights
+from millrace_worker.layers.quantized import Matrix
 from millrace_worker.models.names import FlatExperts, MoeNames, Mxfp4Experts, SplitExperts, StackedExperts
 from millrace_worker.models.sharding import Piece
 from millrace_worker.models.spec import Moe
@@ -21,7 +22,7 @@ BYTES = (torch.uint8,)
 SCALE_BIAS = 127
 
 
-def read_experts(weights: Weights, at: str, names: MoeNames, moe: Moe, hidden: int) -> Iterator[ExpertWeights]:
+def read_experts(weights: Weights, at: str, names: MoeNames, moe: Moe, hidden: int) -> Iterator[ExpertWeights[Matrix]]:
     """The experts of the layer whose tensors' names begin with `at`."""
     reader = _Reader(weights, at, moe, hidden, weights.rank.columns(moe.expert.size, "columns of each expert"))
     for expert in range(moe.num_experts):
@@ -44,14 +45,14 @@ class _Reader:
     hidden: int
     part: range  # of each expert's columns
 
-    def split(self, names: SplitExperts, expert: int) -> ExpertWeights:
+    def split(self, names: SplitExperts, expert: int) -> ExpertWeights[Matrix]:
         size, part, bias = self.moe.expert.size, self.part, self.moe.expert.bias
         pieces = [Piece(self.at + path.format(expert), size, part.start, part.stop) for path in names.up]
         up = self.weights.columns(pieces, self.hidden, bias=bias)
         down = self.weights.rows(self.at + names.down.format(expert), (self.hidden, size), part, bias=bias)
         return ExpertWeights(*up, *down)
 
-    def stacked(self, names: StackedExperts, expert: int) -> ExpertWeights:
+    def stacked(self, names: StackedExperts, expert: int) -> ExpertWeights[Tensor]:
         size, part, hidden = self.moe.expert.size, self.part, self.hidden
         columns = slice(part.start, part.stop)
         up = [
@@ -61,7 +62,7 @@ class _Reader:
         down = self._matrix(names.down, (hidden, size), expert, (slice(None), columns), names.transposed)
         return self._made(_joined(up, names.interleaved), down, self._biases(names, expert))
 
-    def flat(self, names: FlatExperts, expert: int) -> ExpertWeights:
+    def flat(self, names: FlatExperts, expert: int) -> ExpertWeights[Tensor]:
         size, part = self.moe.expert.size, self.part
         rows = slice(expert * size + part.start, expert * size + part.stop)
         gate, up, down = (
@@ -70,7 +71,7 @@ class _Reader:
         )
         return self._made(torch.cat((gate, up)), down.t(), (None, None))
 
-    def mxfp4(self, names: Mxfp4Experts, expert: int) -> ExpertWeights:
+    def mxfp4(self, names: Mxfp4Experts, expert: int) -> ExpertWeights[Tensor]:
         size, part, hidden = self.moe.expert.size, self.part, self.hidden
         (rows,) = self._gate_and_up(interleaved=True)
         up = self._unpacked(names.up, (2 * size, hidden), expert, rows, range(hidden))
@@ -121,7 +122,7 @@ class _Reader:
         begin = columns.start - first * FP4_BLOCK
         return from_mxfp4(blocks, scales)[:, begin : begin + len(columns)]
 
-    def _made(self, up: Tensor, down: Tensor, biases: tuple[Tensor | None, Tensor | None]) -> ExpertWeights:
+    def _made(self, up: Tensor, down: Tensor, biases: tuple[Tensor | None, Tensor | None]) -> ExpertWeights[Tensor]:
         """In the dtype and on the device of the weights."""
 
         def copy(stored: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ def latent_heads(names: Names, weights: Weights, layer: int, spec: LatentAttenti
     local, size = _local_heads(spec, weights), spec.plain_dim + spec.value_dim
     path = f"{names.layer.format(layer)}.{_names(names).up}"
     rows = Piece(path, spec.num_heads * size, local.start * size, local.stop * size)
-    up, _ = weights.columns([rows], spec.latent_dim, bias=False)
+    up, _ = weights.plain_columns([rows], spec.latent_dim, bias=False)
     return LatentHeads(
         layer=layer,
         num_heads=len(local),

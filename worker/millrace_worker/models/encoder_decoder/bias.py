@@ -19,39 +19,30 @@ def bucket(distances: Tensor, buckets: int, max_distance: int) -> Tensor:
     return torch.where(distances < single, distances, far)
 
 
-class DecoderBias:
-    """Keys stand at or before their query."""
+class DistanceBias:
+    """A value of each head for each distance. What a block of queries adds is a view of these values: written out, it
+    would grow with the square of a prompt."""
 
-    def __init__(self, weight: Tensor, spec: RelativeBias, max_tokens: int) -> None:
-        """`weight` [buckets, N]: of this rank's heads."""
-        distances = torch.arange(max_tokens, device=weight.device)
-        by_distance = weight[bucket(distances, spec.buckets, spec.max_distance)].t()
-        self._by_place = by_distance.flip(1).contiguous()  # [N, max_tokens]: the last is of distance 0
+    def __init__(self, by_distance: Tensor) -> None:
+        """`by_distance` [N, 2 M - 1]: from a key M - 1 behind its query to one M - 1 ahead."""
+        self._by_distance, self._same = by_distance.contiguous(), by_distance.shape[1] // 2
 
-    def __call__(self, first: int, count: int) -> Tensor:
-        """[N, count, first + count] for queries `first ..` and all keys up to the last of them."""
-        last = self._by_place.shape[1] - 1
-        if count == 1:
-            return self._by_place[:, None, last - first :]
-        queries = torch.arange(first, first + count, device=self._by_place.device)
-        keys = torch.arange(first + count, device=self._by_place.device)
-        distances = queries[:, None] - keys
-        bias = self._by_place[:, last - distances.clamp(min=0)]
-        return bias.masked_fill_(distances < 0, -torch.inf)
+    def backwards(self, first: int, count: int, num_keys: int) -> Tensor:
+        """[N, count, num_keys] for the queries `first .. first + count`, the last one first, and keys from 0 on."""
+        start = self._same - (first + count - 1)
+        return self._by_distance[:, start : start + num_keys + count - 1].unfold(1, num_keys, 1)
 
 
-class EncoderBias:
-    """Keys stand on both sides: half of the classes are for those behind their query, half for those ahead."""
+def decoder_bias(weight: Tensor, spec: RelativeBias, max_tokens: int) -> DistanceBias:
+    """`weight` [buckets, N]: of this rank's heads. Keys stand at or before their query: others are not seen."""
+    distances = torch.arange(max_tokens - 1, -1, -1, device=weight.device)
+    behind = weight[bucket(distances, spec.buckets, spec.max_distance)].t()
+    return DistanceBias(torch.cat((behind, torch.full_like(behind[:, 1:], -torch.inf)), dim=1))
 
-    def __init__(self, weight: Tensor, spec: RelativeBias, max_tokens: int) -> None:
-        """`weight` [buckets, N]: of this rank's heads."""
-        offsets = torch.arange(1 - max_tokens, max_tokens, device=weight.device)
-        half = spec.buckets // 2
-        classes = bucket(offsets.abs(), half, spec.max_distance) + half * (offsets > 0)
-        self._by_offset, self._middle = weight[classes].t().contiguous(), max_tokens - 1
 
-    def __call__(self, first: int, count: int, num_keys: int) -> Tensor:
-        """[N, count, num_keys] for queries `first ..` and keys from 0 on."""
-        device = self._by_offset.device
-        queries = torch.arange(first, first + count, device=device)
-        return self._by_offset[:, torch.arange(num_keys, device=device) - queries[:, None] + self._middle]
+def encoder_bias(weight: Tensor, spec: RelativeBias, max_tokens: int) -> DistanceBias:
+    """`weight` [buckets, N]: of this rank's heads. Half of the classes are for keys behind their query, half for those
+    ahead."""
+    offsets = torch.arange(1 - max_tokens, max_tokens, device=weight.device)
+    half = spec.buckets // 2
+    return DistanceBias(weight[bucket(offsets.abs(), half, spec.max_distance) + half * (offsets > 0)].t())

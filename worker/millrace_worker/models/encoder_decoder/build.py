@@ -90,7 +90,7 @@ class Builder:
         """What T5's MLPs add to the stream does not fit into float16."""
         weights, size = replace(parts.weights, dtype=torch.float32), self.spec.mlp.size
         part = weights.rank.columns(size, "columns of the MLP")
-        down, _ = weights.rows(at + parts.names.down, (self.spec.ends.hidden, size), part, bias=False)
+        down, _ = weights.plain_rows(at + parts.names.down, (self.spec.ends.hidden, size), part, bias=False)
         return replace(mlp, down=WideLinear(down))
 
     def _columns(self, paths: list[str]) -> Linear:

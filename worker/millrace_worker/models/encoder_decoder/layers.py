@@ -17,10 +17,11 @@ from millrace_worker.distributed import Group
 from millrace_worker.layers.linear import Linear
 from millrace_worker.layers.norm import Norm
 from millrace_worker.models.decoder import FeedForward, Named
-from millrace_worker.models.encoder_decoder.bias import DecoderBias, EncoderBias
+from millrace_worker.models.encoder_decoder.bias import DistanceBias
 from millrace_worker.models.encoder_decoder.state import RowStates, Writing
 
-# Values that the bias of one block of the encoder's queries may have.
+# Values that the bias of one block of queries may have. Kernels on CPUs read it where it lies, those on GPUs want it
+# written out.
 MAX_BIAS_VALUES = 1 << 24
 
 
@@ -63,16 +64,12 @@ class EncoderLayer:
     def linears(self) -> tuple[Named, ...]:
         return self.attention.qkv, self.attention.out, *self.block.mlp.linears
 
-    def __call__(self, x: Tensor, delta: Tensor | None, bias: EncoderBias) -> Tensor:
+    def __call__(self, x: Tensor, delta: Tensor | None, bias: DistanceBias) -> Tensor:
         """Of one prompt."""
         qkv = self.attention.qkv(self.attention.norm.add(x, delta))
         q, k, v = qkv.view(len(x), 3, self.num_heads, -1).permute(1, 2, 0, 3)
         attended = torch.empty(len(x), self.num_heads, q.shape[2], dtype=qkv.dtype, device=qkv.device)
-        block = max(1, MAX_BIAS_VALUES // (self.num_heads * len(x)))
-        for first in range(0, len(x), block):
-            queries = q[:, first : first + block]
-            added = bias(first, queries.shape[1], len(x)).to(qkv.dtype)
-            attended[first : first + block] = _attend(queries, k, v, added).transpose(0, 1)
+        _attend_by_distance((q, k, v), 0, bias, attended)
         return self.block(x, self.block.group.all_reduce(self.attention.out(attended.flatten(1))))
 
 
@@ -94,7 +91,7 @@ class DecoderLayer:
         states.write(self.index, row, 0, self.cross.kv(encoded_PD).view(len(encoded_PD), 2, self.num_heads, -1))
 
     def __call__(
-        self, x: Tensor, delta: Tensor | None, writings: Sequence[Writing], states: RowStates, bias: DecoderBias
+        self, x: Tensor, delta: Tensor | None, writings: Sequence[Writing], states: RowStates, bias: DistanceBias
     ) -> Tensor:
         all_reduce = self.block.group.all_reduce
         qkv = self.attention.qkv(self.attention.norm.add(x, delta)).view(len(x), 3, self.num_heads, -1)
@@ -102,18 +99,30 @@ class DecoderLayer:
         for each in writings:
             states.write(self.index, each.row, each.own_slots.stop - each.count, qkv[each.tokens, 1:])
             k, v = states.read(self.index, each.row, each.own_slots)
-            added = bias(each.first, each.count).to(qkv.dtype)
-            attended[each.tokens] = _attend(qkv[each.tokens, 0].transpose(0, 1), k, v, added).transpose(0, 1)
+            _attend_by_distance((qkv[each.tokens, 0].transpose(0, 1), k, v), each.first, bias, attended[each.tokens])
         delta = all_reduce(self.attention.out(attended.flatten(1)))
         q = self.cross.query(self.cross.norm.add(x, delta)).view(len(x), self.num_heads, -1)
         attended = torch.empty_like(q)
         for each in writings:
             k, v = states.read(self.index, each.row, slice(0, each.num_prompt_tokens))
-            attended[each.tokens] = _attend(q[each.tokens].transpose(0, 1), k, v, None).transpose(0, 1)
+            attended[each.tokens] = _attend((q[each.tokens].transpose(0, 1), k, v), None).transpose(0, 1)
         return self.block(x, all_reduce(self.cross.out(attended.flatten(1))))
 
 
-def _attend(q_NTH: Tensor, k_NSH: Tensor, v_NSH: Tensor, bias: Tensor | None) -> Tensor:
-    """[N, T, H]; bias [N, T, S]."""
-    bias = None if bias is None else bias[None]
-    return F.scaled_dot_product_attention(q_NTH[None], k_NSH[None], v_NSH[None], attn_mask=bias, scale=1.0)[0]
+def _attend_by_distance(qkv: tuple[Tensor, Tensor, Tensor], first: int, bias: DistanceBias, out_TNH: Tensor) -> None:
+    """Of the queries from position `first` on, into `out_TNH`; see `_attend`."""
+    q_NTH, k, v = qkv
+    num_heads, num_queries, _ = q_NTH.shape
+    block = max(1, MAX_BIAS_VALUES // (num_heads * k.shape[1]))
+    for start in range(0, num_queries, block):
+        queries = q_NTH[:, start : start + block].flip(1)
+        added = bias.backwards(first + start, queries.shape[1], k.shape[1])
+        added = added if added.device.type == "cpu" else added.to(q_NTH.dtype).contiguous()
+        out_TNH[start : start + block] = _attend((queries, k, v), added).flip(1).transpose(0, 1)
+
+
+def _attend(qkv: tuple[Tensor, Tensor, Tensor], bias_NTS: Tensor | None) -> Tensor:
+    """[N, T, H] for q [N, T, H] and k, v [N, S, H]."""
+    q, k, v = (each[None] for each in qkv)
+    bias = None if bias_NTS is None else bias_NTS[None]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)[0]

@@ -12,7 +12,7 @@ from millrace_worker.distributed import Group
 from millrace_worker.layers.operators import choose_operators
 from millrace_worker.models.architectures import describe_encoder_decoder
 from millrace_worker.models.build.parts import Parts
-from millrace_worker.models.checkpoint import Checkpoint
+from millrace_worker.models.checkpoint import Checkpoint, OnRead, unwatched
 from millrace_worker.models.encoder_decoder.build import Builder
 from millrace_worker.models.encoder_decoder.model import EncoderDecoderModel
 from millrace_worker.models.hf_config import ModelConfig
@@ -24,12 +24,19 @@ if TYPE_CHECKING:
 
 
 def load_encoder_decoder(
-    path: Path, *, dtype: torch.dtype, device: torch.device, group: Group, kernels: Machine | None = None
+    path: Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    group: Group,
+    kernels: Machine | None = None,
+    on_read: OnRead = unwatched,
 ) -> EncoderDecoderModel:
     """As `models.load.load_model`, for an architecture that is one."""
     config = ModelConfig.read(path)
     spec, names = describe_encoder_decoder(config)
     checkpoint = Checkpoint(path)
+    checkpoint.on_read = on_read
     if checkpoint.has(f"{names.decoder.head}.weight"):
         spec = replace(spec, ends=replace(spec.ends, tied=False))
     rank = Rank(group.rank, group.size)

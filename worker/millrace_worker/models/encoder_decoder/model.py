@@ -14,7 +14,7 @@ from torch import Tensor
 
 from millrace_worker.layers.norm import Norm
 from millrace_worker.models.decoder import Ends
-from millrace_worker.models.encoder_decoder.bias import DecoderBias, EncoderBias
+from millrace_worker.models.encoder_decoder.bias import DistanceBias, decoder_bias, encoder_bias
 from millrace_worker.models.encoder_decoder.layers import DecoderLayer, EncoderLayer
 from millrace_worker.models.encoder_decoder.spec import EncoderDecoder
 from millrace_worker.models.encoder_decoder.state import RowStates, StateShape, Step, plan_step
@@ -41,22 +41,24 @@ class EncoderDecoderModel:
 
     implementation = "native"
     page_size = 0
+    encodes_prompts = True
 
     def __init__(self, spec: EncoderDecoder, ends: Ends, stacks: Stacks, shape: StateShape) -> None:
         self.spec, self.missing = spec, MISSING
         self.vocab_size, self.max_positions = spec.ends.vocab, spec.ends.max_positions
         self._ends, self._stacks, self._shape = ends, stacks, shape
         self._states: RowStates | None = None
-        self._biases: tuple[EncoderBias, DecoderBias] | None = None
+        self._biases: tuple[DistanceBias, DistanceBias] | None = None
 
     def allocate_rows(self, max_rows: int, max_sequence_tokens: int) -> None:
         self._states = None
         self._states = RowStates(self._shape, max_rows, max_sequence_tokens)
-        encoder, decoder = self._stacks.biases
-        bias = self.spec.bias
+        # Kernels on CPUs take a float32 bias at any dtype.
+        encoder, decoder = (bias.float() if bias.device.type == "cpu" else bias for bias in self._stacks.biases)
+        spec = self.spec.bias
         self._biases = (
-            EncoderBias(encoder, bias, max_sequence_tokens),
-            DecoderBias(decoder, bias, max_sequence_tokens),
+            encoder_bias(encoder, spec, max_sequence_tokens),
+            decoder_bias(decoder, spec, max_sequence_tokens),
         )
 
     def forget_rows(self, rows: Iterable[int]) -> None:
@@ -90,7 +92,7 @@ class EncoderDecoderModel:
             return x
         return x.new_zeros(len(token_ids_T), x.shape[1]).index_copy_(0, step.places, x)
 
-    def _encode(self, row: int, ids_P: Tensor, states: RowStates, bias: EncoderBias) -> None:
+    def _encode(self, row: int, ids_P: Tensor, states: RowStates, bias: DistanceBias) -> None:
         """One prompt at a time: what it takes does not depend on how many end in a step."""
         x, delta = self._ends.embed(ids_P).float(), None
         for layer in self._stacks.encoder:

@@ -21,6 +21,7 @@ class HostedRowModel:
 
     implementation = "transformers, a cache per sequence"
     page_size = 0
+    encodes_prompts = False
 
     def __init__(self, facts: Facts, body: Body, reason: str, *, takes_chunks: bool) -> None:
         """`reason`: why it does not run over pages. `takes_chunks`: whether several tokens may follow a cache."""

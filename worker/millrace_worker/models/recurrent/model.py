@@ -34,6 +34,7 @@ class RecurrentLM:
 
     implementation = "native"
     page_size = 0
+    encodes_prompts = False
     missing = MISSING
 
     def __init__(self, spec: Recurrent, ends: Ends, layers: list[RecurrentLayer], device: torch.device) -> None:

@@ -2,15 +2,22 @@
 
 use crate::simd::{Vector, exp};
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Activation {
     /// x / (1 + e^-x).
     Silu,
     Relu,
+    /// max(x, 0)^2.
+    Relu2,
     /// x * Phi(x), Phi the normal distribution function.
     Gelu,
     /// The same with tanh in place of Phi (Hendrycks and Gimpel 2016).
     GeluTanh,
+    /// x / (1 + e^(-alpha x)) of x up to `limit`; what it gates is cut off at `limit` on both sides, and gains 1.
+    ClampedGlu {
+        alpha: f32,
+        limit: f32,
+    },
 }
 
 impl Activation {
@@ -20,6 +27,10 @@ impl Activation {
         match self {
             Self::Silu => sigmoid_times(x, x),
             Self::Relu => V::zero().max(x),
+            Self::Relu2 => {
+                let positive = V::zero().max(x);
+                positive.mul(positive)
+            }
             Self::Gelu => gelu(x),
             Self::GeluTanh => {
                 // (1 + tanh u) / 2 = 1 / (1 + e^-2u) with u = sqrt(2 / pi) (x + 0.044715 x^3).
@@ -27,7 +38,21 @@ impl Activation {
                 let twice = cubed.mul_add(V::splat(0.044_715), x).mul(V::splat(1.595_769_2));
                 sigmoid_times(twice, x)
             }
+            Self::ClampedGlu { alpha, limit } => {
+                let x = V::splat(limit).min(x);
+                sigmoid_times(x.mul(V::splat(alpha)), x)
+            }
         }
+    }
+
+    /// What `gate` lets through of `up`.
+    #[inline(always)]
+    pub(crate) fn join<V: Vector>(self, gate: V, up: V) -> V {
+        let up = match self {
+            Self::ClampedGlu { limit, .. } => V::splat(limit).min(V::splat(-limit).max(up)).add(V::splat(1.0)),
+            _ => up,
+        };
+        self.of(gate).mul(up)
     }
 }
 

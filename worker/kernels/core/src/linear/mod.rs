@@ -4,28 +4,34 @@
 //! other rows there are, nor on the number of threads.
 
 mod activation;
-mod format;
+pub(crate) mod columns;
+pub(crate) mod finish;
+pub(crate) mod format;
 mod lookup;
-mod packed;
+pub(crate) mod packed;
 mod panel;
-mod strip;
-mod tile;
+pub(crate) mod strip;
+pub(crate) mod tile;
+
+use std::ops::Range;
 
 pub use activation::Activation;
+use columns::Columns;
+use finish::Finish;
 pub use lookup::Lookup;
 use packed::Packed;
-use panel::Panel;
+pub(crate) use panel::Panel;
 use strip::{BLOCK_ROWS, Part};
 
 use crate::Dtype;
+use crate::experts::Form;
 use crate::level::Level;
-use crate::simd::LANES;
 use crate::team::Team;
 
 /// Up to this many multiplications the caller's thread does all of them: waking the others would cost more.
-const SERIAL_PRODUCTS: usize = 64 * 1024;
+pub(crate) const SERIAL_PRODUCTS: usize = 64 * 1024;
 /// Into how many tasks for each thread a product is split, so that none waits long for another.
-const TASKS_PER_THREAD: usize = 16;
+pub(crate) const TASKS_PER_THREAD: usize = 16;
 
 /// A weight as a checkpoint holds it: `outputs` rows of `inputs` values, one after the other.
 #[derive(Clone, Copy, Debug)]
@@ -85,8 +91,7 @@ impl Linear {
     pub unsafe fn new(level: Level, team: Team, weight: Weight, bias: Option<&[f32]>, epilogue: Epilogue) -> Self {
         // SAFETY: the caller's promise.
         let packed = unsafe { Packed::new(team, weight, epilogue.gated) };
-        let column = |place: usize| bias.zip(packed.output(place / LANES, place % LANES)).map_or(0.0, |(b, at)| b[at]);
-        let bias = (0..packed.blocks() * LANES).map(column).collect();
+        let bias = packed.columns().bias(bias);
         Self { level, team, weight: packed, bias, epilogue }
     }
 
@@ -101,7 +106,11 @@ impl Linear {
 
     /// Columns of the result.
     pub fn columns(&self) -> usize {
-        if self.epilogue.gated { self.weight.outputs() / 2 } else { self.weight.outputs() }
+        self.weight.columns().results()
+    }
+
+    fn finish(&self, out: *mut u8) -> Finish<'_> {
+        Finish { epilogue: self.epilogue, bias: &self.bias, columns: self.columns(), out }
     }
 
     /// # Safety
@@ -111,19 +120,55 @@ impl Linear {
         if rows == 0 {
             return;
         }
-        let threads = self.team.threads();
-        let products = rows * self.weight.outputs() * self.weight.inputs();
-        let team = if products <= SERIAL_PRODUCTS { Team::new(None, 1) } else { self.team };
-        let (blocks, strips) = (rows.div_ceil(BLOCK_ROWS), self.weight.strips());
-        let ranges = if team.threads() == 1 { 1 } else { (TASKS_PER_THREAD * threads).div_ceil(blocks).min(strips) };
         let call = Call { linear: self, x, out };
-        let part = |panel: &mut Panel, task: usize| {
-            let (block, range) = (task / ranges, task % ranges);
-            let rows = rows * block / blocks..rows * (block + 1) / blocks;
-            let strips = strips * range / ranges..strips * (range + 1) / ranges;
+        let part = |panel: &mut Panel, rows: Range<usize>, strips: Range<usize>| {
             // SAFETY: the caller's promise; no two tasks share a strip's columns of a row.
             unsafe { self.level.run(Part { call: &call, panel, rows, strips }) }
         };
-        team.share_with(blocks * ranges, &Panel::default, &part);
+        split(self.team, rows, self.weight.columns(), self.weight.inputs(), &part);
     }
+
+    pub(crate) fn form(&self) -> Form {
+        Form {
+            inputs: self.weight.inputs(),
+            input: self.weight.dtype(),
+            columns: self.columns(),
+            output: self.epilogue.out_dtype,
+        }
+    }
+
+    pub(crate) fn strips(&self) -> usize {
+        self.weight.strips()
+    }
+
+    /// Some rows, at most `BLOCK_ROWS`, of the columns of some strips, on this thread.
+    ///
+    /// # Safety
+    /// As `apply`, for these rows of `x` and `out`. What the panel has taken were rows of this `x`.
+    pub(crate) unsafe fn part(
+        &self,
+        panel: &mut Panel,
+        (x, out): (*const u8, *mut u8),
+        rows: Range<usize>,
+        strips: Range<usize>,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe { self.level.run(Part { call: &Call { linear: self, x, out }, panel, rows, strips }) }
+    }
+}
+
+/// What computes some rows of a product, of some strips of its weight.
+type Body<'a, T> = dyn Fn(&mut T, Range<usize>, Range<usize>) + Sync + 'a;
+
+/// Calls `body` for all rows of a product and all strips of its weight, in tasks: some rows, at most `BLOCK_ROWS`, and
+/// some strips. Each thread keeps a `T` over its tasks.
+pub(crate) fn split<T: Default>(team: Team, rows: usize, columns: Columns, inputs: usize, body: &Body<'_, T>) {
+    let team = if rows * columns.outputs * inputs <= SERIAL_PRODUCTS { Team::new(None, 1) } else { team };
+    let (blocks, strips, threads) = (rows.div_ceil(BLOCK_ROWS), columns.strips(), team.threads());
+    let ranges = if threads == 1 { 1 } else { (TASKS_PER_THREAD * threads).div_ceil(blocks).min(strips) };
+    team.share_with(blocks * ranges, &T::default, &|own: &mut T, task: usize| {
+        let (block, range) = (task / ranges, task % ranges);
+        let rows = rows * block / blocks..rows * (block + 1) / blocks;
+        body(own, rows, strips * range / ranges..strips * (range + 1) / ranges);
+    });
 }

@@ -1,18 +1,17 @@
 //! The packed form of a weight: what a tile reads is one stream.
 //!
-//! Sixteen outputs are a block, four blocks a strip. A step holds, for every block of the strip, one 4-byte cell for
-//! each output: one float32, or the bfloat16 values of two neighbouring inputs. So a strip is `[step][block][output]`, a
-//! step of a block is 64 bytes for either dtype, and the strips follow each other. The number of blocks is even, so that
-//! tiles two blocks wide fit; cells without an output are zero. With a gate, blocks of gate and up alternate.
+//! A step holds, for every block of a strip, one 4-byte cell for each output: one float32, or the bfloat16 values of two
+//! neighbouring inputs. So a strip is `[step][block][output]`, a step of a block is 64 bytes for either dtype, and the
+//! strips follow each other. Cells without an output are zero.
 
 use super::Weight;
+use super::columns::Columns;
+pub(crate) use super::columns::STRIP_BLOCKS;
 use crate::Dtype;
 use crate::memory::Memory;
 use crate::simd::LANES;
 use crate::team::Team;
 
-/// Blocks of a strip; the last strip may have two.
-pub(crate) const STRIP_BLOCKS: usize = 4;
 /// Bytes of a block's step.
 pub(crate) const CELLS: usize = 4 * LANES;
 
@@ -20,9 +19,8 @@ pub(crate) const CELLS: usize = 4 * LANES;
 pub(crate) struct Packed {
     memory: Memory,
     dtype: Dtype,
-    outputs: usize,
+    columns: Columns,
     inputs: usize,
-    gated: bool,
 }
 
 impl Packed {
@@ -30,8 +28,9 @@ impl Packed {
     /// `weight.at` is readable for the whole weight.
     pub(crate) unsafe fn new(team: Team, weight: Weight, gated: bool) -> Self {
         let Weight { dtype, outputs, inputs, .. } = weight;
-        let cells = blocks(outputs, gated) * (inputs * dtype.bytes() / 4) * LANES;
-        let packed = Self { memory: Memory::new(4 * cells), dtype, outputs, inputs, gated };
+        let columns = Columns { outputs, gated };
+        let cells = columns.blocks() * (inputs * dtype.bytes() / 4) * LANES;
+        let packed = Self { memory: Memory::new(4 * cells), dtype, columns, inputs };
         // Each strip is first touched by the thread that will compute with it.
         // SAFETY: the caller's promise; every strip is written by one task.
         team.share(packed.strips(), &|strip| unsafe { packed.fill(weight, strip) });
@@ -42,8 +41,12 @@ impl Packed {
         self.dtype
     }
 
+    pub(crate) fn columns(&self) -> Columns {
+        self.columns
+    }
+
     pub(crate) fn outputs(&self) -> usize {
-        self.outputs
+        self.columns.outputs
     }
 
     pub(crate) fn inputs(&self) -> usize {
@@ -51,7 +54,7 @@ impl Packed {
     }
 
     pub(crate) fn is_gated(&self) -> bool {
-        self.gated
+        self.columns.gated
     }
 
     /// 4-byte cells of an output.
@@ -60,16 +63,16 @@ impl Packed {
     }
 
     pub(crate) fn blocks(&self) -> usize {
-        blocks(self.outputs, self.gated)
+        self.columns.blocks()
     }
 
     pub(crate) fn strips(&self) -> usize {
-        self.blocks().div_ceil(STRIP_BLOCKS)
+        self.columns.strips()
     }
 
     /// Blocks of one strip.
     pub(crate) fn width(&self, strip: usize) -> usize {
-        (self.blocks() - strip * STRIP_BLOCKS).min(STRIP_BLOCKS)
+        self.columns.width(strip)
     }
 
     /// Where a strip begins.
@@ -81,17 +84,6 @@ impl Packed {
         self.blocks() * self.steps() * CELLS
     }
 
-    /// Which output a lane of a block holds, if any.
-    pub(crate) fn output(&self, block: usize, lane: usize) -> Option<usize> {
-        if self.gated {
-            let (half, column) = (self.outputs / 2, block / 2 * LANES + lane);
-            (column < half).then_some(column + block % 2 * half)
-        } else {
-            let column = block * LANES + lane;
-            (column < self.outputs).then_some(column)
-        }
-    }
-
     /// # Safety
     /// As `new`; no other thread has this strip.
     unsafe fn fill(&self, weight: Weight, strip: usize) {
@@ -99,7 +91,7 @@ impl Packed {
         let to = self.strip(strip).cast_mut().cast::<u32>();
         for block in 0..width {
             let rows: [_; LANES] = std::array::from_fn(|lane| {
-                let output = self.output(strip * STRIP_BLOCKS + block, lane)?;
+                let output = self.columns.output(strip * STRIP_BLOCKS + block, lane)?;
                 Some(weight.at.wrapping_add(output * self.inputs * self.dtype.bytes()).cast::<u32>())
             });
             // A cache line of each row at a time.
@@ -116,9 +108,4 @@ impl Packed {
             }
         }
     }
-}
-
-fn blocks(outputs: usize, gated: bool) -> usize {
-    let blocks = if gated { 2 * (outputs / 2).div_ceil(LANES) } else { outputs.div_ceil(LANES) };
-    blocks.next_multiple_of(2)
 }

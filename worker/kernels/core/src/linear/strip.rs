@@ -5,12 +5,11 @@ use std::ops::Range;
 
 use super::Call;
 use super::format::{Format, Halves, Pairs, Singles};
-use super::packed::{CELLS, STRIP_BLOCKS};
+use super::packed::CELLS;
 use super::panel::{Input, Panel};
 use super::tile::{Ahead, SUMS, Tile, vectors};
 use crate::Dtype;
-use crate::norm::store;
-use crate::simd::{Kernel, LANES, Simd, Vector};
+use crate::simd::{Kernel, LANES, Simd};
 
 /// Rows whose sums are kept at a time: 24 KiB of them.
 pub(crate) const BLOCK_ROWS: usize = 96;
@@ -53,6 +52,7 @@ impl Part<'_> {
         let mut sums = MaybeUninit::<[f32; BLOCK_ROWS * SUMS]>::uninit();
         let sums = sums.as_mut_ptr().cast::<f32>();
         let height = self.rows.len().div_ceil(self.rows.len().div_ceil(S::TILE_ROWS));
+        let finish = self.call.linear.finish(self.call.out);
         for strip in self.strips.clone() {
             let (blocks, steps, start) = (weight.width(strip), weight.steps(), weight.strip(strip));
             let width = vectors::<S>(height).min(blocks);
@@ -77,7 +77,8 @@ impl Part<'_> {
                         unsafe {
                             tile.multiply::<S, F>(height, width, &mut ahead);
                             if done {
-                                self.finish::<S>(sums.add(first * SUMS), (first, height), strip, columns);
+                                let rows = self.rows.start + first..self.rows.start + first + height;
+                                finish.rows::<S>(sums.add(first * SUMS), rows, (strip, blocks), columns);
                             }
                         }
                     }
@@ -101,58 +102,6 @@ impl Part<'_> {
             _ => (bytes, bytes),
         };
         Ahead::new(weight.strip(strip).wrapping_add(distance), asked, passes, step_bytes)
-    }
-
-    /// Bias, activation, gate for rows (first, number) of some blocks; writes the columns that exist.
-    #[inline(always)]
-    unsafe fn finish<S: Simd>(&self, sums: *const f32, rows: (usize, usize), strip: usize, blocks: Range<usize>) {
-        let linear = self.call.linear;
-        let (epilogue, columns) = (linear.epilogue, linear.columns());
-        let width = linear.weight.width(strip);
-        let bias = linear.bias[strip * SUMS..][..width * LANES].as_ptr();
-        // Sums of a gate and of what it gates lie side by side.
-        let group = if epilogue.gated { 2 } else { 1 };
-        for row in 0..rows.1 {
-            let out =
-                self.call.out.wrapping_add((self.rows.start + rows.0 + row) * columns * epilogue.out_dtype.bytes());
-            for block in blocks.clone().step_by(group) {
-                let column = (strip * STRIP_BLOCKS + block) / group * LANES;
-                // SAFETY: the sums have `width` blocks, as has the bias; `out` has the row's columns.
-                unsafe {
-                    let sum = |block: usize| {
-                        S::V::load(sums.add(row * SUMS + block * LANES)).add(S::V::load(bias.add(block * LANES)))
-                    };
-                    let mut y = sum(block);
-                    // Not `map_or`: what is not inlined here lacks the level's instructions.
-                    if let Some(activation) = epilogue.activation {
-                        y = activation.of(y);
-                    }
-                    if epilogue.gated {
-                        y = y.mul(sum(block + 1));
-                    }
-                    write::<S>(y, out, epilogue.out_dtype, column..columns);
-                }
-            }
-        }
-    }
-}
-
-/// Writes as many of sixteen values as there are columns.
-///
-/// # Safety
-/// `row` is writable for `columns.end` values.
-#[inline(always)]
-unsafe fn write<S: Simd>(y: S::V, row: *mut u8, dtype: Dtype, columns: Range<usize>) {
-    // SAFETY: the caller's promise; the padded form has room for a whole vector.
-    unsafe {
-        if columns.len() >= LANES {
-            store::<S>(y, row, dtype, columns.start);
-        } else {
-            let mut padded = [0_u8; 4 * LANES];
-            store::<S>(y, padded.as_mut_ptr(), dtype, 0);
-            let to = row.wrapping_add(columns.start * dtype.bytes());
-            padded.as_ptr().copy_to_nonoverlapping(to, columns.len() * dtype.bytes());
-        }
     }
 }
 

@@ -128,7 +128,10 @@ impl Tile {
     ) {
         // SAFETY: the caller's promise, for one step.
         unsafe {
-            let blocks: [F::Block; N] = std::array::from_fn(|n| F::load(right.add(n * CELLS)));
+            let mut blocks = [F::load(right); N];
+            for (n, block) in blocks.iter_mut().enumerate().skip(1) {
+                *block = F::load(right.add(n * CELLS));
+            }
             for (m, row) in sums.iter_mut().enumerate() {
                 let left = left.add(if COPY { m * F::LEFT } else { m * self.left.row });
                 for (n, sum) in row.iter_mut().enumerate() {
@@ -147,6 +150,6 @@ pub(crate) fn vectors<S: Simd>(rows: usize) -> usize {
 
 /// Whether a level has this tile: its sums stay in registers. Known at compile time.
 #[inline(always)]
-const fn fits<S: Simd>(rows: usize, width: usize) -> bool {
+pub(crate) const fn fits<S: Simd>(rows: usize, width: usize) -> bool {
     rows <= S::TILE_ROWS && rows * width <= S::TILE_ROWS * S::TILE_VECTORS && width <= 2 * S::TILE_VECTORS
 }

@@ -1,8 +1,8 @@
 //! Sixteen float32 lanes, on every instruction-set level.
 //!
 //! A kernel is a value with [`Kernel::run`], generic over the level. It and everything that it calls is
-//! `#[inline(always)]`, so that [`crate::level::Level::run`], the one function that enables the instructions, contains
-//! all of it.
+//! `#[inline(always)]`, so that [`Simd::run`], the one function that enables the instructions, contains all of it. A part
+//! of a kernel that comes in many shapes is a [`Body`]: a function for each, else there is one that takes minutes to compile.
 //!
 //! Safety, for this whole module: the values of a level exist only inside a kernel that `Level::run` started, and it
 //! starts one only on a CPU that has the instructions. That is why arithmetic on them is safe to call.
@@ -27,6 +27,9 @@ pub trait Vector: Copy {
     /// `from` is readable for 16 bfloat16.
     unsafe fn load_bf16(from: *const u16) -> Self;
     /// # Safety
+    /// `from` is readable for 16 bytes.
+    unsafe fn load_i8(from: *const i8) -> Self;
+    /// # Safety
     /// `to` is writable for 16 float32.
     unsafe fn store(self, to: *mut f32);
     fn add(self, other: Self) -> Self;
@@ -46,18 +49,29 @@ pub trait Vector: Copy {
 }
 
 /// An instruction-set level.
-pub trait Simd: 'static {
+pub trait Simd: Sized + 'static {
     type V: Vector;
     /// Sixteen pairs of bfloat16 (k, k + 1), as a packed matrix holds them: 64 bytes.
     type Pairs: Copy;
+    /// What a byte is as bfloat16.
+    type Bytes: Copy;
+    /// A number for either half of sixteen lanes.
+    type Words: Copy;
 
     /// Whether the CPU multiplies pairs of bfloat16 itself; elsewhere they are widened first.
     const MULTIPLIES_BF16: bool = false;
+    /// Whether numbers are made of codes while products are computed, as good as for nothing.
+    const DECODES_FREELY: bool = false;
     /// A tile of a matrix product with its accumulators in registers is at most this many rows high ...
     const TILE_ROWS: usize;
     /// ... and this many vectors wide, twice as many up to half the rows.
     const TILE_VECTORS: usize;
 
+    /// Runs something with the level's instructions, as a function of its own.
+    ///
+    /// # Safety
+    /// The CPU has the instructions; what the body itself asks for.
+    unsafe fn run<B: Body<Self>>(body: B) -> B::Output;
     /// # Safety
     /// `from` is readable for 32 bfloat16.
     unsafe fn load_pairs(from: *const u16) -> Self::Pairs;
@@ -71,18 +85,117 @@ pub trait Simd: 'static {
     fn prefetch(_line: *const u8) {}
     /// In each lane `plus + left.0 * right.0 + left.1 * right.1`; the pair `left` (low half first) is the same for all.
     fn dot_pairs(left: u32, right: Self::Pairs, plus: Self::V) -> Self::V;
+    /// Sixteen signed 4-bit numbers as float32: of each 32-bit lane the four bits at `16 * (part % 2) + 4 * (part / 2)`;
+    /// `part` < 8.
+    ///
+    /// # Safety
+    /// `cell` is readable for 64 bytes.
+    unsafe fn nibbles(cell: *const u8, part: usize) -> Self::V;
+    /// Sixteen signed bytes as float32: of the cell's bytes those at `byte_at(lane, part)`; `part` < 4.
+    ///
+    /// # Safety
+    /// `cell` is readable for 64 bytes.
+    unsafe fn bytes(cell: *const u8, part: usize) -> Self::V;
     /// Rounds to nearest, ties to even; NaN stays NaN.
     ///
     /// # Safety
     /// `to` is writable for 16 bfloat16.
     unsafe fn store_bf16(from: Self::V, to: *mut u16);
+
+    // Codes as pairs of bfloat16, where the CPU multiplies them; `numbers` and `less` are registers, to be asked for before
+    // a loop.
+
+    /// The parts `2 * pair` and `2 * pair + 1` of `nibbles`, side by side; `pair` < 4.
+    ///
+    /// # Safety
+    /// `cell` is readable for 64 bytes.
+    unsafe fn nibble_pairs(_cell: *const u8, _pair: usize) -> Self::Pairs {
+        unreachable!("{NO_PAIRS}")
+    }
+    /// The same of unsigned numbers, `16 - less` lower.
+    ///
+    /// # Safety
+    /// `cell` is readable for 64 bytes.
+    unsafe fn nibble_pairs_less(_cell: *const u8, _pair: usize, _less: Self::Words) -> Self::Pairs {
+        unreachable!("{NO_PAIRS}")
+    }
+    /// A byte for each lane, in either half of it.
+    ///
+    /// # Safety
+    /// `from` is readable for 16 bytes.
+    unsafe fn words(_from: *const u8) -> Self::Words {
+        unreachable!("{NO_PAIRS}")
+    }
+    /// The parts `2 * pair` and `2 * pair + 1` of `bytes`, side by side; `pair` < 2. A byte is a sign (its highest bit) and a
+    /// magnitude; a sign alone is -128. `numbers`: of `bytes_to_pairs`.
+    ///
+    /// # Safety
+    /// `cell` is readable for 64 bytes.
+    unsafe fn byte_pairs(_cell: *const u8, _pair: usize, _numbers: Self::Bytes) -> Self::Pairs {
+        unreachable!("{NO_PAIRS}")
+    }
+    /// What `byte_pairs` looks bytes up in.
+    fn bytes_to_pairs() -> Self::Bytes;
+}
+
+/// Why a level lacks what others are asked for.
+const NO_PAIRS: &str = "this level multiplies float32";
+
+/// Where the four bits of a part begin in a lane: parts 2i and 2i + 1 lie at the same place of its two halves.
+#[inline(always)]
+#[expect(clippy::cast_possible_wrap)] // below 32
+pub(crate) const fn nibble_at(part: usize) -> i32 {
+    (16 * (part % 2) + 4 * (part / 2)) as i32
+}
+
+/// Where a cell has the byte of a lane and a part: a quarter of a register holds four lanes, of each the first two parts
+/// side by side, then the other two.
+#[inline(always)]
+pub(crate) const fn byte_at(lane: usize, part: usize) -> usize {
+    lane / 4 * 16 + part / 2 * 8 + lane % 4 * 2 + part % 2
+}
+
+/// The same within a quarter of a register, as a shuffle takes it: each byte to the highest of its lane, zero below.
+#[cfg(target_arch = "x86_64")]
+const fn byte_shuffle(part: usize) -> [u8; 64] {
+    let (mut order, mut lane) = ([0x80; 64], 0);
+    while lane < LANES {
+        order[4 * lane + 3] = (byte_at(lane, part) % 16) as u8;
+        lane += 1;
+    }
+    order
+}
+
+/// `byte_shuffle` of each part.
+#[cfg(target_arch = "x86_64")]
+static BYTE_SHUFFLES: [[u8; 64]; 4] = [byte_shuffle(0), byte_shuffle(1), byte_shuffle(2), byte_shuffle(3)];
+
+/// Something that is compiled for a level.
+pub trait Body<S: Simd> {
+    type Output;
+    /// # Safety
+    /// Only `Simd::run` may call it. Implementations are `#[inline(always)]`.
+    unsafe fn run(self) -> Self::Output;
+}
+
+/// A kernel as a body.
+pub(crate) struct Whole<K>(pub(crate) K);
+
+impl<S: Simd, K: Kernel> Body<S> for Whole<K> {
+    type Output = K::Output;
+
+    #[inline(always)]
+    unsafe fn run(self) -> K::Output {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.run::<S>() }
+    }
 }
 
 /// Something that is compiled for every level.
 pub trait Kernel {
     type Output;
     /// # Safety
-    /// Only `Level::run` may call it. Implementations are `#[inline(always)]`.
+    /// Only `Simd::run` may call it. Implementations are `#[inline(always)]`.
     unsafe fn run<S: Simd>(self) -> Self::Output;
 }
 

@@ -1,6 +1,6 @@
 //! Any CPU: arrays of sixteen, which the compiler makes into what vectors there are.
 
-use super::{LANES, Simd, Vector, from_bf16, to_bf16};
+use super::{Body, LANES, Simd, Vector, byte_at, from_bf16, nibble_at, to_bf16};
 
 #[derive(Clone, Copy)]
 #[repr(align(64))]
@@ -31,6 +31,11 @@ impl Vector for Array {
     unsafe fn load_bf16(from: *const u16) -> Self {
         // SAFETY: the caller's promise.
         Self(unsafe { from.cast::<[u16; LANES]>().read_unaligned() }.map(from_bf16))
+    }
+    #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Self {
+        // SAFETY: the caller's promise.
+        Self(unsafe { from.cast::<[i8; LANES]>().read_unaligned() }.map(f32::from))
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
@@ -96,9 +101,16 @@ pub(crate) struct Portable;
 impl Simd for Portable {
     type V = Array;
     type Pairs = (Array, Array);
+    type Bytes = ();
+    type Words = ();
     const TILE_ROWS: usize = 2;
     const TILE_VECTORS: usize = 1;
 
+    #[inline(never)]
+    unsafe fn run<B: Body<Self>>(body: B) -> B::Output {
+        // SAFETY: the caller's promise.
+        unsafe { body.run() }
+    }
     #[inline(always)]
     unsafe fn load_pairs(from: *const u16) -> Self::Pairs {
         // SAFETY: the caller's promise.
@@ -116,6 +128,20 @@ impl Simd for Portable {
         let (low, high) = (f32::from_bits(left << 16), f32::from_bits(left & 0xffff_0000));
         right.0.mul_add(Array::splat(low), right.1.mul_add(Array::splat(high), plus))
     }
+    #[inline(always)]
+    unsafe fn nibbles(cell: *const u8, part: usize) -> Array {
+        // SAFETY: the caller's promise.
+        let lanes = unsafe { cell.cast::<[i32; LANES]>().read_unaligned() };
+        Array(lanes.map(|lane| ((lane << (28 - nibble_at(part))) >> 28) as f32))
+    }
+    #[inline(always)]
+    unsafe fn bytes(cell: *const u8, part: usize) -> Array {
+        // SAFETY: the caller's promise.
+        let bytes = unsafe { cell.cast::<[i8; 4 * LANES]>().read_unaligned() };
+        Array(std::array::from_fn(|lane| f32::from(bytes[byte_at(lane, part)])))
+    }
+    #[inline(always)]
+    fn bytes_to_pairs() {}
     #[inline(always)]
     unsafe fn store_bf16(from: Array, to: *mut u16) {
         // SAFETY: the caller's promise.
