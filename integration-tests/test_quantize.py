@@ -1,7 +1,8 @@
-"""`--quantize` through the real launcher: answers are those of the rounded weights, and the worker is smaller."""
+"""Quantized weights through the real launcher: answers are those of the rounded weights, and the worker is smaller."""
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ import checkpoints
 import httpx
 import pytest
 import streams
+import torch
 from conftest import Launch, Server
 from safetensors.torch import load_file, save_file
 
@@ -22,6 +24,7 @@ SIZES: dict[str, Any] = {
 }
 LIMITS = ("--dtype", "float32", "--max-total-tokens", "256", "--max-input-tokens", "128")
 LINEAR = re.compile(r"layers\.\d+\..*proj\.weight$")
+GROUP = 128  # inputs that share a scale
 
 
 def round_weights(source: Path, folder: Path) -> int:
@@ -32,6 +35,39 @@ def round_weights(source: Path, folder: Path) -> int:
         step = tensors[name].abs().amax(dim=1, keepdim=True) / 127
         tensors[name], count = (tensors[name] / step).round() * step, count + tensors[name].numel()
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return count
+
+
+def pack(source: Path, packed: Path, rounded: Path) -> int:
+    """Copies a checkpoint twice: with its linear layers as GPTQ packs them (4 bits, symmetric; codes along the inputs,
+    zeros less 1), and with the weights which those stand for; their values."""
+    shutil.copytree(source, packed)
+    shutil.copytree(source, rounded)
+    plain, count = load_file(source / "model.safetensors"), 0
+    tensors = dict(plain)
+    shifts = torch.arange(0, 32, 4, dtype=torch.int32)
+    for name in filter(LINEAR.search, list(plain)):
+        grouped = tensors.pop(name).unflatten(1, (-1, GROUP))
+        scales = (grouped.abs().amax(dim=2, keepdim=True) / 7).half()
+        codes = (grouped / scales.float()).round().clamp(-8, 7)
+        plain[name], count = (codes * scales.float()).flatten(1), count + grouped.numel()
+        nibbles = (codes.flatten(1).T + 8).to(torch.int32).unflatten(0, (-1, 8))
+        inputs, outputs, layer = grouped.shape[1] * GROUP, grouped.shape[0], name.removesuffix("weight")
+        tensors[layer + "qweight"] = (nibbles << shifts[:, None]).sum(dim=1, dtype=torch.int32)
+        tensors[layer + "qzeros"] = torch.full((inputs // GROUP, outputs // 8), 0x77777777, dtype=torch.int32)
+        tensors[layer + "scales"] = scales.squeeze(2).T.contiguous()
+        tensors[layer + "g_idx"] = torch.arange(inputs, dtype=torch.int32) // GROUP
+    save_file(tensors, packed / "model.safetensors", {"format": "pt"})
+    save_file(plain, rounded / "model.safetensors", {"format": "pt"})
+    config = json.loads((packed / "config.json").read_text(encoding="utf-8"))
+    config["quantization_config"] = {
+        "quant_method": "gptq",
+        "bits": 4,
+        "group_size": GROUP,
+        "desc_act": False,
+        "sym": True,
+    }
+    (packed / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return count
 
 
@@ -63,3 +99,15 @@ def test_answers_of_the_rounded_weights_in_less_memory(tmp_path: Path, launch: L
     assert found != pytest.approx(whole, abs=1e-3), "the weights are not quantized"
     # Of 4 bytes for each weight nearly 3 are saved; what loading leaves with the allocator is not the same each time.
     assert held_bytes(rounded) - held_bytes(quantized) > 1.5 * count
+
+
+def test_answers_of_what_a_packed_checkpoint_says_in_less_memory(tmp_path: Path, launch: Launch) -> None:
+    source = checkpoints.make(tmp_path / "whole", **SIZES)
+    count = pack(source, tmp_path / "packed", tmp_path / "rounded")
+    packed = launch(tmp_path / "packed", *LIMITS, "--quantize", "gptq")
+    rounded = launch(tmp_path / "rounded", *LIMITS)
+    assert httpx.get(f"{packed.url}/info", timeout=10).json()["model"]["implementation"] == "native (gptq)"
+    requests = streams.mixed_requests(6, new_tokens=24)
+    assert streams.crowd_ids(packed.url, requests) == streams.crowd_ids(rounded.url, requests)
+    # Of 4 bytes for each weight half a one is left.
+    assert held_bytes(rounded) - held_bytes(packed) > 2 * count

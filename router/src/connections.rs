@@ -10,6 +10,7 @@ mod coming;
 mod credit;
 mod crowd;
 mod leftovers;
+mod standing;
 mod wire;
 
 use std::convert::Infallible;
@@ -31,8 +32,9 @@ use tower::{ServiceExt, service_fn};
 
 pub(crate) use coming::CutShort;
 pub(crate) use crowd::most_connections;
-use crowd::{Crowd, Standing, Visit};
+use crowd::{Crowd, Visit};
 use leftovers::{lend, say_farewell};
+use standing::Standing;
 use wire::Wire;
 
 /// What every HTTP/2 connection begins with.
@@ -47,6 +49,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 const HEAD_BYTES: usize = 64 << 10;
 /// Headers of a request.
 const MAX_HEADERS: usize = 100;
+/// In which a client whose body was cut short may take the answer, and say that it knows of the connection's end.
+const PARTING: Duration = Duration::from_secs(3);
 /// Requests that one HTTP/2 connection may have open.
 const MAX_STREAMS: u32 = 200;
 
@@ -171,9 +175,13 @@ impl Session {
 async fn leave(standing: &Standing, stop: &CancellationToken, last_answers: GracefulShutdown) {
     tokio::select! {
         () = stop.cancelled() => {}
-        () = standing.evicted() => if standing.is_idle() { return },
+        () = standing.evicted() => if standing.is_idle() && !standing.is_cut() { return },
     }
-    last_answers.shutdown().await;
+    tokio::select! {
+        () = last_answers.shutdown() => {}
+        // A client of HTTP/2 may go on asking, and never say that it knows.
+        () = standing.idle_for(PARTING), if standing.is_cut() => {}
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -78,6 +78,17 @@ impl Vitals {
         self.change(rank, |vital| vital.silent = Duration::ZERO);
     }
 
+    /// A rank of a new group has the others' silence begin anew: they were of a group that is gone.
+    fn said(&self, rank: usize, beat: Heartbeat) {
+        let mut vitals = self.lock();
+        if vitals.iter().all(|vital| vital.generation < beat.generation) {
+            vitals.iter_mut().for_each(|vital| vital.silent = Duration::ZERO);
+        }
+        if let Some(vital) = vitals.get_mut(rank) {
+            *vital = Vital::said(beat);
+        }
+    }
+
     fn change(&self, rank: usize, change: impl FnOnce(&mut Vital)) {
         if let Some(vital) = self.lock().get_mut(rank) {
             change(vital);
@@ -118,10 +129,10 @@ async fn listen(client: Client, rank: usize, vitals: Vitals) {
             tokio::select! {
                 biased;
                 beat = &mut answer => {
-                    vitals.change(rank, |vital| match beat {
-                        Ok(beat) => *vital = Vital::said(beat),
-                        Err(_) => vital.silent += BEAT,
-                    });
+                    match beat {
+                        Ok(beat) => vitals.said(rank, beat),
+                        Err(_) => vitals.change(rank, |vital| vital.silent += BEAT),
+                    }
                     break;
                 }
                 () = sleep_until(tick) => {
@@ -153,5 +164,22 @@ mod tests {
         assert_eq!(pulse.vitals.silent(SILENCE), None);
         sleep(SILENCE).await;
         assert_eq!(pulse.vitals.silent(SILENCE), Some(0));
+    }
+
+    #[test]
+    fn the_silence_of_a_group_that_is_gone_is_not_that_of_the_next() {
+        let vitals = Vitals(Arc::new(Mutex::new(vec![Vital::default(); 2])));
+        let beat = |rank, generation| vitals.said(rank, Heartbeat { generation, ..Heartbeat::default() });
+        (0..2).for_each(|rank| beat(rank, 1));
+        let late = |seconds| vitals.change(1, |vital| vital.silent += Duration::from_secs(seconds));
+        late(29);
+        beat(0, 1);
+        assert_eq!(vitals.silent(LOADING_SILENCE / 2), Some(1), "another of its own group changes nothing");
+        beat(0, 2);
+        late(29);
+        beat(0, 2);
+        assert_eq!(vitals.silent(LOADING_SILENCE), None);
+        late(1);
+        assert_eq!(vitals.silent(LOADING_SILENCE), Some(1));
     }
 }

@@ -6,9 +6,10 @@ use std::task::{Context, Poll, ready};
 
 use axum::body::{Bytes, HttpBody};
 use hyper::body::{Frame, SizeHint};
+use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use super::crowd::Standing;
+use super::standing::Standing;
 
 /// Others needed the connection of a body that came slowly.
 #[derive(Debug, thiserror::Error)]
@@ -22,19 +23,22 @@ pub(super) struct Coming<B> {
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
-struct Counted(Arc<Standing>);
+struct Counted {
+    standing: Arc<Standing>,
+    since: Instant,
+}
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.body_has_come();
+        self.standing.body_has_come(self.since);
     }
 }
 
 impl<B: HttpBody> Coming<B> {
     pub(super) fn new(body: B, standing: &Arc<Standing>, cut: CancellationToken) -> Self {
         let counted = (!body.is_end_stream()).then(|| {
-            standing.body_is_coming();
-            Counted(Arc::clone(standing))
+            let since = standing.body_is_coming();
+            Counted { standing: Arc::clone(standing), since }
         });
         Self { body, counted, cut: Box::pin(cut.cancelled_owned()) }
     }

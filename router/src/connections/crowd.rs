@@ -1,18 +1,14 @@
 //! Who is connected, and who of them asks for nothing.
 
 use std::collections::{HashMap, HashSet};
-use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use axum::body::{Body, HttpBody};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
-use tokio_util::sync::CancellationToken;
+use tokio::time::timeout;
 
-use super::answer::{Answer, Watched};
-use super::coming::Coming;
+use super::standing::Standing;
 
 /// Files that this process opens for itself: workers, logs, the model.
 const OWN_FILES: u64 = 64;
@@ -20,8 +16,6 @@ const OWN_FILES: u64 = 64;
 const LOOK: Duration = Duration::from_secs(1);
 /// Connections whose bodies were cut short and that have not ended yet: so many may be there beside the others.
 const MOST_ENDING: usize = 32;
-/// How often answers are looked at in the time that a client has for them.
-const CHECKS: u32 = 8;
 
 /// As many connections as were asked for, if the system lets this process have so many files: its limit is raised as far
 /// as it may be.
@@ -78,40 +72,6 @@ pub(super) struct Visit {
     pub(super) standing: Arc<Standing>,
 }
 
-/// What a connection is at.
-#[derive(Debug)]
-pub(super) struct Standing {
-    state: Mutex<State>,
-    answers: Mutex<Vec<Watched<Asking>>>,
-    evicted: CancellationToken,
-    /// Its bodies are cut short.
-    cut: CancellationToken,
-    left: Arc<Notify>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct State {
-    /// Requests that have no whole answer yet.
-    requests: usize,
-    idle_since: Instant,
-    /// Those of them whose bodies are coming.
-    bodies: usize,
-    /// When the last of these began.
-    body_since: Instant,
-}
-
-impl State {
-    /// Who makes room before whom: those that ask for nothing, the longest idle first; then those of which there is
-    /// nothing but bodies that have been coming for long, the longest first. `None`: it stays.
-    fn rank(&self, slow: Duration) -> Option<(bool, Instant)> {
-        if self.requests == 0 {
-            return Some((false, self.idle_since));
-        }
-        let is_slow = self.bodies == self.requests && self.body_since.elapsed() >= slow;
-        is_slow.then_some((true, self.body_since))
-    }
-}
-
 impl Crowd {
     pub(super) fn new(most: usize, slow: Duration) -> Self {
         Self { most, slow, inside: Arc::default() }
@@ -132,7 +92,7 @@ impl Crowd {
     /// Ends the connection that is the first to make room, if there is one.
     pub(super) fn evict(&self) -> bool {
         let mut everybody = self.inside.lock();
-        let ranks = everybody.standings.iter().filter_map(|(number, one)| Some((one.lock().rank(self.slow)?, *number)));
+        let ranks = everybody.standings.iter().filter_map(|(number, one)| Some((one.rank(self.slow)?, *number)));
         let Some(((is_slow, _), number)) = ranks.min() else { return false };
         if is_slow && everybody.ending.len() >= MOST_ENDING {
             return false;
@@ -140,9 +100,10 @@ impl Crowd {
         if let Some(standing) = everybody.standings.remove(&number) {
             if is_slow {
                 everybody.ending.insert(number);
-                standing.cut.cancel();
+                standing.cut();
+            } else {
+                standing.evict();
             }
-            standing.evict();
         }
         true
     }
@@ -154,14 +115,7 @@ impl Inside {
     }
 
     fn visit(self: &Arc<Self>) -> Visit {
-        let now = Instant::now();
-        let standing = Arc::new(Standing {
-            state: Mutex::new(State { requests: 0, idle_since: now, bodies: 0, body_since: now }),
-            answers: Mutex::default(),
-            evicted: CancellationToken::new(),
-            cut: CancellationToken::new(),
-            left: Arc::clone(&self.left),
-        });
+        let standing = Arc::new(Standing::new(Arc::clone(&self.left)));
         let mut everybody = self.lock();
         everybody.last += 1;
         let number = everybody.last;
@@ -181,104 +135,11 @@ impl Drop for Visit {
     }
 }
 
-impl Standing {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether no answer is due.
-    pub(super) fn is_idle(&self) -> bool {
-        self.lock().requests == 0
-    }
-
-    /// It has to make room.
-    pub(super) fn evict(&self) {
-        self.evicted.cancel();
-    }
-
-    /// Completes when this connection has to make room.
-    pub(super) async fn evicted(&self) {
-        self.evicted.cancelled().await;
-    }
-
-    /// Completes when there has been no request for so long.
-    pub(super) async fn idle_for(&self, patience: Duration) {
-        loop {
-            let State { requests, idle_since, .. } = *self.lock();
-            if requests == 0 && idle_since.elapsed() >= patience {
-                return;
-            }
-            let since = if requests == 0 { idle_since } else { Instant::now() };
-            sleep_until(since + patience).await;
-        }
-    }
-
-    fn answers(&self) -> MutexGuard<'_, Vec<Watched<Asking>>> {
-        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes answers away from a client that does not take them; never completes.
-    pub(super) async fn hold_to_time(&self, patience: Duration) -> Infallible {
-        loop {
-            sleep(patience / CHECKS).await;
-            self.answers().iter().for_each(Watched::check);
-        }
-    }
-
-    /// A request's body, which may have to make room.
-    pub(super) fn coming<B: HttpBody>(self: &Arc<Self>, body: B) -> Coming<B> {
-        Coming::new(body, self, self.cut.clone())
-    }
-
-    pub(super) fn body_is_coming(&self) {
-        let mut state = self.lock();
-        (state.bodies, state.body_since) = (state.bodies + 1, Instant::now());
-    }
-
-    pub(super) fn body_has_come(&self) {
-        self.lock().bodies -= 1;
-    }
-
-    /// A request has come, but for its body.
-    pub(super) fn request(self: &Arc<Self>) -> Asking {
-        self.lock().requests += 1;
-        Asking(Arc::clone(self))
-    }
-}
-
-/// A request that has no whole answer yet.
-#[derive(Debug)]
-pub(super) struct Asking(Arc<Standing>);
-
-impl Asking {
-    /// Lasts as long as this answer, which its client has to take within its time.
-    pub(super) fn until_over(self, body: Body, patience: Duration) -> Body {
-        let standing = Arc::clone(&self.0);
-        let (answer, watched) = Answer::new(body, self, patience);
-        let mut answers = standing.answers();
-        answers.retain(|answer| !answer.is_over());
-        answers.push(watched);
-        drop(answers);
-        Body::new(answer)
-    }
-}
-
-impl Drop for Asking {
-    fn drop(&mut self) {
-        let mut state = self.0.lock();
-        state.requests -= 1;
-        state.idle_since = Instant::now();
-        let is_idle = state.requests == 0;
-        drop(state);
-        if is_idle {
-            self.0.left.notify_one();
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use axum::body::Bytes;
+    use std::convert::Infallible;
+
+    use axum::body::{Body, Bytes, HttpBody};
     use futures::{poll, stream};
     use http_body_util::BodyExt;
 
@@ -297,13 +158,13 @@ mod tests {
         }
         let asking = visits[0].standing.request();
         let newcomer = crowd.enter().await;
-        let evicted: Vec<bool> = visits.iter().map(|visit| visit.standing.evicted.is_cancelled()).collect();
+        let evicted: Vec<bool> = visits.iter().map(|visit| visit.standing.is_evicted()).collect();
         assert_eq!(evicted, [false, true, false]);
         // An answered request counts as a sign of life.
         drop(asking);
         let another = crowd.enter().await;
-        assert!(visits[2].standing.evicted.is_cancelled() && !visits[0].standing.evicted.is_cancelled());
-        assert!(!newcomer.standing.evicted.is_cancelled());
+        assert!(visits[2].standing.is_evicted() && !visits[0].standing.is_evicted());
+        assert!(!newcomer.standing.is_evicted());
         drop(another);
     }
 
@@ -328,7 +189,7 @@ mod tests {
         let mut newcomer = Box::pin(crowd.enter());
         assert!(poll!(&mut newcomer).is_pending());
         drop(asking);
-        assert!(poll!(&mut newcomer).is_ready() && one.standing.evicted.is_cancelled());
+        assert!(poll!(&mut newcomer).is_ready() && one.standing.is_evicted());
     }
 
     #[tokio::test(start_paused = true)]
@@ -345,10 +206,10 @@ mod tests {
         }
         // This one's has come, and its answer is being made.
         drop(bodies.remove(1));
-        assert!(crowd.evict() && visits[0].standing.evicted.is_cancelled(), "who is idle");
+        assert!(crowd.evict() && visits[0].standing.is_evicted(), "who is idle");
         assert!(!crowd.evict(), "nobody is slow yet");
         tokio::time::advance(SLOW).await;
-        let cut = || visits.iter().map(|visit| visit.standing.cut.is_cancelled()).collect::<Vec<_>>();
+        let cut = || visits.iter().map(|visit| visit.standing.is_cut()).collect::<Vec<_>>();
         assert_eq!((cut(), crowd.evict()), (vec![false; 4], true));
         assert_eq!((cut(), crowd.evict()), (vec![false, false, false, true], true));
         assert_eq!((cut(), crowd.evict()), (vec![false, true, false, true], false));

@@ -295,6 +295,27 @@ async fn a_refused_body_of_http2_resets_nothing() {
 }
 
 #[tokio::test]
+async fn a_client_of_http2_that_is_cut_short_and_goes_on_asking_is_not_kept() {
+    let slow = Duration::from_millis(10);
+    let terms = Terms { patience: LONG, most: 1, slow, reader_patience: LONG, leftover_bytes: LEFTOVER_BYTES };
+    let (address, _) = serve_as(terms).await;
+    let mut cut = TcpStream::connect(address).await.unwrap();
+    let mut sent = PREFACE.to_vec();
+    sent.extend([frame(4, 0, 0, b""), frame(1, 4, 1, b"\x83\x86\x04\x05/echo\x01\x01t")].concat());
+    cut.write_all(&sent).await.unwrap();
+    sleep(GLANCE).await;
+    check_kept(&mut BufReader::new(TcpStream::connect(address).await.unwrap())).await;
+    // It answers no ping, so that nobody knows whether it has been told of the end.
+    for stream in (3..=255).step_by(2) {
+        sleep(GLANCE * 2).await;
+        if cut.write_all(&frame(1, 5, stream, b"\x83\x86\x04\x07/refuse\x01\x01t")).await.is_err() {
+            return;
+        }
+    }
+    panic!("it is kept");
+}
+
+#[tokio::test]
 async fn a_request_in_the_moment_of_making_room_is_answered_and_the_last() {
     for protocol in [Protocol::Http1, Protocol::Http2] {
         let (asked, answered) = (Arc::new(tokio::sync::Notify::new()), Arc::new(tokio::sync::Notify::new()));

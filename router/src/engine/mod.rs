@@ -116,6 +116,7 @@ impl<W: Workers> Engine<W> {
             self.health.recover();
             self.backlog.workers_lost();
             core.workers_lost();
+            // The old `steps` live until there are others: that those are replaced is heard on their pulse.
             let Some(session) = self.recover(&mut core).await? else { return Ok(()) };
             if session.model.page_size != page_size {
                 return Err(EngineError::PageSizeChanged { before: page_size, now: session.model.page_size });

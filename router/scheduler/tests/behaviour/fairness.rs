@@ -198,10 +198,11 @@ fn tenants_that_always_wait_are_served_by_their_weights() {
                 .collect();
             let (most, least) =
                 (service.iter().copied().fold(0.0, f64::max), service.iter().copied().fold(f64::MAX, f64::min));
+            // Who is ahead by a batch at the start may be behind by one at the end.
+            let bound = 2.0 * world.bound();
             assert!(
-                most - least <= world.bound(),
-                "repeat with MILLRACE_SEED={seed}: turn {turn}: {service:?}, bound {}, {:?}, {:?}",
-                world.bound(),
+                most - least <= bound,
+                "repeat with MILLRACE_SEED={seed}: turn {turn}: {service:?}, bound {bound}, {:?}, {:?}",
                 world.tenants,
                 world.config
             );
