@@ -19,7 +19,7 @@ KERNELS := $(shell find worker/kernels -name '*.rs' -o -name '*.toml' -o -name '
 # One torch thread in tests: on few cores two threads per process run far slower than one.
 # Processes for tests: the `conftest.py` at the top of each group of tests says which of them stay together.
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
-PYTEST := $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --max-worker-restart 2 --dist loadgroup
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --max-worker-restart 0 --dist loadgroup
 ROUTER := --workspace --locked --exclude millrace-kernels --exclude millrace-kernels-core
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false MILLRACE_ROUTER=$(CURDIR)/target/debug/millrace-router
 

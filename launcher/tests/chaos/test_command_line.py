@@ -26,10 +26,17 @@ def test_millrace_says_what_it_can_do(capsys: pytest.CaptureFixture[str]) -> Non
     assert commands.run(["dance"]) == 2
 
 
-def test_millrace_serve_is_the_launcher(capsys: pytest.CaptureFixture[str]) -> None:
-    assert commands.run(["serve", "--help"]) == 0
-    assert "Usage: millrace serve [OPTIONS]" in capsys.readouterr().out
-    assert commands.run(["serve", "--num-shard", "many"]) == 2
+def test_millrace_serve_is_the_launcher() -> None:
+    """As a process: it ends its own at once where threads go on, as some of other tests do."""
+
+    def serve(*flags: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "millrace_launcher.commands", "serve", *flags]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    shown = serve("--help")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "Usage: millrace serve [OPTIONS]" in shown.stdout
+    assert serve("--num-shard", "many").returncode == 2
 
 
 def test_help_names_every_fault_and_loads_nothing_heavy() -> None:
