@@ -45,24 +45,33 @@ class StreamSlot:
     """The right to use the engine. There is one holder; a newer one ends the older, and waits until it has let go."""
 
     def __init__(self) -> None:
-        self._turn = threading.Lock()
-        self._guard = threading.Lock()
-        self._holder: grpc.ServicerContext | None = None
+        self._changed = threading.Condition()
+        self._newest: grpc.ServicerContext | None = None
+        self._is_held = False
 
     @contextlib.contextmanager
     def taken_by(self, context: grpc.ServicerContext) -> Iterator[None]:
-        with self._guard:
-            older, self._holder = self._holder, context
+        """Aborts a call that is replaced while it waits: else it would wait for the one that has replaced it."""
+        with self._changed:
+            older, self._newest = self._newest, context
+            self._changed.notify_all()
         if older is not None:
             logs.info("a newer stream replaces the older one")
             older.cancel()
+        with self._changed:
+            self._changed.wait_for(lambda: not self._is_held or self._newest is not context)
+            is_replaced = self._newest is not context
+            self._is_held = self._is_held or not is_replaced
+        if is_replaced:
+            context.abort(grpc.StatusCode.CANCELLED, "a newer stream has replaced this one")
         try:
-            with self._turn:
-                yield
+            yield
         finally:
-            with self._guard:
-                if self._holder is context:
-                    self._holder = None
+            with self._changed:
+                self._is_held = False
+                if self._newest is context:
+                    self._newest = None
+                self._changed.notify_all()
 
 
 class WorkerService(worker_pb2_grpc.WorkerServicer):

@@ -16,8 +16,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.xdist_group(case if isinstance(case, str) else item.nodeid.split("::")[0]))
 
 
-def pytest_collection_finish() -> None:
+def pytest_collection_finish(session: pytest.Session) -> None:
     """torch and transformers are half a million objects, which every collection of garbage would look through; and what
     the worker prepares begins with several."""
     gc.collect()
     gc.freeze()
+    if getattr(session.config.option, "loadgroup", False):
+        assert all("@" in item.nodeid for item in session.items), "pytest-xdist has told this pytest of no groups"

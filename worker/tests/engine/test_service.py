@@ -149,10 +149,37 @@ def test_who_comes_later_ends_who_holds_the_engine_and_nobody_who_has_let_go(poo
         finally:
             calls[number - 1].cancel()
         holding[number - 2].result(SECONDS)
+        assert held[number].wait(SECONDS)
     assert not calls[0].ended.is_set()
     assert not calls[3].ended.is_set()
     calls[3].cancel()
     holding[2].result(SECONDS)
+
+
+def test_who_is_replaced_while_it_waits_does_not_wait_for_who_replaced_it(pool: ThreadPoolExecutor) -> None:
+    slot, calls, held = StreamSlot(), [Call() for _ in range(3)], [threading.Event() for _ in range(3)]
+    may_leave = threading.Event()
+
+    def hold(number: int) -> None:
+        call: Any = calls[number]
+        with slot.taken_by(call):
+            held[number].set()
+            assert may_leave.wait(SECONDS)
+
+    holding = [pool.submit(hold, 0)]
+    assert held[0].wait(SECONDS)
+    for number in (1, 2):  # each one ends the one before it, which does not leave yet
+        holding.append(pool.submit(hold, number))
+        assert calls[number - 1].ended.wait(SECONDS)
+    with pytest.raises(AbortedError) as ended:
+        holding[1].result(SECONDS)
+    assert ended.value.code is grpc.StatusCode.CANCELLED
+    assert not held[1].is_set()
+    assert not held[2].is_set()
+    may_leave.set()
+    for each in (holding[0], holding[2]):
+        each.result(SECONDS)
+    assert held[2].is_set()
 
 
 class Panic(BaseException):
