@@ -58,7 +58,7 @@ def test_clients_in_turn_ask_again_also_when_refused():
 def test_arrivals_wait_for_nobody_and_everything_is_told():
     looks: list[int] = []
     with server([WHOLE, CUT, RUDE, REFUSED]) as port:
-        answers = flood.arriving(port, make, 200.0, 0.2, lambda: looks.append(1))
+        answers = flood.arriving(port, make, 40.0, 1.0, lambda: looks.append(1))
     assert [one.is_whole for one in answers].count(True) == 1
     assert looks
     refused = [one for one in answers if one.status == 429]

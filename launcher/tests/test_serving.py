@@ -17,6 +17,7 @@ from millrace_launcher.supervisor import AT_ONCE, CUT, ECHO_SECONDS
 
 from launcher.tests.fakes.launched import PATIENCE, Launcher, is_running, until
 from launcher.tests.fakes.stand_in_hub import Repository, StandInHub
+from worker.tests.ports import free_port
 
 
 @pytest.fixture
@@ -347,8 +348,7 @@ def test_a_master_port_in_use_is_refused_before_anything_starts(start: Start) ->
 
 def test_a_group_that_cannot_be_started_again_is_tried_again_until_it_can(start: Start) -> None:
     """Its port is taken by another program between two groups; the router lives on, and serves when it is free."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     launcher = start("--num-shard", "2", "--master-port", str(port)).ready()
     with socket.create_server(("127.0.0.1", port)):
         os.kill(launcher.workers(0)[0]["pid"], signal.SIGKILL)
@@ -374,8 +374,7 @@ def test_a_program_that_cannot_be_started_again_is_a_failure_in_a_row(start: Sta
 
 
 def test_a_given_master_port_is_used(start: Start) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     launcher = start("--num-shard", "2", "--master-port", port).ready()
     assert launcher.workers(1)[0]["env"]["MASTER_PORT"] == port
 

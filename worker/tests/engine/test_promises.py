@@ -62,7 +62,7 @@ def test_no_step_takes_more_than_was_promised(tmp_path: Path) -> None:
         for index, (case, over, asked) in enumerate(KINDS)
     ]
     command = [sys.executable, "-m", "worker.tests.engine.promise", json.dumps(told)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=570, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     broken = [

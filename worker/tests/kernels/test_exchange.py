@@ -36,10 +36,17 @@ class Ranks:
         self._memory = mmap.mmap(-1, Exchange.shared_bytes(size))
         address = addressof(c_char.from_buffer(self._memory))
         self.size = size
-        self._ends = [Exchange(address, rank, size, lambda: None) for rank in range(size)]
-        self._threads = ThreadPoolExecutor(size)
+        self._ends = [Exchange(address, rank, size, self._check_time) for rank in range(size)]
+        self._threads, self._deadline = ThreadPoolExecutor(size), 0.0
+
+    def _check_time(self) -> None:
+        """A test that has failed must not leave a thread that waits for ever: its process would wait for it."""
+        if time.monotonic() > self._deadline:
+            raise TimeoutError("the other ranks do not come")
 
     def run(self, act: Callable[[int, Exchange], object]) -> list:
+        self._deadline = time.monotonic() + 60
+
         def late(rank: int) -> object:
             if random.random() < 0.5:
                 time.sleep(random.random() * 0.01)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import select
-import socket
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -16,14 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from worker.tests.ports import free_port
+
 # Generous: how long a start takes on a machine that others use is not what is tested.
 START_SECONDS, JOB_SECONDS = 300.0, 240.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @dataclass(frozen=True)

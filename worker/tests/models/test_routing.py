@@ -23,7 +23,7 @@ from transformers.models.mixtral.modeling_mixtral import MixtralTopKRouter
 from transformers.models.phimoe.modeling_phimoe import PhimoeTopKRouter
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeTopKRouter
 
-HIDDEN, EXPERTS, CHOSEN, TOKENS = 16, 12, 4, 40
+HIDDEN, EXPERTS, CHOSEN, TOKENS = 16, 12, 4, 400
 COMMON = {"hidden_size": HIDDEN, "num_hidden_layers": 1, "num_experts_per_tok": CHOSEN}
 GROUPED = {
     "num_attention_heads": 4,

@@ -9,6 +9,7 @@ import gc
 import os
 import random
 import sys
+import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -155,8 +156,13 @@ def test_ranks_stay_in_step_when_one_of_them_fails(size: int, saved: Callable[[s
     memory = mmap(-1, Exchange.shared_bytes(size))
     address = addressof(c_char.from_buffer(memory))
     quiet: Any = SimpleNamespace(begin=lambda: None, count_step=lambda: None, is_abandoned=False)
+    deadline = time.monotonic() + 500
+
+    def check_time() -> None:
+        assert time.monotonic() < deadline, "the other ranks do not come"
+
     groups = [
-        SharedMemoryGroup(rank=rank, size=size, exchange=Exchange(address, rank, size, lambda: None), memory=quiet)
+        SharedMemoryGroup(rank=rank, size=size, exchange=Exchange(address, rank, size, check_time), memory=quiet)
         for rank in range(size)
     ]
     threads = ThreadPoolExecutor(size)

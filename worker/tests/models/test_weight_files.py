@@ -155,7 +155,7 @@ def test_pages_that_were_read_are_given_back(tmp_path: Path, monkeypatch: pytest
         # Up to the limit, what is read now, and what the system maps around it.
         assert resident_bytes(path) < 4 * size
     assert all(view.equal(copy) for view, copy in copies)
-    assert resident_bytes(path) > 11 * size  # the figure means what it should
+    assert resident_bytes(path) > 8 * size  # the figure means what it should; the system may take some away
 
 
 def resident_bytes(path: Path) -> int:

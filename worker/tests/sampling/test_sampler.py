@@ -137,11 +137,12 @@ def test_features_apply_in_the_order_of_the_contract(do_sample, seed, kernels):
     case = Case([given] * 8, seed, kernels)
     for place, (token, bits, top) in enumerate(case.run(range(8))):
         logprobs = reference_scores(case, place, given).log_softmax(0)
-        assert np.frombuffer(bits, np.float32)[0] == pytest.approx(float(logprobs[token]), abs=1e-4)
+        # A cut may move by a token that weighs little.
+        assert np.frombuffer(bits, np.float32)[0] == pytest.approx(float(logprobs[token]), abs=5e-3)
         if not do_sample:
             assert token == int(logprobs.argmax())
         best = logprobs.topk(min(4, int(logprobs.isfinite().sum())))
-        assert [value for _, value in top] == pytest.approx(best.values.tolist(), abs=1e-4)
+        assert [value for _, value in top] == pytest.approx(best.values.tolist(), abs=5e-3)
         assert [token for token, _ in top] == best.indices.tolist()
 
 

@@ -26,7 +26,7 @@ async fn a_request_that_is_late_ends_wherever_it_is_and_the_others_go_on() {
     let outcome = collect(queued, 1).await;
     assert_eq!((outcome.failed, outcome.tokens.len()), (Some(Failed::TimedOut), 0));
     assert_eq!(collect(running, 1).await.ids(0), expected);
-    let cut = collect(server.generate(by(Duration::from_millis(300), request(prompt(3, 20), 4000))), 1).await;
+    let cut = collect(server.generate(by(Duration::from_secs(2), request(prompt(3, 20), 4000))), 1).await;
     assert!(cut.failed == Some(Failed::TimedOut) && cut.ids(0).len() > 1, "{cut:?}");
     server.end().await;
 }

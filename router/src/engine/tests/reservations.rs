@@ -82,7 +82,7 @@ async fn time_may_be_over_in_the_queue_in_the_prompt_in_the_output_and_without_w
     assert_eq!((outcome.failed, outcome.prefilled.len()), (Some(Failed::TimedOut), 0));
     let outcome = collect(in_prompt, 1).await;
     assert_eq!((outcome.failed, outcome.prefilled.len()), (Some(Failed::TimedOut), 0));
-    let in_output = collect(server.generate(by(600, request(prompt(3, 1), 500))), 1).await;
+    let in_output = collect(server.generate(by(2000, request(prompt(3, 1), 500))), 1).await;
     assert!(in_output.failed == Some(Failed::TimedOut) && !in_output.ids(0).is_empty(), "{in_output:?}");
     server.workers.rank(0).set_reachable(false);
     server.workers.rank(0).die();
