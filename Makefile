@@ -15,12 +15,12 @@ BIN := $(VENV)/bin
 UV := VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv
 STUBS := worker/millrace_worker/proto/worker_pb2.py
 RUST := $(shell find router proto -name '*.rs' -o -name '*.toml' -o -name '*.proto' | grep -v /target/) Cargo.toml Cargo.lock
-KERNELS := $(shell find worker/kernels -name '*.rs' -o -name '*.toml' -o -name '*.pyi') Cargo.toml Cargo.lock
+NATIVE := $(shell find worker/kernels worker/transport -name '*.rs' -o -name '*.toml' -o -name '*.pyi') Cargo.toml Cargo.lock
 # One torch thread in tests: on few cores two threads per process run far slower than one.
 # Processes for tests: the `conftest.py` at the top of each group of tests says which of them stay together.
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --max-worker-restart 0 --dist loadgroup
-ROUTER := --workspace --locked --exclude millrace-kernels --exclude millrace-kernels-core
+ROUTER := --workspace --locked --exclude millrace-kernels --exclude millrace-kernels-core --exclude millrace-transport
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false MILLRACE_ROUTER=$(CURDIR)/target/debug/millrace-router
 
 .PHONY: chaos docs fuzz fuzz-api help sanitize setup serve test test-rust test-python check check-rust check-python fmt bench bench-worker bench-quantized bench-step bench-grammars bench-health bench-router bench-overload bench-tenants bench-peers models soak proto lock lock-peers clean
@@ -45,13 +45,15 @@ $(VENV)/.router: $(VENV)/.python $(RUST) router/pyproject.toml
 	$(UV) pip install --quiet --no-deps --reinstall-package millrace-router ./router
 	@touch $@
 
-# The CPU kernels, a Python module compiled in release mode for every instruction set at once.
-$(VENV)/.kernels: $(VENV)/.python $(KERNELS)
-	@command -v cargo >/dev/null || { echo "Millrace's CPU kernels are compiled here: install Rust 1.90 or newer (rustup) first."; exit 1; }
+# The worker's Python modules in Rust, compiled in release mode: the CPU kernels, for every instruction set at once, and
+# its gRPC server.
+$(VENV)/.native: $(VENV)/.python $(NATIVE)
+	@command -v cargo >/dev/null || { echo "Millrace's worker is compiled here in part: install Rust 1.90 or newer (rustup) first."; exit 1; }
 	$(UV) pip install --quiet --no-deps --reinstall-package millrace-kernels ./worker/kernels
+	$(UV) pip install --quiet --no-deps --reinstall-package millrace-transport ./worker/transport
 	@touch $@
 
-setup: $(VENV)/.python $(VENV)/.kernels $(VENV)/.router ## install router, launcher and worker into .venv
+setup: $(VENV)/.python $(VENV)/.native $(VENV)/.router ## install router, launcher and worker into .venv
 
 serve: setup ## serve MODEL (default: the demo model) on PORT (default 3000); ARGS="…" goes to the launcher
 	$(BIN)/millrace-launcher --model-id $(MODEL) --port $(PORT) $(ARGS)
@@ -63,7 +65,7 @@ test-rust:
 	cargo test --release --locked -p millrace-kernels-core  # as they are installed: compiled once for both
 
 # Examples are as good as built; with them the programs have the tests' dependencies, which are not compiled again.
-test-python: $(VENV)/.python $(VENV)/.kernels
+test-python: $(VENV)/.python $(VENV)/.native
 	cargo build $(ROUTER) --bins --examples
 	$(TEST_ENV) $(PYTEST) worker/tests launcher/tests benchmarks/tests
 	$(TEST_ENV) $(PYTEST) --no-loadscope-reorder integration-tests
@@ -159,16 +161,16 @@ bench-tenants: setup ## one tenant floods the server: what that costs another
 SANITIZED := target/sanitized
 SANITIZE_ENV = PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0 \
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so.6)"
-sanitize: $(VENV)/.python $(VENV)/.kernels ## the worker's tests over kernels under the address sanitizer (Linux, gcc)
+sanitize: $(VENV)/.python $(VENV)/.native ## the worker's tests over kernels under the address sanitizer (Linux, gcc)
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address" CARGO_TARGET_DIR=$(SANITIZED) \
 		cargo build --release --locked -p millrace-kernels --target $$(rustc -vV | sed -n 's/^host: //p')
 	cp $(SANITIZED)/*/release/libmillrace_kernels.so $(SANITIZED)/millrace_kernels.abi3.so
 	$(TEST_ENV) $(SANITIZE_ENV) PYTHONPATH=$(CURDIR)/$(SANITIZED) $(PYTEST) worker/tests/kernels worker/tests/models/test_parity.py worker/tests/sampling
 
-models: $(VENV)/.python $(VENV)/.kernels ## parity of every architecture, native and through transformers, on 1 and 2 ranks, into docs/models.md
+models: $(VENV)/.python $(VENV)/.native ## parity of every architecture, native and through transformers, on 1 and 2 ranks, into docs/models.md
 	$(TEST_ENV) $(BIN)/python -m worker.tests.models.table $(ARGS)
 
-soak: $(VENV)/.python $(VENV)/.kernels ## long runs: a change of every tensor of every model, memory refused at every operator of a step, 10^7 scheduler operations, kernels under the address sanitizer, 10,000 requests with memory held flat, a step of more than 30 s with health held true
+soak: $(VENV)/.python $(VENV)/.native ## long runs: a change of every tensor of every model, memory refused at every operator of a step, 10^7 scheduler operations, kernels under the address sanitizer, 10,000 requests with memory held flat, a step of more than 30 s with health held true
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address -Cdebug-assertions" cargo test --release --locked -p millrace-kernels-core --target $$(rustc -vV | sed -n 's/^host: //p')
 	$(TEST_ENV) MILLRACE_SOAK=1 $(PYTEST) worker/tests/models/test_sensitivity.py
 	$(TEST_ENV) MILLRACE_SOAK_FAULTS=100000 $(PYTEST) worker/tests/models/test_shortage.py
@@ -185,12 +187,12 @@ docs: $(VENV)/.python ## the pages of docs/ that are made from tables: flags.md,
 	$(BIN)/python -m millrace_launcher.migrating_doc docs/deviations.json docs/migrating-from-tgi.md
 
 SECONDS ?= 300
-fuzz-api: $(VENV)/.python $(VENV)/.kernels ## requests made up from the OpenAPI document, for SECONDS (default 300)
+fuzz-api: $(VENV)/.python $(VENV)/.native ## requests made up from the OpenAPI document, for SECONDS (default 300)
 	cargo build --locked --bins
 	$(TEST_ENV) $(BIN)/python integration-tests/fuzzing.py $(SECONDS)
 
 CASES ?= 200000
-fuzz: $(VENV)/.python $(VENV)/.kernels ## every parser on CASES inputs (default 200000) made from the kept corpus
+fuzz: $(VENV)/.python $(VENV)/.native ## every parser on CASES inputs (default 200000) made from the kept corpus
 	CASES=$(CASES) cargo test --locked -p millrace-client --test fuzz
 	CASES=$(CASES) cargo test --locked -p millrace-router --lib -- http::tests::fuzz template_fuzz grammar::fuzz
 	CASES=$$(($(CASES) / 100)) $(TEST_ENV) $(BIN)/python -m pytest worker/tests/engine/test_plan_fuzz.py
@@ -200,7 +202,7 @@ proto: $(BIN)/uv ## generate the Python stubs of proto/worker.proto
 
 lock: $(BIN)/uv ## resolve constraints.txt and Cargo.lock anew
 	$(UV) pip compile --quiet --universal --python-version 3.11 --all-extras --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
-		--no-emit-package millrace-router --no-emit-package millrace-kernels -c constraints.in pyproject.toml -o constraints.txt
+		--no-emit-package millrace-router --no-emit-package millrace-kernels --no-emit-package millrace-transport -c constraints.in pyproject.toml -o constraints.txt
 	cargo update
 
 lock-peers: $(BIN)/uv ## resolve benchmarks/peers/*.txt anew

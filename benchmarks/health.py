@@ -96,7 +96,9 @@ def asks_worker(prefix: str) -> Callable[[], bool]:
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
     known: Any = health_pb2  # made at run time: type checkers see no names in it
-    stub: Any = health_pb2_grpc.HealthStub(grpc.insecure_channel(f"unix:{prefix}-0"))
+    stub: Any = health_pb2_grpc.HealthStub(
+        grpc.insecure_channel(f"unix:{prefix}-0", options=[("grpc.default_authority", "localhost")])
+    )
     return lambda: stub.Check(known.HealthCheckRequest(), timeout=30).status == known.HealthCheckResponse.SERVING
 
 

@@ -143,7 +143,8 @@ def drive(socket: str, shape: RowsShape, num_steps: int) -> tuple[float, float]:
     sent: queue.SimpleQueue[worker_pb2.StepPlan | None] = queue.SimpleQueue()
     sent.put(decode_plan(shape, "greedy", 1))
     times, own = [], []
-    with grpc.insecure_channel(f"unix:{socket}") as channel:
+    options = [("grpc.default_authority", "localhost")]
+    with grpc.insecure_channel(f"unix:{socket}", options=options) as channel:
         results = worker_pb2_grpc.WorkerStub(channel).Run(iter(sent.get, None))
         for step in range(2, num_steps + 1):
             sent.put(decode_plan(shape, "greedy", step))

@@ -93,7 +93,7 @@ def test_a_stopped_rank_is_told_soon_and_leaves_what_it_was_doing(
     text = dump.read_text()
     assert "has not answered" in text
     assert "scheduler: Stats" in text
-    assert "pipeline.py" in text, "the stacks of the rank that could still be asked"
+    assert "stream.py" in text, "the stacks of the rank that could still be asked"
     assert not [word for word in WORDS_OF_PROMPTS if word in text + server.output()]
 
 

@@ -16,7 +16,7 @@ from millrace_worker.grammar import GrammarRows, NoGrammars
 from millrace_worker.inputs import InputBuilder
 from millrace_worker.model import in_rows, paged
 from millrace_worker.proto import worker_pb2
-from millrace_worker.rows import ParsedPlan, PlanError, Rows, RowsShape, column
+from millrace_worker.rows import PlanError, Rows, RowsShape, column, read_work
 from millrace_worker.runner import Runner
 from millrace_worker.sampling import SamplingRows, Watermark
 from millrace_worker.shortage import drop_references, is_out_of_memory, release_memory
@@ -80,38 +80,30 @@ class Engine:
         self._rows.reset()
         self._forget(range(self.shape.max_rows))
 
-    def parse(self, plan: worker_pb2.StepPlan) -> ParsedPlan:
-        """The part of a step that needs nothing of the rows: any thread may do it while another step runs."""
-        return ParsedPlan.of(plan)
-
-    def compute(self, plan: worker_pb2.StepPlan) -> worker_pb2.StepResult:
-        """`compute_parsed` of a plan that nobody has parsed yet."""
-        return self.compute_parsed(self.parse(plan))
-
     @torch.inference_mode()
-    def compute_parsed(self, parsed: ParsedPlan) -> worker_pb2.StepResult:
+    def compute(self, plan: worker_pb2.StepPlan) -> worker_pb2.StepResult:
         """One forward pass. A fault fails the sequences of this plan, by id, and the stream lives on.
 
         Raises RankLostError when that is not possible: with several ranks that cannot be kept in step (the others may
         wait in a collective), or when the device itself is gone.
         """
         self._group.begin_step()
-        outcome = self._agree(self._try(parsed))
+        outcome = self._agree(self._try(plan))
         # An error is gone by now, and with it what its frames held.
-        result = self._failed_step(parsed.plan, outcome) if isinstance(outcome, StepFault) else outcome
+        result = self._failed_step(plan, outcome) if isinstance(outcome, StepFault) else outcome
         self._progress += 1
         result.progress = self._progress
         return result
 
-    def _try(self, parsed: ParsedPlan) -> worker_pb2.StepResult | StepFault:
+    def _try(self, plan: worker_pb2.StepPlan) -> worker_pb2.StepResult | StepFault:
         try:
-            return self.step(parsed)
+            return self.step(plan)
         except Exception as error:
             if isinstance(error, RankGoneError) or not self._group.stays_in_step or _device_is_gone(error):
-                raise RankLostError(f"step {parsed.plan.step} failed: {type(error).__name__}: {error}") from error
+                raise RankLostError(f"step {plan.step} failed: {type(error).__name__}: {error}") from error
             fault = StepFault(_outcome(error), _message(error))
             if fault.outcome is not Outcome.LEFT:  # the rank that it left for tells why
-                logs.error("a step failed", step=parsed.plan.step, error=f"{type(error).__name__}: {error}")
+                logs.error("a step failed", step=plan.step, error=f"{type(error).__name__}: {error}")
             drop_references(error)
             return fault
 
@@ -128,12 +120,10 @@ class Engine:
         """Nobody waits for the step that is computed. Any thread may say so."""
         self._group.abandon()
 
-    def step(self, parsed: ParsedPlan) -> worker_pb2.StepResult:
-        """As `compute_parsed`, but a fault of the step raises."""
+    def step(self, plan: worker_pb2.StepPlan) -> worker_pb2.StepResult:
+        """As `compute`, but a fault of the step raises."""
         watch = Stopwatch()
-        plan, work = parsed.plan, parsed.work
-        if isinstance(work, Exception):
-            raise work
+        work = read_work(plan)
         result = worker_pb2.StepResult(step=plan.step)
         living = self._admit(plan, work)
         running = work if living is None else work.select(living)
@@ -162,7 +152,7 @@ class Engine:
         self._group.begin_step()
         outcome = Outcome.FAILED
         try:
-            self.step(self.parse(plan))
+            self.step(plan)
             outcome = Outcome.DONE
         finally:
             worst, rank = self._group.end_step(outcome)

@@ -83,21 +83,6 @@ def column(data: bytes) -> Column:
     return np.frombuffer(data, dtype="<u4").astype(np.int64)
 
 
-@dataclass(frozen=True)
-class ParsedPlan:
-    """A plan and its work columns, or why there are none."""
-
-    plan: worker_pb2.StepPlan
-    work: Work | PlanError | MemoryError
-
-    @classmethod
-    def of(cls, plan: worker_pb2.StepPlan) -> ParsedPlan:
-        try:
-            return cls(plan, read_work(plan))
-        except (PlanError, MemoryError) as error:
-            return cls(plan, error)
-
-
 def read_work(plan: worker_pb2.StepPlan) -> Work:
     """Raises PlanError when the columns do not have one length."""
     work = plan.work

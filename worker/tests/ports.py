@@ -1,4 +1,4 @@
-"""Ports for tests."""
+"""Ports for tests, and how grpcio is to name a unix socket."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import random
 import socket
 from contextlib import suppress
 from pathlib import Path
+
+# An option of channels: else grpcio sends the path of a unix socket as authority, which is none that HTTP/2 knows.
+LOCALHOST = [("grpc.default_authority", "localhost")]
 
 
 def free_port() -> int:

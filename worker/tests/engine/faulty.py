@@ -14,7 +14,6 @@ import millrace_worker
 import torch
 from millrace_worker.engine import Engine
 from millrace_worker.proto import worker_pb2
-from millrace_worker.rows import ParsedPlan
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .plans import Answers, PlanBook
@@ -66,12 +65,12 @@ class FaultyEngine(Engine):
 
     fault: AtOperator | AtCall | None = None
 
-    def step(self, parsed: ParsedPlan) -> worker_pb2.StepResult:
+    def step(self, plan: worker_pb2.StepPlan) -> worker_pb2.StepResult:
         fault, self.fault = self.fault, None
         if fault is None:
-            return super().step(parsed)
+            return super().step(plan)
         with fault:
-            return super().step(parsed)
+            return super().step(plan)
 
 
 @dataclass

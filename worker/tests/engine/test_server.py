@@ -18,7 +18,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from millrace_worker.proto import worker_pb2, worker_pb2_grpc
 
-from worker.tests.ports import free_port
+from worker.tests.ports import LOCALHOST, free_port
 
 from .conftest import POSITIONS, VOCAB, Reference
 from .plans import PlanBook, read_u32
@@ -46,7 +46,7 @@ class Worker:
                 stderr=errors,
                 env=plain | {"OMP_NUM_THREADS": "1", "MILLRACE_LIFELINE": "stdin"} | ranked,
             )
-        self.channel = grpc.insecure_channel(f"unix:{self.socket}")
+        self.channel = grpc.insecure_channel(f"unix:{self.socket}", options=LOCALHOST)
         self.stub = worker_pb2_grpc.WorkerStub(self.channel)
 
     def describe(self) -> worker_pb2.ModelDescription:
@@ -181,7 +181,7 @@ def test_a_launcher_killed_with_all_its_pipes_leaves_no_orphan(folder: Path, ref
     try:
         os.close(theirs)
         os.close(errors_theirs)
-        with grpc.insecure_channel(f"unix:{folder / 'w-0'}") as channel:
+        with grpc.insecure_channel(f"unix:{folder / 'w-0'}", options=LOCALHOST) as channel:
             grpc.channel_ready_future(channel).result(SECONDS)
         os.close(ours)
         os.close(errors_ours)
@@ -244,7 +244,7 @@ def test_a_stopped_process_has_no_pulse_and_a_running_one_tells_its_stacks(
     deadline = time.monotonic() + SECONDS
     while "in compute" not in (stacks := worker.errors.read_text()) and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert "pipeline.py" in stacks
+    assert "stream.py" in stacks
     worker.process.send_signal(signal.SIGSTOP)
     status = Path(f"/proc/{worker.process.pid}/status")
     while "T (stopped)" not in status.read_text() and time.monotonic() < deadline:

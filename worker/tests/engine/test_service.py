@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import queue
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -13,25 +12,17 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
+from millrace_transport import RefusedError
 from millrace_worker import __main__ as process
 from millrace_worker.config import WorkerConfig
 from millrace_worker.memory import DoesNotFitError
 from millrace_worker.proto import worker_pb2
 from millrace_worker.pulse import Pulse
-from millrace_worker.server import StreamSlot, WorkerService, remove_stale_socket
+from millrace_worker.server import Code, EngineSlot, WorkerService, remove_stale_socket
 
 SECONDS = 60.0
 REQUEST = worker_pb2.PrepareRequest(max_rows=4, max_step_tokens=64)
-
-
-class AbortedError(Exception):
-    """How a call ended."""
-
-    def __init__(self, code: grpc.StatusCode, details: str) -> None:
-        super().__init__(details)
-        self.code = code
 
 
 class Call:
@@ -46,11 +37,21 @@ class Call:
     def is_active(self) -> bool:
         return not self.ended.is_set()
 
-    def send_initial_metadata(self, _: object) -> None:
-        pass
 
-    def abort(self, code: grpc.StatusCode, details: str) -> None:
-        raise AbortedError(code, details)
+class Silent(Call):
+    """A stream whose client says nothing until it ends."""
+
+    end = Call.cancel
+
+    def receive(self) -> bytes | None:
+        assert self.ended.wait(SECONDS)
+        return None
+
+    def send(self, answer: bytes, /) -> None:
+        raise AssertionError("there is nothing to answer")
+
+    def on_end(self, call: Callable[[], None]) -> None:
+        pass
 
 
 class Idle:
@@ -91,17 +92,16 @@ class Served:
         self.deaths: list[str] = []
         self.service = WorkerService(self.loading, 1, self.deaths.append, Pulse())
         self._pool = pool
-        self._plans: queue.SimpleQueue[None] = queue.SimpleQueue()
 
-    def call(self, name: str, request: object, call: Call | None = None) -> Any:
-        return getattr(self.service, name)(request, call or Call())
+    def describe(self, call: Call | None = None) -> worker_pb2.ModelDescription:
+        return self.service.describe(call or Call())
 
-    def stream(self) -> Future[list[worker_pb2.StepResult]]:
-        """A stream whose client says nothing."""
-        return self._pool.submit(lambda: list(self.call("Run", iter(self._plans.get, None))))
+    def prepare(self) -> worker_pb2.Prepared:
+        return self.service.prepare(Call(), REQUEST)
 
-    def close(self) -> None:
-        self._plans.put(None)
+    def stream(self) -> Future[None]:
+        silent: Any = Silent()
+        return self._pool.submit(self.service.run, silent)
 
 
 @pytest.fixture
@@ -115,7 +115,6 @@ def served(pool: ThreadPoolExecutor) -> Iterator[Served]:
     made = Served(pool)
     yield made
     made.service.stop()
-    made.close()
 
 
 @pytest.fixture
@@ -126,7 +125,7 @@ def rank(served: Served) -> Loaded:
 
 
 def test_who_comes_later_ends_who_holds_the_engine_and_nobody_who_has_let_go(pool: ThreadPoolExecutor) -> None:
-    slot, calls = StreamSlot(), [Call() for _ in range(4)]
+    slot, calls = EngineSlot(), [Call() for _ in range(4)]
     gone: Any = calls[0]
     with slot.taken_by(gone):
         pass
@@ -157,7 +156,7 @@ def test_who_comes_later_ends_who_holds_the_engine_and_nobody_who_has_let_go(poo
 
 
 def test_who_is_replaced_while_it_waits_does_not_wait_for_who_replaced_it(pool: ThreadPoolExecutor) -> None:
-    slot, calls, held = StreamSlot(), [Call() for _ in range(3)], [threading.Event() for _ in range(3)]
+    slot, calls, held = EngineSlot(), [Call() for _ in range(3)], [threading.Event() for _ in range(3)]
     may_leave = threading.Event()
 
     def hold(number: int) -> None:
@@ -171,9 +170,9 @@ def test_who_is_replaced_while_it_waits_does_not_wait_for_who_replaced_it(pool: 
     for number in (1, 2):  # each one ends the one before it, which does not leave yet
         holding.append(pool.submit(hold, number))
         assert calls[number - 1].ended.wait(SECONDS)
-    with pytest.raises(AbortedError) as ended:
+    with pytest.raises(RefusedError) as ended:
         holding[1].result(SECONDS)
-    assert ended.value.code is grpc.StatusCode.CANCELLED
+    assert ended.value.args[0] == Code.CANCELLED
     assert not held[1].is_set()
     assert not held[2].is_set()
     may_leave.set()
@@ -189,63 +188,62 @@ class Panic(BaseException):
 @pytest.mark.parametrize(
     ("fault", "code"),
     [
-        (DoesNotFitError("3 GiB are needed"), grpc.StatusCode.FAILED_PRECONDITION),
-        (MemoryError("3 GiB are needed"), grpc.StatusCode.RESOURCE_EXHAUSTED),
-        (RuntimeError("3 GiB are needed"), grpc.StatusCode.RESOURCE_EXHAUSTED),
-        (OSError(errno.ENOMEM, "3 GiB are needed"), grpc.StatusCode.RESOURCE_EXHAUSTED),
+        (DoesNotFitError("3 GiB are needed"), Code.FAILED_PRECONDITION),
+        (MemoryError("3 GiB are needed"), Code.RESOURCE_EXHAUSTED),
+        (RuntimeError("3 GiB are needed"), Code.RESOURCE_EXHAUSTED),
+        (OSError(errno.ENOMEM, "3 GiB are needed"), Code.RESOURCE_EXHAUSTED),
         # Another rank has failed in the same worst case: the exchange's way to say so.
-        (ConnectionAbortedError("3 GiB are needed"), grpc.StatusCode.RESOURCE_EXHAUSTED),
-        (Panic("3 GiB are needed"), grpc.StatusCode.RESOURCE_EXHAUSTED),
+        (ConnectionAbortedError("3 GiB are needed"), Code.RESOURCE_EXHAUSTED),
+        (Panic("3 GiB are needed"), Code.RESOURCE_EXHAUSTED),
     ],
 )
 def test_whatever_keeps_a_rank_from_being_prepared_is_a_refusal_with_its_words(
-    served: Served, rank: Loaded, fault: BaseException, code: grpc.StatusCode
+    served: Served, rank: Loaded, fault: BaseException, code: Code
 ) -> None:
     """A router asks again and again after anything that is no refusal."""
     rank.fault = fault
-    with pytest.raises(AbortedError, match="3 GiB are needed") as refused:
-        served.call("Prepare", REQUEST)
-    assert refused.value.code == code
+    with pytest.raises(RefusedError, match="3 GiB are needed") as refused:
+        served.prepare()
+    assert refused.value.args[0] == code
     rank.fault = None
-    assert served.call("Prepare", REQUEST).num_pages == 7
+    assert served.prepare().num_pages == 7
 
 
 def test_a_load_that_failed_is_told_and_a_stop_ends_who_waits_for_one(served: Served, pool: ThreadPoolExecutor) -> None:
-    waiting = pool.submit(served.call, "Describe", worker_pb2.DescribeRequest())
+    waiting = pool.submit(served.describe)
     with pytest.raises(TimeoutError):
         waiting.result(0.01)
     served.service.stop()
-    with pytest.raises(AbortedError, match="stopping") as refused:
+    with pytest.raises(RefusedError, match="stopping") as refused:
         waiting.result(SECONDS)
-    assert refused.value.code == grpc.StatusCode.UNAVAILABLE
+    assert refused.value.args[0] == Code.UNAVAILABLE
 
     other = Served(pool)
     other.loading.set_exception(ValueError("no such file"))
-    with pytest.raises(AbortedError, match="could not load its model: no such file") as refused:
-        other.call("Describe", worker_pb2.DescribeRequest())
-    assert refused.value.code == grpc.StatusCode.UNAVAILABLE
+    with pytest.raises(RefusedError, match="could not load its model: no such file") as refused:
+        other.describe()
+    assert refused.value.args[0] == Code.UNAVAILABLE
 
 
 def test_a_caller_that_has_left_is_not_waited_for(served: Served) -> None:
     left = Call()
     left.cancel()
-    with pytest.raises(AbortedError):
-        served.call("Describe", worker_pb2.DescribeRequest(), left)
+    with pytest.raises(RefusedError):
+        served.describe(left)
 
 
 def test_a_stop_ends_the_stream_that_runs_and_the_one_that_begins_in_that_moment(served: Served, rank: Loaded) -> None:
     running = served.stream()
     assert rank.idle.resets.acquire(timeout=SECONDS)
     served.service.stop()
-    assert running.result(SECONDS) == []
+    running.result(SECONDS)
 
     other = Served(served._pool)
     other.loading.set_result(rank)
     rank.meanwhile = other.service.stop
-    assert other.stream().result(SECONDS) == []
+    other.stream().result(SECONDS)
     for each in (served, other):
         assert each.deaths == []
-        each.close()
 
 
 def test_only_what_nobody_listens_on_is_removed(tmp_path_factory: pytest.TempPathFactory) -> None:
