@@ -44,6 +44,7 @@ KERNELS = [
     (millrace_kernels.Linear, ["apply", "lookup"]),
     (millrace_kernels.Norm, ["add_norm"]),
     (millrace_kernels.Attention, ["plan", "attend"]),
+    (millrace_kernels.Chain, ["run"]),
     (millrace_kernels.Sampler, ["sample"]),
 ]
 TICK = 1 / os.sysconf("SC_CLK_TCK")

@@ -99,6 +99,21 @@ class Experts:
         expert that there is not."""
 
 @final
+class Chain:
+    """Operators one after the other, in one call. What they read and write is named by numbers of slots."""
+
+    def __new__(cls) -> Chain: ...
+    def norm(self, norm: Norm, residual: int, delta: int | None, out: int) -> None:
+        """As `Norm.add_norm`."""
+    def linear(self, linear: Linear | QuantizedLinear, x: int, out: int) -> None:
+        """As its `apply`."""
+    def attend(self, attention: Attention, plan: int, turns: int | None, kv: int, qkv: int, out: int) -> None:
+        """As `Attention.attend`. `plan`, `turns`: numbers of those that `run` gets; None: nothing is turned."""
+    def run(self, rows: int, slots: list[int], plans: list[Plan], turns: list[tuple[int, int]]) -> None:
+        """All of them, on so many rows. `slots`: their addresses. Raises ValueError when an operator has too little to
+        go on, as it would by itself; those before it have run."""
+
+@final
 class Exchange:
     """One rank's end of a memory that the ranks of one machine share. All ranks call the same, in the same order."""
 

@@ -40,7 +40,7 @@ class Workspace:
     """Rows of `width` values, one after the other. What `rows` answers is valid until it is called again."""
 
     def __init__(self, width: int, dtype: torch.dtype) -> None:
-        self._width, self.dtype = width, dtype
+        self.width, self.dtype = width, dtype
         self._memory = torch.empty(0, width, dtype=dtype)
         self._rows = self._memory
         self.address = self._memory.data_ptr()
@@ -50,7 +50,7 @@ class Workspace:
         if len(self._rows) != number:
             if len(self._memory) < number:
                 self._memory = self._rows = torch.empty(0)  # the old one goes before the new one comes
-                self._memory = torch.empty(number, self._width, dtype=self.dtype)
+                self._memory = torch.empty(number, self.width, dtype=self.dtype)
                 self.address = self._memory.data_ptr()
             self._rows = self._memory[:number]
         return self._rows

@@ -51,7 +51,7 @@ fn slice<'a, T: pyo3::buffer::Element>(_py: Python<'a>, buffer: &'a PyBuffer<T>)
 }
 
 #[pyclass(frozen)]
-pub(crate) struct Plan(CorePlan);
+pub(crate) struct Plan(pub(crate) CorePlan);
 
 #[pymethods]
 impl Plan {
@@ -62,7 +62,7 @@ impl Plan {
 }
 
 #[pyclass(frozen)]
-pub(crate) struct Attention(Core);
+pub(crate) struct Attention(pub(crate) Core);
 
 /// scale, window, softcap, `ALiBi`'s slopes and sinks of the query heads
 type RuleColumns = (f32, Option<usize>, Option<f32>, Option<Vec<f32>>, Option<Vec<f32>>);

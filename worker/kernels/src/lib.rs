@@ -2,6 +2,7 @@
 //! `millrace_worker` has checked dtype, shape and contiguity. Every call releases the interpreter while it computes.
 
 mod attention;
+mod chain;
 mod exchange;
 mod experts;
 mod linear;
@@ -13,7 +14,7 @@ mod sampling;
 use pyo3::prelude::*;
 
 /// Raised with every change of what the worker calls: it refuses a module of another number.
-const INTERFACE: u32 = 3;
+const INTERFACE: u32 = 4;
 
 #[pymodule]
 fn millrace_kernels(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -22,6 +23,7 @@ fn millrace_kernels(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<attention::Attention>()?;
     module.add_class::<attention::Plan>()?;
     module.add_class::<attention::Step>()?;
+    module.add_class::<chain::Chain>()?;
     module.add_class::<exchange::Exchange>()?;
     module.add_class::<experts::Experts>()?;
     module.add_class::<linear::Linear>()?;

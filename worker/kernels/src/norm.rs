@@ -41,17 +41,22 @@ impl Norm {
 
     /// residual += delta (address 0: nothing to add); out = norm(residual). Contiguous rows.
     fn add_norm(&self, py: Python<'_>, residual: usize, delta: usize, out: usize, rows: usize) {
-        py.detach(|| {
-            let rows = Rows {
-                residual: residual as *mut f32,
-                delta: delta as *const u8,
-                delta_dtype: self.delta_dtype,
-                out: out as *mut u8,
-                out_dtype: self.out_dtype,
-                rows,
-            };
-            // SAFETY: the caller has checked the tensors behind the addresses.
-            unsafe { self.core.add_norm(rows) }
-        });
+        py.detach(|| self.run(residual, delta, out, rows));
+    }
+}
+
+impl Norm {
+    /// As `add_norm`.
+    pub(crate) fn run(&self, residual: usize, delta: usize, out: usize, rows: usize) {
+        let rows = Rows {
+            residual: residual as *mut f32,
+            delta: delta as *const u8,
+            delta_dtype: self.delta_dtype,
+            out: out as *mut u8,
+            out_dtype: self.out_dtype,
+            rows,
+        };
+        // SAFETY: the caller has checked the tensors behind the addresses.
+        unsafe { self.core.add_norm(rows) }
     }
 }

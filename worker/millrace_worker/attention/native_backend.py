@@ -51,14 +51,14 @@ class NativeStep:
 
 
 class NativeBackend(Pooled):
-    """The KV pool of one rank and attention over it, for float32 and bfloat16."""
+    """The KV pool of one rank and attention over it, for float32 and bfloat16. `addresses`: of each layer's pages."""
 
     def __init__(self, machine: Machine, layers: list[Heads], dtype: torch.dtype, workspaces: Workspaces) -> None:
         """Results have `dtype` and are valid until the next call. Raises ValueError as `Pooled`."""
         super().__init__(layers, dtype, torch.device("cpu"))
         self.name = f"native ({machine.level})"
-        self._layers = [_layer(machine, heads, dtype, workspaces) for heads in layers]
-        self._addresses: list[int] = []
+        self.layers = [_layer(machine, heads, dtype, workspaces) for heads in layers]
+        self.addresses: list[int] = []
 
     @staticmethod
     def supports(layers: list[Heads], dtype: torch.dtype) -> bool:
@@ -68,33 +68,33 @@ class NativeBackend(Pooled):
         )
 
     def allocate(self, num_pages: int) -> None:
-        self._addresses = []
+        self.addresses = []
         super().allocate(num_pages)
-        self._addresses = [pages.data_ptr() for pages in self.pool.pages]
+        self.addresses = [pages.data_ptr() for pages in self.pool.pages]
 
     def plan(self, batch: Batch) -> NativeStep:
         """Raises ValueError for a position without a page of the pool."""
         from millrace_kernels import Step
 
         steps = {}
-        for chunk in {layer.chunk for layer in self._layers}:
+        for chunk in {layer.chunk for layer in self.layers}:
             seen = batch if chunk is None else batch.in_chunks(chunk, self.page_size)
             rows, starts, counts = map(np.ascontiguousarray, (seen.rows, seen.starts, seen.counts))
             steps[chunk] = Step(rows, starts, counts, seen.page_table_host, self.pool.num_pages)
-        layers = {layer.shape: layer for layer in self._layers}
+        layers = {layer.shape: layer for layer in self.layers}
         plans = {shape: layer.kernel.plan(steps[layer.chunk]) for shape, layer in layers.items()}
         return NativeStep(batch.num_tokens, plans)
 
     def attend(self, heads: Heads, qkv_TC: Tensor, rotation: Rotation | None, step: NativeStep) -> Tensor:
-        layer = self._layers[heads.layer]
+        layer = self.layers[heads.layer]
         if qkv_TC.shape != (step.num_tokens, layer.qkv_columns) or not _is_plain(qkv_TC):
             raise ValueError(
                 f"attention takes [{step.num_tokens}, {layer.qkv_columns}] float32, contiguous; "
                 f"this is {tuple(qkv_TC.shape)} {qkv_TC.dtype}"
             )
-        turns = NOTHING_ROTATED if rotation is None else _turns(rotation, step.num_tokens)
+        turns = NOTHING_ROTATED if rotation is None else turns_of(rotation, step.num_tokens)
         attended = layer.out.rows(step.num_tokens)
-        kv, qkv, out = self._addresses[heads.layer], qkv_TC.data_ptr(), layer.out.address
+        kv, qkv, out = self.addresses[heads.layer], qkv_TC.data_ptr(), layer.out.address
         layer.kernel.attend(step.plans[layer.shape], kv, qkv, turns, out)
         return attended
 
@@ -126,7 +126,7 @@ def _is_plain(x: Tensor) -> bool:
     return x.dtype is torch.float32 and x.is_contiguous()
 
 
-def _turns(rotation: Rotation, num_tokens: int) -> tuple[int, int]:
+def turns_of(rotation: Rotation, num_tokens: int) -> tuple[int, int]:
     """The address of cosines and sines side by side, as `RotaryTable.gather` makes them, and how many are rotated."""
     cos, sin = rotation
     width = cos.shape[-1]

@@ -131,7 +131,7 @@ class NativeLinear:
         shape = (weight.shape[0], weight.shape[1])
         self.kernel = Kernel(machine, weight.data_ptr(), shape, dtypes, values, native_epilogue(epilogue))
         self._run = self.kernel.apply
-        self.dtype, self.num_inputs, self._out = weight.dtype, weight.shape[1], out
+        self.dtype, self.num_inputs, self.out = weight.dtype, weight.shape[1], out
         self.name = f"native ({machine.level})"
 
     @staticmethod
@@ -150,8 +150,8 @@ class NativeLinear:
             raise ValueError(
                 f"a linear layer of [{number}, {self.num_inputs}] {self.dtype} got {tuple(x.shape)} {x.dtype}"
             )
-        y = self._out.rows(number)
-        self._run(x.data_ptr(), number, self._out.address)
+        y = self.out.rows(number)
+        self._run(x.data_ptr(), number, self.out.address)
         return y
 
     def lookup(self, ids_T: Tensor, first: int, scale: float) -> Tensor:

@@ -104,8 +104,9 @@ class NativeNorm:
 
         bias = None if weights.bias is None else weights.bias.tolist()
         kind, dtypes = "rms" if weights.rms else "layer", ("float32", str(out.dtype).removeprefix("torch."))
-        self._run = Kernel(machine, kind, weights.eps, weights.weight.tolist(), bias, dtypes).add_norm
-        self._width, self._out = len(weights.weight), out
+        self.kernel = Kernel(machine, kind, weights.eps, weights.weight.tolist(), bias, dtypes)
+        self._run = self.kernel.add_norm
+        self.width, self.out = len(weights.weight), out
         self.name = f"native ({machine.level})"
 
     @staticmethod
@@ -122,11 +123,11 @@ class NativeNorm:
         if delta is not None:
             self._check(delta, number)
             address = delta.data_ptr()
-        normed = self._out.rows(number)
-        self._run(residual.data_ptr(), address, self._out.address, number)
+        normed = self.out.rows(number)
+        self._run(residual.data_ptr(), address, self.out.address, number)
         return normed
 
     def _check(self, x: Tensor, number: int) -> None:
         """The kernel sees addresses only."""
-        if x.dtype is not torch.float32 or not x.is_contiguous() or x.numel() != number * self._width:
-            raise ValueError(f"a norm of [{number}, {self._width}] float32 got {tuple(x.shape)} {x.dtype}")
+        if x.dtype is not torch.float32 or not x.is_contiguous() or x.numel() != number * self.width:
+            raise ValueError(f"a norm of [{number}, {self.width}] float32 got {tuple(x.shape)} {x.dtype}")

@@ -240,7 +240,7 @@ class NativeQuantizedLinear:
         values = None if bias is None else bias.float().tolist()
         self.kernel = Kernel(machine, addresses, _form(weight), dtypes, values, native_epilogue(epilogue))
         self._run = self.kernel.apply
-        self.dtype, self.num_inputs, self._out = dtype, weight.inputs, out
+        self.dtype, self.num_inputs, self.out = dtype, weight.inputs, out
         self.name = f"native ({machine.level}, int{weight.bits})"
 
     @staticmethod
@@ -262,8 +262,8 @@ class NativeQuantizedLinear:
             raise ValueError(
                 f"a linear layer of [{number}, {self.num_inputs}] {self.dtype} got {tuple(x.shape)} {x.dtype}"
             )
-        y = self._out.rows(number)
-        self._run(x.data_ptr(), number, self._out.address)
+        y = self.out.rows(number)
+        self._run(x.data_ptr(), number, self.out.address)
         return y
 
 

@@ -140,6 +140,12 @@ class NormedStreamLayer:
         return self.mlp_norm.add(x, self.group.all_reduce(self.mlp(x.to(self.dtype)))), None
 
 
+class BlockChain(Protocol):
+    """All blocks at once (`chain.py`), as `Block` of each."""
+
+    def run(self, x_TD: Tensor, places: Places, step: Any) -> tuple[Tensor, Tensor | None]: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ends:
     """What comes before and after the layers."""
@@ -183,8 +189,11 @@ class CausalLM:
 
     implementation = "native"
 
-    def __init__(self, spec: Decoder, ends: Ends, layers: list[Block], backend: AttentionBackend) -> None:
-        self.spec, self.backend = spec, backend
+    def __init__(
+        self, spec: Decoder, ends: Ends, layers: list[Block], backend: AttentionBackend, chain: BlockChain | None = None
+    ) -> None:
+        """`chain`: what does in one call what the layers do, where there is such a thing."""
+        self.spec, self.backend, self.chain = spec, backend, chain
         self.vocab_size, self.max_positions = spec.vocab, spec.max_positions
         self.page_size, self.missing = backend.page_size, dict[str, str]()
         self.reach = reach_of(spec)
@@ -204,8 +213,11 @@ class CausalLM:
             [rotary.gather(positions_T) for rotary in step.rotaries],
             [growth(positions_T) for growth in self._ends.growths],
         )
-        for layer in self._layers:
-            x, delta = layer(x, delta, places, step.attention)
+        if self.chain is not None:
+            x, delta = self.chain.run(x, places, step.attention)
+        else:
+            for layer in self._layers:
+                x, delta = layer(x, delta, places, step.attention)
         return x if delta is None else x.add_(delta)
 
     @torch.inference_mode()

@@ -18,6 +18,7 @@ from millrace_worker.models.architectures import ENCODER_DECODERS, describe
 from millrace_worker.models.build.ends import build_ends
 from millrace_worker.models.build.layer import build_layer, layer_heads
 from millrace_worker.models.build.parts import Parts
+from millrace_worker.models.chain import chained
 from millrace_worker.models.changes import Changes
 from millrace_worker.models.checkpoint import Checkpoint, OnRead, unwatched
 from millrace_worker.models.decoder import CausalLM
@@ -112,4 +113,5 @@ def _load(
     positions = (layer.attention.position for layer in spec.layers)
     rotaries = list(dict.fromkeys(each for each in positions if isinstance(each, kinds.Rotary)))
     ends = build_ends(parts, rotaries)
-    return CausalLM(spec, ends, [build_layer(parts, each, rotaries) for each in heads], operators.backend)
+    layers = [build_layer(parts, each, rotaries) for each in heads]
+    return CausalLM(spec, ends, layers, operators.backend, chained(layers, operators.backend))
