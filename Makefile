@@ -23,7 +23,7 @@ PYTEST := $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --max-worker-resta
 ROUTER := --workspace --locked --exclude millrace-kernels --exclude millrace-kernels-core --exclude millrace-transport
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false MILLRACE_ROUTER=$(CURDIR)/target/debug/millrace-router
 
-.PHONY: chaos docs fuzz fuzz-api help sanitize setup serve test test-rust test-python check check-rust check-python fmt bench bench-worker bench-quantized bench-step bench-grammars bench-health bench-router bench-overload bench-tenants bench-peers models soak proto lock lock-peers clean
+.PHONY: chaos check-aarch64 docs fuzz fuzz-api help sanitize setup serve test test-rust test-python check check-rust check-python fmt bench bench-worker bench-quantized bench-step bench-grammars bench-health bench-router bench-overload bench-tenants bench-peers models soak proto lock lock-peers clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -84,6 +84,11 @@ check-python: $(VENV)/.python
 	$(BIN)/lint-imports
 	$(BIN)/python .ci/sizes.py
 	$(BIN)/python .ci/dependencies.py
+
+AARCH64 := aarch64-unknown-linux-gnu
+check-aarch64: ## that the worker's Rust compiles for AArch64 (fetches rustup's standard library for it)
+	rustup target add $(AARCH64)
+	PYO3_NO_PYTHON=1 cargo check --locked -p millrace-kernels -p millrace-transport --target $(AARCH64)
 
 fmt: $(VENV)/.python ## format everything
 	cargo fmt --all
@@ -172,6 +177,7 @@ models: $(VENV)/.python $(VENV)/.native ## parity of every architecture, native 
 
 soak: $(VENV)/.python $(VENV)/.native ## long runs: a change of every tensor of every model, memory refused at every operator of a step, 10^7 scheduler operations, kernels under the address sanitizer, 10,000 requests with memory held flat, a step of more than 30 s with health held true
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address -Cdebug-assertions" cargo test --release --locked -p millrace-kernels-core --target $$(rustc -vV | sed -n 's/^host: //p')
+	$(MAKE) check-aarch64
 	$(TEST_ENV) MILLRACE_SOAK=1 $(PYTEST) worker/tests/models/test_sensitivity.py
 	$(TEST_ENV) MILLRACE_SOAK_FAULTS=100000 $(PYTEST) worker/tests/models/test_shortage.py
 	MILLRACE_SOAK_OPS=10000000 cargo test --release --locked -p millrace-scheduler -- --nocapture random
