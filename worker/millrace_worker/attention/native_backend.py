@@ -20,7 +20,7 @@ from millrace_worker.step import Batch
 from millrace_worker.workspace import FreshRows, Role, Workspace, Workspaces
 
 if TYPE_CHECKING:
-    from millrace_kernels import Attention, Machine, Plan
+    from millrace_kernels import Attention, Chain, Machine, Plan
 
 # Heads are computed in whole vectors of this many dimensions, up to that many.
 LANES = 16
@@ -66,6 +66,13 @@ class NativeBackend(Pooled):
         return dtype in (torch.float32, torch.bfloat16) and all(
             heads.head_dim % LANES == 0 and heads.head_dim <= MAX_HEAD_DIM for heads in layers
         )
+
+    @staticmethod
+    def empty_chain() -> Chain:
+        """For operators of this CPU that are to run in one call, attention among them."""
+        from millrace_kernels import Chain
+
+        return Chain()
 
     def allocate(self, num_pages: int) -> None:
         self.addresses = []

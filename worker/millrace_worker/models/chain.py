@@ -50,9 +50,7 @@ class Chain:
 
     def __init__(self, layers: Sequence[Block], backend: NativeBackend) -> None:
         """Raises NotNativeError."""
-        from millrace_kernels import Chain as Kernel
-
-        self._chain, self._backend, self._num_layers = Kernel(), backend, len(layers)
+        self._chain, self._backend, self._num_layers = backend.empty_chain(), backend, len(layers)
         self._workspaces: list[Workspace] = []
         self._shapes: list[Shape] = []
         delta: Workspace | None = None

@@ -77,12 +77,12 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def server(path: Path, held: Held) -> Iterator[Server]:
-    calls: dict[str, Callable[[Call, bytes], bytes]] = {
+    calls: dict[str, Any] = {
         "Echo": lambda _, request: request,
         "Wait": held.unary,
         "Refuse": lambda _, request: raising(RefusedError(9, request.decode())),
         "Fail": lambda _, __: raising(KeyError("what nobody has foreseen")),
-        "Text": lambda _, __: "no bytes",  # pyright: ignore[reportReturnType]
+        "Text": lambda _, __: "no bytes",
     }
     made = Server(path, calls, {"Echoes": echo, "Held": held.stream, "Failing": lambda _: raising(OSError(5, "lost"))})
     yield made
@@ -278,7 +278,7 @@ def test_a_stop_cuts_what_takes_longer_than_it_may(server: Server, taken: Taken)
 
 
 def test_health_is_what_was_said_last(server: Server, channel: grpc.Channel) -> None:
-    stub = health_pb2_grpc.HealthStub(channel)
+    stub: Any = health_pb2_grpc.HealthStub(channel)
     request: Any = health_pb2.HealthCheckRequest()  # pyright: ignore[reportAttributeAccessIssue]
     answers = health_pb2.HealthCheckResponse  # pyright: ignore[reportAttributeAccessIssue]
     assert stub.Check(request, timeout=SECONDS).status == answers.NOT_SERVING
