@@ -146,13 +146,17 @@ pub async fn run_told(
     };
     front.open(http::router(context));
     spawn_listener(news, health, stop.clone());
-    end(server, engine_task, emptied(&stop, &places, num_places)).await?;
+    end(server, engine_task, emptied(&stop, &places, num_places, &cut)).await?;
     Ok(if cut.load(Ordering::Relaxed) { Ending::Cut } else { Ending::Drained })
 }
 
-/// Completes when the server has been told to stop and no request is inside any more.
-async fn emptied(stop: &CancellationToken, places: &Semaphore, num_places: u32) {
+/// Completes when the server has been told to stop and no request is inside any more, or none is waited for: who does not
+/// read its answer would keep this program behind its time.
+async fn emptied(stop: &CancellationToken, places: &Semaphore, num_places: u32, cut: &AtomicBool) {
     stop.cancelled().await;
+    if cut.load(Ordering::Relaxed) {
+        return;
+    }
     // It errs if nobody can take places any more, which is as good.
     let _all = places.acquire_many(num_places).await;
 }

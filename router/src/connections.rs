@@ -30,6 +30,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tower::{ServiceExt, service_fn};
 
+use answer::PIECE;
 pub(crate) use coming::CutShort;
 pub(crate) use crowd::most_connections;
 use crowd::{Crowd, Visit};
@@ -154,6 +155,8 @@ impl Session {
         let http2 = &mut builder.http2();
         http2.timer(TokioTimer::new()).keep_alive_interval(PING).keep_alive_timeout(PING);
         http2.max_header_list_size(HEAD_BYTES as u32).max_concurrent_streams(MAX_STREAMS);
+        // Of each stream, beside the piece that waits to be sent.
+        http2.max_send_buf_size(PIECE);
         let service = TowerToHyperService::new(service);
         let serving = builder.serve_connection_with_upgrades(TokioIo::new(wire), service).into_owned();
         let last_answers = GracefulShutdown::new();

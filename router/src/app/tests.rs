@@ -1,5 +1,6 @@
 //! The whole router over real sockets: HTTP in front, a fake worker behind.
 
+mod answers;
 mod clients;
 mod start;
 mod stop;

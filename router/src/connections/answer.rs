@@ -2,11 +2,16 @@
 //!
 //! A connection of HTTP/2 carries many answers, and each client says how much of which it will take. One that says nothing
 //! would keep its request for ever while the connection looks well.
+//!
+//! What stands behind an answer, such as its request's place, is kept until its last byte has been written to the client's
+//! socket: bytes that were handed over to a connection still take memory. They are handed over in small pieces, each with
+//! memory of its own, because a stream of HTTP/2 keeps its last piece until its client takes it or ends it, also when the
+//! answer has been given up.
 
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
@@ -14,6 +19,9 @@ use hyper::body::{Frame, SizeHint};
 use tokio::time::Instant;
 
 use super::credit::Credit;
+
+/// Bytes that are handed over at once.
+pub(super) const PIECE: usize = 2 << 10;
 
 /// The body of an answer, and something that is kept as long.
 pub(super) struct Answer<K>(Arc<Shared<K>>);
@@ -29,15 +37,37 @@ struct Shared<K>(Mutex<State<K>>);
 struct State<K> {
     /// `None` when it has been taken away.
     body: Option<(Body, K)>,
+    /// Of the body's last frame, what has not been handed over.
+    rest: Bytes,
+    /// Bytes that have been handed over and not been written.
+    unsent: usize,
+    /// Nothing more is there to be handed over, for now or for ever.
+    is_dry: bool,
+    /// The body has said that nothing more will come.
+    has_ended: bool,
     credit: Credit,
     /// Since when the client could have had more; `None` while there is nothing more.
     ready_since: Option<Instant>,
 }
 
+/// Bytes that have been handed over; dropped when they have been written, or will never be.
+struct Piece<K> {
+    bytes: Box<[u8]>,
+    answer: Arc<Shared<K>>,
+}
+
 impl<K> Answer<K> {
     pub(super) fn new(body: Body, kept: K, patience: Duration) -> (Self, Watched<K>) {
-        let (credit, ready_since) = (Credit::new(patience), Some(Instant::now()));
-        let shared = Arc::new(Shared(Mutex::new(State { body: Some((body, kept)), credit, ready_since })));
+        let state = State {
+            body: Some((body, kept)),
+            rest: Bytes::new(),
+            unsent: 0,
+            is_dry: false,
+            has_ended: false,
+            credit: Credit::new(patience),
+            ready_since: Some(Instant::now()),
+        };
+        let shared = Arc::new(Shared(Mutex::new(state)));
         let watched = Watched(Arc::downgrade(&shared));
         (Self(shared), watched)
     }
@@ -53,7 +83,7 @@ impl<K> Watched<K> {
         let Some(shared) = self.0.upgrade() else { return };
         let mut state = shared.lock();
         let waited = state.ready_since.map_or(Duration::ZERO, |since| since.elapsed());
-        let late = state.credit.is_spent_by(waited).then(|| state.body.take()).flatten();
+        let late = state.credit.is_spent_by(waited).then(|| state.take()).flatten();
         drop(state);
         if late.is_some() {
             tracing::debug!("an answer that is not taken is given up");
@@ -67,34 +97,119 @@ impl<K> Shared<K> {
     }
 }
 
-impl<K> HttpBody for Answer<K> {
+impl<K> State<K> {
+    /// All that is held: to be dropped when nobody waits for this state.
+    fn take(&mut self) -> Option<(Body, K, Bytes)> {
+        let rest = std::mem::take(&mut self.rest);
+        self.body.take().map(|(body, kept)| (body, kept, rest))
+    }
+
+    /// Whether all of it has been handed over.
+    fn is_over(&self) -> bool {
+        let is_last = || self.body.as_ref().is_some_and(|(body, _)| body.is_end_stream());
+        self.rest.is_empty() && (self.has_ended || is_last())
+    }
+
+    /// What the client waited for something is charged, if it was the client that waited.
+    fn stop_clock(&mut self) {
+        if let Some(since) = self.ready_since.take() {
+            self.credit.spend(since.elapsed());
+        }
+    }
+
+    fn start_clock(&mut self) {
+        let is_ready = self.body.is_some() && (self.unsent > 0 || !self.is_dry);
+        self.ready_since = is_ready.then(Instant::now);
+    }
+
+    /// What is to be handed over next.
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let Some((body, _)) = &mut self.body else {
+            let late = io::Error::new(io::ErrorKind::TimedOut, "the client takes its answer too slowly");
+            return Poll::Ready(Some(Err(axum::Error::new(late))));
+        };
+        if self.rest.is_empty() {
+            self.is_dry = true;
+            let Some(frame) = ready!(Pin::new(body).poll_frame(context)).transpose()? else {
+                self.has_ended = true;
+                return Poll::Ready(None);
+            };
+            match frame.into_data() {
+                Ok(data) => self.rest = data,
+                Err(other) => return Poll::Ready(Some(Ok(other))),
+            }
+        }
+        self.is_dry = false;
+        let piece = self.rest.split_to(PIECE.min(self.rest.len()));
+        Poll::Ready(Some(Ok(Frame::data(piece))))
+    }
+}
+
+impl<K: Send + 'static> Shared<K> {
+    /// `bytes` with memory of their own.
+    fn piece(self: &Arc<Self>, state: &mut State<K>, bytes: &Bytes) -> Bytes {
+        state.unsent += bytes.len();
+        Bytes::from_owner(Piece { bytes: Box::from(&bytes[..]), answer: Arc::clone(self) })
+    }
+}
+
+impl<K> AsRef<[u8]> for Piece<K> {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl<K> Drop for Piece<K> {
+    fn drop(&mut self) {
+        let mut state = self.answer.lock();
+        state.stop_clock();
+        state.credit.earn(self.bytes.len());
+        state.unsent -= self.bytes.len();
+        state.start_clock();
+    }
+}
+
+impl<K> Drop for Answer<K> {
+    /// Nobody asks for more. What has been handed over to its end is kept until it has been written; who has left before
+    /// gets nothing any more.
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.stop_clock();
+        state.is_dry = true;
+        let unwanted = if state.is_over() { None } else { state.take() };
+        state.start_clock();
+        drop(state);
+        drop(unwanted);
+    }
+}
+
+impl<K: Send + 'static> HttpBody for Answer<K> {
     type Data = Bytes;
     type Error = axum::Error;
 
     fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let mut state = self.0.lock();
-        let state = &mut *state;
-        let Some((body, _)) = &mut state.body else {
-            let late = io::Error::new(io::ErrorKind::TimedOut, "the client takes its answer too slowly");
-            return Poll::Ready(Some(Err(axum::Error::new(late))));
-        };
-        let polled = Pin::new(body).poll_frame(context);
-        if let Some(since) = state.ready_since.take() {
-            state.credit.spend(since.elapsed());
-        }
-        if let Poll::Ready(Some(Ok(frame))) = &polled {
-            state.credit.earn(frame.data_ref().map_or(0, Bytes::len));
-            state.ready_since = Some(Instant::now());
-        }
+        state.stop_clock();
+        let polled = state.poll_next(context);
+        let polled = polled.map_ok(|frame| frame.map_data(|bytes| self.0.piece(&mut state, &bytes)));
+        state.start_clock();
         polled
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.lock().body.as_ref().is_some_and(|(body, _)| body.is_end_stream())
+        let state = self.0.lock();
+        state.body.is_some() && state.is_over()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.0.lock().body.as_ref().map_or_else(SizeHint::default, |(body, _)| body.size_hint())
+        let state = self.0.lock();
+        let Some((body, _)) = &state.body else { return SizeHint::default() };
+        let (rest, mut hint) = (state.rest.len() as u64, body.size_hint());
+        if let Some(upper) = hint.upper() {
+            hint.set_upper(upper + rest);
+        }
+        hint.set_lower(hint.lower() + rest);
+        hint
     }
 }
 
@@ -126,8 +241,10 @@ mod tests {
     async fn is_served(size: usize, interval: Duration, pause: Duration) -> bool {
         let (mut answer, watched) = Answer::new(pieces(size, interval), (), PATIENCE);
         for _ in 0..100 {
-            if answer.frame().await.is_none_or(|frame| frame.is_err()) {
-                return false;
+            for _ in 0..size.div_ceil(PIECE) {
+                if answer.frame().await.is_none_or(|frame| frame.is_err()) {
+                    return false;
+                }
             }
             advance(pause).await;
             watched.check();
@@ -153,6 +270,75 @@ mod tests {
         advance(5 * PATIENCE).await;
         watched.check();
         assert!(answer.frame().await.unwrap().is_ok());
+    }
+
+    /// An answer of two pieces and a half, and what is kept beside it and behind its bytes.
+    fn whole() -> (Answer<Arc<()>>, Watched<Arc<()>>, [Arc<()>; 2]) {
+        struct Owner(Vec<u8>, #[expect(dead_code, reason = "only its end is looked at")] Arc<()>);
+        impl AsRef<[u8]> for Owner {
+            fn as_ref(&self) -> &[u8] {
+                &self.0
+            }
+        }
+        let kept = [Arc::new(()), Arc::new(())];
+        let bytes = Bytes::from_owner(Owner(vec![b'a'; PIECE * 5 / 2], Arc::clone(&kept[1])));
+        let (answer, watched) = Answer::new(Body::from(bytes), Arc::clone(&kept[0]), PATIENCE);
+        (answer, watched, kept)
+    }
+
+    fn is_kept(kept: &[Arc<()>; 2]) -> bool {
+        let [beside, behind] = [Arc::strong_count(&kept[0]) == 2, Arc::strong_count(&kept[1]) == 2];
+        assert!(beside || !behind);
+        beside
+    }
+
+    async fn next(answer: &mut Answer<Arc<()>>) -> Bytes {
+        answer.frame().await.unwrap().unwrap().into_data().unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_stands_behind_an_answer_is_kept_until_its_last_byte_is_written() {
+        let (mut answer, _watched, kept) = whole();
+        assert_eq!(answer.size_hint().exact(), Some(PIECE as u64 * 5 / 2));
+        let mut pieces = Vec::new();
+        while !answer.is_end_stream() {
+            pieces.push(next(&mut answer).await);
+        }
+        assert_eq!(pieces.iter().map(Bytes::len).collect::<Vec<_>>(), [PIECE, PIECE, PIECE / 2]);
+        drop(answer);
+        while let Some(piece) = pieces.pop() {
+            assert!(is_kept(&kept));
+            drop(piece);
+        }
+        assert!(!is_kept(&kept));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_kept_for_who_leaves_before_the_end() {
+        let (mut answer, _watched, kept) = whole();
+        let _piece = next(&mut answer).await;
+        assert_eq!(answer.size_hint().exact(), Some(PIECE as u64 * 3 / 2));
+        drop(answer);
+        assert!(!is_kept(&kept));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pieces_that_are_not_written_in_time_keep_nothing_but_themselves() {
+        for taken in 1..=3 {
+            let (mut answer, watched, kept) = whole();
+            let mut pieces = Vec::new();
+            for _ in 0..taken {
+                pieces.push(next(&mut answer).await);
+            }
+            // At the end of an answer nobody asks for more.
+            let _answer = (taken < 3).then_some(answer);
+            advance(PATIENCE / 2).await;
+            watched.check();
+            assert!(is_kept(&kept));
+            advance(PATIENCE / 2).await;
+            watched.check();
+            assert!(!is_kept(&kept));
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -14,6 +14,10 @@ use crate::health::Health;
 use crate::overload::Refusal;
 use crate::validation::ValidationError;
 
+/// Bytes of an error's words, and of the name of the field at fault.
+const MOST_OF_MESSAGE: usize = 1 << 10;
+const MOST_OF_FIELD: usize = 256;
+
 /// What a client may get instead of an answer.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub(super) enum ApiError {
@@ -211,16 +215,17 @@ impl ApiError {
         }
     }
 
-    /// The body as JSON.
+    /// The body as JSON. It holds no place, and can quote what a client wrote: nobody needs all of that back.
     pub(super) fn to_json(&self, dialect: Dialect) -> Vec<u8> {
-        let message = self.to_string();
+        let message = cut(self.to_string(), MOST_OF_MESSAGE);
+        let culprit = self.culprit().map(|field| cut(field.to_owned(), MOST_OF_FIELD));
         let body = match dialect {
             Dialect::Tgi => serde_json::to_vec(&TgiError { error: &message, error_type: self.kind() }),
             Dialect::OpenAi => serde_json::to_vec(&OpenAiError {
                 error: OpenAiErrorBody {
                     message: &message,
                     r#type: openai_type(self.status(dialect)),
-                    param: self.culprit(),
+                    param: culprit.as_deref(),
                     code: self.code(),
                 },
                 error_type: self.kind(),
@@ -273,6 +278,16 @@ impl ApiError {
         };
         ErrorNote::Quoting { kind: self.kind(), field, error: self.to_string() }
     }
+}
+
+/// At most about so many bytes of a text.
+fn cut(mut text: String, most: usize) -> String {
+    if text.len() > most {
+        text.truncate((0..=most).rev().find(|at| text.is_char_boundary(*at)).unwrap_or_default());
+        text.push('…');
+        text.shrink_to_fit();
+    }
+    text
 }
 
 fn openai_type(status: StatusCode) -> &'static str {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderName, header};
 use axum::response::{IntoResponse, Response};
 use bytes::BytesMut;
 
@@ -10,6 +11,7 @@ use super::admission::{Places, admit, receive, receive_text};
 use super::collect::{Answer, Sequence, collect};
 use super::error::ApiError;
 use super::headers;
+use super::kept::until_sent;
 use super::sse::{self, Encode};
 use super::state::{AppState, Arrival};
 use super::wire::{
@@ -25,8 +27,8 @@ type AppResult = Result<Response, ApiError>;
 /// `POST /generate`.
 pub(super) async fn generate(State(state): State<Arc<AppState>>, request: Request) -> AppResult {
     let (arrival, place, request) = receive(&state, request).await?;
-    let (headers, answer) = answer_whole(&state, request, arrival, place).await?;
-    Ok((headers, [JSON], answer).into_response())
+    let Whole { headers, json, places } = answer_whole(&state, request, arrival, place).await?;
+    Ok(until_sent((headers, [JSON], json).into_response(), places))
 }
 
 /// `POST /generate_stream`.
@@ -53,14 +55,14 @@ pub(super) async fn compat_answer(
     if stream.unwrap_or_default() {
         return answer_streamed(state, request, arrival, place).await;
     }
-    let (headers, answer) = answer_whole(state, request, arrival, place).await?;
-    let list = [b"[", answer.as_slice(), b"]"].concat();
-    Ok((headers, [JSON], list).into_response())
+    let Whole { headers, json, places } = answer_whole(state, request, arrival, place).await?;
+    let list = [b"[", json.as_slice(), b"]"].concat();
+    Ok(until_sent((headers, [JSON], list).into_response(), places))
 }
 
 /// `POST /tokenize`: the tokens of `inputs`; parameters have no effect.
 pub(super) async fn tokenize(State(state): State<Arc<AppState>>, request: Request) -> AppResult {
-    let (_place, GenerateRequest { inputs, .. }) = receive_text(&state, request).await?;
+    let (place, GenerateRequest { inputs, .. }) = receive_text(&state, request).await?;
     let text = Arc::clone(&state.text);
     // Written where it is encoded: a long text's answer takes longer than a thread that serves others may be away.
     let work = move || {
@@ -69,10 +71,10 @@ pub(super) async fn tokenize(State(state): State<Arc<AppState>>, request: Reques
     };
     let written: Result<_, EncodeError> = state.validator.pool().run(work).await.map_err(ValidationError::from)?;
     let written = written.map_err(|error| ApiError::field("inputs", error.to_string()))?;
-    Ok(([JSON], written).into_response())
+    Ok(until_sent(([JSON], written).into_response(), place))
 }
 
-const JSON: (axum::http::HeaderName, &str) = (axum::http::header::CONTENT_TYPE, "application/json");
+const JSON: (HeaderName, &str) = (header::CONTENT_TYPE, "application/json");
 
 fn ask(inputs: String, parameters: Parameters, stream: bool, arrival: Arrival) -> Ask {
     Ask {
@@ -87,17 +89,28 @@ fn ask(inputs: String, parameters: Parameters, stream: bool, arrival: Arrival) -
     }
 }
 
+/// An answer that is not streamed.
+struct Whole {
+    headers: HeaderMap,
+    json: Vec<u8>,
+    places: Arc<Places>,
+}
+
 async fn answer_whole(
     state: &AppState,
     request: GenerateRequest,
     arrival: Arrival,
     place: Places,
-) -> Result<(axum::http::HeaderMap, Vec<u8>), ApiError> {
+) -> Result<Whole, ApiError> {
     let (inputs, parameters) = request.into_parts();
     let shape = Shape::of(&parameters);
     let admitted = admit(state, ask(inputs, parameters, false, arrival), place).await?;
     let answer = collect(admitted, shape.details).await?;
-    Ok((headers::of_answer(&state.compute_type, &answer.cost()), shape.write(state, &answer)))
+    Ok(Whole {
+        headers: headers::of_answer(&state.compute_type, &answer.cost()),
+        json: shape.write(state, &answer),
+        places: answer.ticket.places(),
+    })
 }
 
 async fn answer_streamed(state: &AppState, request: GenerateRequest, arrival: Arrival, place: Places) -> AppResult {
@@ -112,7 +125,8 @@ async fn answer_streamed(state: &AppState, request: GenerateRequest, arrival: Ar
         prompt: full_text.then(|| std::mem::take(&mut admitted.prompt)),
     };
     let headers = headers::of_stream(&state.compute_type, admitted.ticket.characters);
-    Ok(sse::respond(sse::chunks(admitted, encoder), headers))
+    let places = admitted.ticket.places();
+    Ok(sse::respond(sse::chunks(admitted, encoder), headers, places))
 }
 
 /// Which parts of a whole answer were asked for.

@@ -14,6 +14,7 @@ mod front;
 mod gate;
 mod generate;
 mod headers;
+mod kept;
 mod object;
 mod openai;
 mod openapi;

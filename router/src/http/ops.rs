@@ -152,15 +152,15 @@ pub(super) async fn info(State(state): State<Arc<AppState>>) -> Json<Info> {
 }
 
 /// Prometheus' text form.
-pub(super) async fn metrics(State(state): State<Arc<AppState>>) -> String {
+pub(super) async fn metrics(State(state): State<Arc<AppState>>) -> Response {
     state.counts.show(state.backlog.outlook());
     rendered(&state.metrics, &state.health)
 }
 
 /// With how far a start has come; both are 0 when nothing is being waited for, or when it cannot be counted.
-pub(super) fn rendered(metrics: &Metrics, health: &Health) -> String {
+pub(super) fn rendered(metrics: &Metrics, health: &Health) -> Response {
     let progress = health.waits_for().unwrap_or_default();
     gauge!("millrace_start_done_bytes").set(progress.done as f64);
     gauge!("millrace_start_total_bytes").set(progress.total as f64);
-    metrics.render()
+    ([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], metrics.page()).into_response()
 }

@@ -11,6 +11,7 @@ use futures::stream::{self, Stream, StreamExt};
 use serde::Serialize;
 
 use super::admission::Admitted;
+use super::kept::until_sent;
 use super::ticket::Ticket;
 use crate::engine::api::{Event, Failed, Finished, Generation, Prefilled, Token};
 
@@ -109,14 +110,18 @@ impl<E: Encode> Running<E> {
     }
 }
 
-/// A streaming response of these chunks, kept alive while none comes.
-pub(super) fn respond(chunks: impl Stream<Item = Bytes> + Send + 'static, headers: HeaderMap) -> Response {
+/// A streaming response of these chunks, kept alive while none comes. `places` are held until the last one has been sent.
+pub(super) fn respond(
+    chunks: impl Stream<Item = Bytes> + Send + 'static,
+    headers: HeaderMap,
+    places: impl Send + Unpin + 'static,
+) -> Response {
     let fixed = [
         (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
         (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
     ];
     let chunks = kept_alive(chunks, KEEP_ALIVE).map(Ok::<_, Infallible>);
-    (fixed, headers, Body::from_stream(chunks)).into_response()
+    until_sent((fixed, headers, Body::from_stream(chunks)).into_response(), places)
 }
 
 /// The same chunks with a comment after each `interval` without one.

@@ -22,7 +22,8 @@ pub(super) struct Ticket {
     validated: Instant,
     counts: Arc<RequestMetrics>,
     is_settled: bool,
-    _place: Places,
+    /// Kept also by its answer.
+    places: Arc<Places>,
 }
 
 /// Where a request's time went.
@@ -51,8 +52,13 @@ impl Ticket {
             validated: request.validated,
             counts,
             is_settled: false,
-            _place: place,
+            places: Arc::new(place),
         }
+    }
+
+    /// What the request holds: to be kept until its answer has been sent.
+    pub(super) fn places(&self) -> Arc<Places> {
+        Arc::clone(&self.places)
     }
 
     /// The request ended with an answer.

@@ -6,9 +6,11 @@
 
 use std::sync::{Arc, OnceLock};
 
+use bytes::Bytes;
 use metrics::{Counter, Gauge, Histogram, HistogramFn, Key, KeyName, Metadata, SetRecorderError, SharedString, Unit};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
+use super::pages::Pages;
 use crate::health::Limits;
 
 const GENERATED_TOKENS: &str = "tgi_request_generated_tokens";
@@ -20,6 +22,7 @@ const MAX_NEW_TOKENS: &str = "tgi_request_max_new_tokens";
 pub struct Metrics {
     fixed: PrometheusHandle,
     sized: Arc<OnceLock<Sized>>,
+    pages: Arc<Pages>,
 }
 
 /// Where handles come from: installed once per process, or locally by tests.
@@ -49,7 +52,7 @@ impl Metrics {
             .expect("neither list of buckets is empty")
             .build_recorder();
         let sized = Arc::new(OnceLock::new());
-        (Self { fixed: fixed.handle(), sized: Arc::clone(&sized) }, Recorder { fixed, sized })
+        (Self { fixed: fixed.handle(), sized: Arc::clone(&sized), pages: Arc::default() }, Recorder { fixed, sized })
     }
 
     /// The process's registry: every `metrics::counter!` made from now on records here.
@@ -71,6 +74,11 @@ impl Metrics {
             text.push_str(&sized.handle.render());
         }
         text
+    }
+
+    /// As `render`, for those who may not read it.
+    pub fn page(&self) -> Bytes {
+        self.pages.page(|| self.render())
     }
 
     /// Folds recorded samples into their buckets. Without regular calls, memory grows with every sample until the next

@@ -108,7 +108,8 @@ async fn connections_that_ask_for_nothing_do_not_keep_a_server_that_stops() {
     let (stop, places) = (CancellationToken::new(), Arc::new(Semaphore::new(3)));
     let running = Arc::clone(&places).try_acquire_owned().unwrap();
     let (server, engine) = (tokio::spawn(std::future::pending()), tokio::spawn(std::future::pending()));
-    let ending = end(server, engine, emptied(&stop, &places, 3));
+    let cut = AtomicBool::new(false);
+    let ending = end(server, engine, emptied(&stop, &places, 3, &cut));
     tokio::pin!(ending);
     let later = Duration::from_secs(3600);
     assert!(tokio::time::timeout(later, &mut ending).await.is_err(), "nobody has told it to stop");

@@ -14,7 +14,9 @@ use utoipa::ToSchema;
 use crate::http::admission::{admit_all, further_places, receive};
 use crate::http::collect::collect;
 use crate::http::error::ApiError;
+use crate::http::kept::until_sent;
 use crate::http::object;
+use crate::http::openai::LONGEST_NAME;
 use crate::http::state::{AppState, Arrival};
 use crate::validation::{Ask, Names, Parameters, Prompt};
 
@@ -88,9 +90,12 @@ pub(in crate::http) async fn ready(State(state): State<Arc<AppState>>) -> Respon
     (status, Json(json!({ "live": true, "ready": is_ready }))).into_response()
 }
 
-/// `GET /v2/models/{model}/versions/{version}`: any name is this server's model.
-pub(in crate::http) async fn model(Path((name, version)): Path<(String, String)>) -> Json<Value> {
-    Json(json!({ "name": name, "version": version, "extensions": ["infer", "ready"] }))
+/// `GET /v2/models/{model}/versions/{version}`: any name of a usual length is this server's model.
+pub(in crate::http) async fn model(Path((name, version)): Path<(String, String)>) -> Result<Json<Value>, ApiError> {
+    if name.len().max(version.len()) > LONGEST_NAME {
+        return Err(ApiError::UnknownModel(name));
+    }
+    Ok(Json(json!({ "name": name, "version": version, "extensions": ["infer", "ready"] })))
 }
 
 /// `POST /v2/models/{model}/versions/{version}/infer`: one output per input, in their order.
@@ -107,11 +112,12 @@ pub(in crate::http) async fn infer(State(state): State<Arc<AppState>>, request: 
     let places = std::iter::from_fn(move || place.split(1));
     let admitted = admit_all(&state, asks.into_iter().zip(places)).await?;
     let answers = try_join_all(admitted.into_iter().map(|one| collect(one, false))).await?;
+    let places: Vec<_> = answers.iter().map(|answer| answer.ticket.places()).collect();
     let outputs = outputs.into_iter().zip(answers).map(|(output, answer)| {
         let data = answer.best().finished.generated_text.clone().into_bytes();
         Tensor { name: output.name, shape: [1, data.len()], datatype: "BYTES", data }
     });
-    Ok(Json(InferResponse { id, outputs: outputs.collect() }).into_response())
+    Ok(until_sent(Json(InferResponse { id, outputs: outputs.collect() }).into_response(), places))
 }
 
 fn ask(input: Input, parameters: &Parameters, arrival: &Arrival) -> Result<Ask, ApiError> {

@@ -14,6 +14,7 @@ use crate::http::admission::{admit_all, further_places, receive};
 use crate::http::body;
 use crate::http::collect::collect;
 use crate::http::error::ApiError;
+use crate::http::kept::until_sent;
 use crate::http::openai::{Chat, OpenAiRequest};
 use crate::http::state::{AppState, Arrival};
 use crate::http::wire::GenerateRequest;
@@ -49,7 +50,8 @@ pub(in crate::http) async fn vertex(
     let admitted = admit_all(&state, asks.into_iter().zip(places)).await?;
     let answers = try_join_all(admitted.into_iter().map(|one| collect(one, false))).await?;
     let predictions = answers.iter().map(|answer| answer.best().finished.generated_text.clone()).collect();
-    Ok(Json(VertexResponse { predictions }).into_response())
+    let places: Vec<_> = answers.iter().map(|answer| answer.ticket.places()).collect();
+    Ok(until_sent(Json(VertexResponse { predictions }).into_response(), places))
 }
 
 /// An instance is a body of `/generate` that samples unless it says otherwise, or one of chat.

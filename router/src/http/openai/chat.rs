@@ -17,6 +17,7 @@ use crate::http::admission::{Places, admit, further_places, receive};
 use crate::http::collect::collect;
 use crate::http::error::ApiError;
 use crate::http::headers;
+use crate::http::kept::until_sent;
 use crate::http::sse;
 use crate::http::state::{AppState, Arrival};
 use crate::validation::{Ask, Prompt};
@@ -56,7 +57,8 @@ pub(in crate::http) async fn chat_answer(
     let admitted = admit(state, ask, place).await?;
     if streamed {
         let headers = headers::of_stream(&state.compute_type, admitted.ticket.characters);
-        return Ok(sse::respond(Streamed { wanted, envelope }.chunks(vec![admitted]), headers));
+        let places = admitted.ticket.places();
+        return Ok(sse::respond(Streamed { wanted, envelope }.chunks(vec![admitted]), headers, places));
     }
     let answer = collect(admitted, wanted.logprobs.is_some()).await?;
     let choices = answer.ranked(wanted.num_choices).into_iter().enumerate().map(|(index, sequence)| {
@@ -77,5 +79,6 @@ pub(in crate::http) async fn chat_answer(
         choices: choices.collect(),
         usage: usage(&answer),
     };
-    Ok((headers::of_answer(&state.compute_type, &answer.cost_of_all()), Json(completion)).into_response())
+    let headers = headers::of_answer(&state.compute_type, &answer.cost_of_all());
+    Ok(until_sent((headers, Json(completion)).into_response(), answer.ticket.places()))
 }

@@ -17,6 +17,7 @@ use crate::http::admission::{Places, admit_all, further_places, receive};
 use crate::http::collect::{Answer, Sequence, collect};
 use crate::http::error::ApiError;
 use crate::http::headers::{self, Cost};
+use crate::http::kept::until_sent;
 use crate::http::sse;
 use crate::http::state::{AppState, Arrival};
 use crate::tenants::Tenant;
@@ -46,7 +47,8 @@ pub(in crate::http) async fn completions_answer(
     if streamed {
         let characters = admitted.iter().map(|prompt| prompt.ticket.characters).sum();
         let headers = headers::of_stream(&state.compute_type, characters);
-        return Ok(sse::respond(Streamed { wanted, envelope }.chunks(admitted), headers));
+        let places: Vec<_> = admitted.iter().map(|prompt| prompt.ticket.places()).collect();
+        return Ok(sse::respond(Streamed { wanted, envelope }.chunks(admitted), headers, places));
     }
     let keep = wanted.logprobs.is_some();
     let answers = try_join_all(admitted.into_iter().map(|prompt| collect(prompt, keep))).await?;
@@ -115,7 +117,8 @@ fn whole(state: &AppState, envelope: &Envelope, wanted: &Wanted, answers: &[Answ
         choices,
         usage: total,
     };
-    (headers::of_answer(&state.compute_type, &cost), Json(completion)).into_response()
+    let places: Vec<_> = answers.iter().map(|answer| answer.ticket.places()).collect();
+    until_sent((headers::of_answer(&state.compute_type, &cost), Json(completion)).into_response(), places)
 }
 
 fn choice<'a>(index: usize, wanted: &Wanted, answer: &'a Answer, sequence: &'a Sequence) -> TextChoice<'a> {

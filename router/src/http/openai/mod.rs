@@ -18,7 +18,7 @@ mod wanted;
 pub(super) use calling::{Chat, EFFORTS};
 pub(super) use chat::{chat_answer, chat_completions};
 pub(super) use completions::{completions, completions_answer};
-pub(super) use models::{ModelNames, list, one};
+pub(super) use models::{LONGEST_NAME, ModelNames, list, one};
 pub(super) use request::OpenAiRequest;
 pub(super) use tokenize::chat_tokenize;
 

@@ -16,6 +16,9 @@ use crate::http::state::AppState;
 /// What the original's own clients send when they do not care.
 const PLACEHOLDERS: [&str; 3] = ["", "tgi", "dummy"];
 
+/// Bytes of a name that a client gives, and gets back: in every event of a stream.
+pub(in crate::http) const LONGEST_NAME: usize = 512;
+
 #[derive(Debug)]
 pub(in crate::http) struct ModelNames {
     /// Never empty; the first is the name in answers.
@@ -57,6 +60,9 @@ impl ModelNames {
         }
         if self.is_strict {
             return Err(ApiError::UnknownModel(name.to_owned()));
+        }
+        if name.len() > LONGEST_NAME {
+            return Err(ApiError::field("model", format!("must have at most {LONGEST_NAME} bytes")));
         }
         self.warn_once();
         Ok(Arc::from(name))

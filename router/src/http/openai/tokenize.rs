@@ -11,6 +11,7 @@ use utoipa::ToSchema;
 use super::request::OpenAiRequest;
 use crate::http::admission::receive_text;
 use crate::http::error::ApiError;
+use crate::http::kept::until_sent;
 use crate::http::state::AppState;
 use crate::http::wire::{SimpleToken, json_bytes};
 use crate::tokenizer::{ChatError, ChatSpans};
@@ -27,7 +28,7 @@ pub(in crate::http) async fn chat_tokenize(
     State(state): State<Arc<AppState>>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let (_place, mut request): (_, OpenAiRequest) = receive_text(&state, request).await?;
+    let (place, mut request): (_, OpenAiRequest) = receive_text(&state, request).await?;
     let may_call = request.may_call()?;
     let conversation = request.shown_conversation(&state.format, may_call)?;
     let text = Arc::clone(&state.text);
@@ -39,5 +40,5 @@ pub(in crate::http) async fn chat_tokenize(
     };
     let written: Result<_, ChatError> = state.validator.pool().run(work).await.map_err(ValidationError::from)?;
     let written = written.map_err(|error| ValidationError::of_chat(&error, &Names::CHAT))?;
-    Ok(([(header::CONTENT_TYPE, "application/json")], written).into_response())
+    Ok(until_sent(([(header::CONTENT_TYPE, "application/json")], written).into_response(), place))
 }

@@ -166,11 +166,9 @@ pub(in crate::http) fn kserve_server() -> Operation {
 }
 
 pub(in crate::http) fn kserve_model(id: &'static str) -> Operation {
-    Operation::get(Group::Clouds, id, "What is served (KServe)").answers(
-        200,
-        "Name, version and extensions",
-        &[(JSON, json!({ "type": "object" }))],
-    )
+    Operation::get(Group::Clouds, id, "What is served (KServe)")
+        .answers(200, "Name, version and extensions", &[(JSON, json!({ "type": "object" }))])
+        .refuses_as_tgi(&[404])
 }
 
 pub(in crate::http) fn kserve_live() -> Operation {

@@ -142,6 +142,11 @@ impl Operation {
         self.fails(Errors::OpenAi, statuses)
     }
 
+    /// The same in the form of the original's routes.
+    pub(super) fn refuses_as_tgi(self, statuses: &[u16]) -> Self {
+        self.fails(Errors::Tgi, statuses)
+    }
+
     fn fails(self, errors: Errors, statuses: &[u16]) -> Self {
         let schema = match errors {
             Errors::Tgi => reference("ErrorResponse"),

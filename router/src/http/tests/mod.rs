@@ -11,6 +11,7 @@ mod openai_choices;
 mod openapi;
 mod operators;
 mod overload;
+mod places;
 mod refusals;
 mod security;
 mod streams;
