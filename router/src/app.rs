@@ -297,13 +297,19 @@ fn spawn_reloads(tenants: &Tenants, stop: CancellationToken) {
         loop {
             ticks.tick().await;
             let tenants = tenants.clone();
-            match tokio::task::spawn_blocking(move || tenants.refresh()).await {
-                Ok(Ok(None)) | Err(_) => {}
-                Ok(Ok(Some(num_tenants))) => tracing::info!(num_tenants, "the file of API keys has been read again"),
-                Ok(Err(error)) => tracing::error!("{error}; the API keys stay as they were"),
-            }
+            tell_reload(tokio::task::spawn_blocking(move || tenants.refresh()).await);
         }
     }));
+}
+
+/// A panic is told without its words, which could quote the file.
+fn tell_reload(outcome: Result<Result<Option<usize>, BadKeyFile>, JoinError>) {
+    match outcome {
+        Ok(Ok(None)) => {}
+        Ok(Ok(Some(num_tenants))) => tracing::info!(num_tenants, "the file of API keys has been read again"),
+        Ok(Err(error)) => tracing::error!("{error}; the API keys stay as they were"),
+        Err(_) => tracing::error!("reading the file of API keys again has failed; the API keys stay as they were"),
+    }
 }
 
 fn spawn_upkeep(metrics: Metrics, stop: CancellationToken) {

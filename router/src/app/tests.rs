@@ -2,6 +2,7 @@
 
 mod answers;
 mod clients;
+mod reloads;
 mod start;
 mod stop;
 mod workers;

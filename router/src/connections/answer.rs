@@ -272,9 +272,12 @@ mod tests {
         assert!(answer.frame().await.unwrap().is_ok());
     }
 
+    /// Whose clones are counted.
+    type Kept = Arc<()>;
+
     /// An answer of two pieces and a half, and what is kept beside it and behind its bytes.
-    fn whole() -> (Answer<Arc<()>>, Watched<Arc<()>>, [Arc<()>; 2]) {
-        struct Owner(Vec<u8>, #[expect(dead_code, reason = "only its end is looked at")] Arc<()>);
+    fn whole() -> (Answer<Kept>, Watched<Kept>, [Kept; 2]) {
+        struct Owner(Vec<u8>, #[expect(dead_code, reason = "only its end is looked at")] Kept);
         impl AsRef<[u8]> for Owner {
             fn as_ref(&self) -> &[u8] {
                 &self.0
@@ -286,13 +289,13 @@ mod tests {
         (answer, watched, kept)
     }
 
-    fn is_kept(kept: &[Arc<()>; 2]) -> bool {
+    fn is_kept(kept: &[Kept; 2]) -> bool {
         let [beside, behind] = [Arc::strong_count(&kept[0]) == 2, Arc::strong_count(&kept[1]) == 2];
         assert!(beside || !behind);
         beside
     }
 
-    async fn next(answer: &mut Answer<Arc<()>>) -> Bytes {
+    async fn next(answer: &mut Answer<Kept>) -> Bytes {
         answer.frame().await.unwrap().unwrap().into_data().unwrap()
     }
 

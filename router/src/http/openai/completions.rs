@@ -47,8 +47,8 @@ pub(in crate::http) async fn completions_answer(
     if streamed {
         let characters = admitted.iter().map(|prompt| prompt.ticket.characters).sum();
         let headers = headers::of_stream(&state.compute_type, characters);
-        let places: Vec<_> = admitted.iter().map(|prompt| prompt.ticket.places()).collect();
-        return Ok(sse::respond(Streamed { wanted, envelope }.chunks(admitted), headers, places));
+        let held: Vec<_> = admitted.iter().map(|prompt| prompt.ticket.places()).collect();
+        return Ok(sse::respond(Streamed { wanted, envelope }.chunks(admitted), headers, held));
     }
     let keep = wanted.logprobs.is_some();
     let answers = try_join_all(admitted.into_iter().map(|prompt| collect(prompt, keep))).await?;
