@@ -14,7 +14,6 @@ use std::time::Duration;
 use listenfd::ListenFd;
 use millrace_client::ShardedClient;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::task::{JoinError, JoinHandle};
 use tokio_util::sync::CancellationToken;
@@ -22,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::connections::{self, Terms};
 use crate::detokenize::Detokenizer;
-use crate::drain::{Drain, Ending};
+use crate::drain::{Drain, Ending, Inside};
 use crate::engine::{Engine, EngineError, EngineHandle, EngineText, READER_PATIENCE};
 use crate::health::Health;
 use crate::http;
@@ -128,11 +127,10 @@ pub async fn run_told(
     let (engine, engine_task) = spawn_engine(&config, engine_text, (&health, &metrics, &backlog), &stop);
     spawn_upkeep(metrics.clone(), stop.clone());
     spawn_reloads(&tenants, stop.clone());
-    let num_places = config.max_places();
-    let places = Arc::new(Semaphore::new(num_places as usize));
+    let inside = Inside::new(config.max_places());
     let cut = Arc::new(AtomicBool::new(false));
     let drain = Drain::new(&config, health.clone(), engine.clone());
-    spawn_stop(shutdown, drain, Arc::clone(&places), Arc::clone(&cut), stop.clone());
+    spawn_stop(shutdown, drain, inside.clone(), Arc::clone(&cut), stop.clone());
     let context = http::Context {
         config: Arc::clone(&config),
         health: health.clone(),
@@ -141,24 +139,23 @@ pub async fn run_told(
         detokenizer,
         metrics,
         backlog,
-        places: Arc::clone(&places),
+        places: Arc::clone(&inside.places),
+        unwritten: Arc::clone(&inside.unwritten),
         tenants,
     };
     front.open(http::router(context));
     spawn_listener(news, health, stop.clone());
-    end(server, engine_task, emptied(&stop, &places, num_places, &cut)).await?;
+    end(server, engine_task, emptied(&stop, &inside, &cut)).await?;
     Ok(if cut.load(Ordering::Relaxed) { Ending::Cut } else { Ending::Drained })
 }
 
 /// Completes when the server has been told to stop and no request is inside any more, or none is waited for: who does not
 /// read its answer would keep this program behind its time.
-async fn emptied(stop: &CancellationToken, places: &Semaphore, num_places: u32, cut: &AtomicBool) {
+async fn emptied(stop: &CancellationToken, inside: &Inside, cut: &AtomicBool) {
     stop.cancelled().await;
-    if cut.load(Ordering::Relaxed) {
-        return;
+    if !cut.load(Ordering::Relaxed) {
+        inside.emptied().await;
     }
-    // It errs if nobody can take places any more, which is as good.
-    let _all = places.acquire_many(num_places).await;
 }
 
 /// Waits for whatever ends first. A server that stops lets its requests run out, and when none is left its clients get a
@@ -326,7 +323,7 @@ fn spawn_upkeep(metrics: Metrics, stop: CancellationToken) {
 fn spawn_stop(
     shutdown: impl Future<Output = ()> + Send + 'static,
     drain: Drain,
-    places: Arc<Semaphore>,
+    inside: Inside,
     cut: Arc<AtomicBool>,
     stop: CancellationToken,
 ) {
@@ -336,7 +333,7 @@ fn spawn_stop(
             () = shutdown => {}
             () = health.asked_to_drain() => {}
         }
-        drain.run(&places, &cut).await;
+        drain.run(&inside, &cut).await;
         stop.cancel();
     });
 }

@@ -31,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 use tower::{ServiceExt, service_fn};
 
 use answer::PIECE;
+pub(crate) use answer::UntilWritten;
 pub(crate) use coming::CutShort;
 pub(crate) use crowd::most_connections;
 use crowd::{Crowd, Visit};
@@ -145,7 +146,7 @@ impl Session {
                     say_farewell(&mut response);
                     lingers.store(true, Ordering::Relaxed);
                 }
-                Ok::<_, Infallible>(response.map(|body| inside.until_over(body, reader_patience)))
+                Ok::<_, Infallible>(inside.until_over(response, reader_patience))
             }
         });
         let mut builder = Builder::new(TokioExecutor::new());

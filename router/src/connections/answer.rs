@@ -3,9 +3,9 @@
 //! A connection of HTTP/2 carries many answers, and each client says how much of which it will take. One that says nothing
 //! would keep its request for ever while the connection looks well.
 //!
-//! What stands behind an answer, such as its request's place, is kept until its last byte has been written to the client's
-//! socket: bytes that were handed over to a connection still take memory. They are handed over in small pieces, each with
-//! memory of its own, because a stream of HTTP/2 keeps its last piece until its client takes it or ends it, also when the
+//! What stands behind an answer, such as its request's place, ends when all of it has been handed over to the connection:
+//! before its client can know its end, and ask again. It is handed over in small pieces, each with memory of its own, so
+//! that little is left then. A stream of HTTP/2 keeps its last piece until its client takes it or ends it, also when the
 //! answer has been given up.
 
 use std::io;
@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
 use hyper::body::{Frame, SizeHint};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use super::credit::Credit;
@@ -23,7 +24,17 @@ use super::credit::Credit;
 /// Bytes that are handed over at once.
 pub(super) const PIECE: usize = 2 << 10;
 
-/// The body of an answer, and something that is kept as long.
+/// Among the extensions of a response: kept until its last byte has been written to the client's socket.
+#[derive(Clone, Debug)]
+pub(crate) struct UntilWritten(#[expect(dead_code, reason = "only its end is waited for")] Arc<OwnedSemaphorePermit>);
+
+impl UntilWritten {
+    pub(crate) fn new(permit: OwnedSemaphorePermit) -> Self {
+        Self(Arc::new(permit))
+    }
+}
+
+/// The body of an answer, and something that is kept until its last byte has been written to the client's socket.
 pub(super) struct Answer<K>(Arc<Shared<K>>);
 
 /// An answer as others know it.
@@ -35,15 +46,17 @@ struct Shared<K>(Mutex<State<K>>);
 
 #[derive(Debug)]
 struct State<K> {
+    /// `None` at its end, or when it has been taken away.
+    body: Option<Body>,
     /// `None` when it has been taken away.
-    body: Option<(Body, K)>,
+    kept: Option<K>,
     /// Of the body's last frame, what has not been handed over.
     rest: Bytes,
     /// Bytes that have been handed over and not been written.
     unsent: usize,
     /// Nothing more is there to be handed over, for now or for ever.
     is_dry: bool,
-    /// The body has said that nothing more will come.
+    /// All of it has been handed over.
     has_ended: bool,
     credit: Credit,
     /// Since when the client could have had more; `None` while there is nothing more.
@@ -59,7 +72,8 @@ struct Piece<K> {
 impl<K> Answer<K> {
     pub(super) fn new(body: Body, kept: K, patience: Duration) -> (Self, Watched<K>) {
         let state = State {
-            body: Some((body, kept)),
+            body: Some(body),
+            kept: Some(kept),
             rest: Bytes::new(),
             unsent: 0,
             is_dry: false,
@@ -98,16 +112,19 @@ impl<K> Shared<K> {
 }
 
 impl<K> State<K> {
-    /// All that is held: to be dropped when nobody waits for this state.
-    fn take(&mut self) -> Option<(Body, K, Bytes)> {
+    /// All that is held: to be dropped when nobody waits for this state. `None`: it has been taken.
+    fn take(&mut self) -> Option<(Option<Body>, K, Bytes)> {
         let rest = std::mem::take(&mut self.rest);
-        self.body.take().map(|(body, kept)| (body, kept, rest))
+        let body = self.body.take();
+        self.kept.take().map(|kept| (body, kept, rest))
     }
 
-    /// Whether all of it has been handed over.
-    fn is_over(&self) -> bool {
-        let is_last = || self.body.as_ref().is_some_and(|(body, _)| body.is_end_stream());
-        self.rest.is_empty() && (self.has_ended || is_last())
+    /// All of it has been handed over, if that is so.
+    fn note_end(&mut self) {
+        if self.rest.is_empty() && self.body.as_ref().is_some_and(HttpBody::is_end_stream) {
+            (self.has_ended, self.is_dry) = (true, true);
+            self.body = None;
+        }
     }
 
     /// What the client waited for something is charged, if it was the client that waited.
@@ -118,13 +135,16 @@ impl<K> State<K> {
     }
 
     fn start_clock(&mut self) {
-        let is_ready = self.body.is_some() && (self.unsent > 0 || !self.is_dry);
+        let is_ready = self.kept.is_some() && (self.unsent > 0 || !self.is_dry);
         self.ready_since = is_ready.then(Instant::now);
     }
 
     /// What is to be handed over next.
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let Some((body, _)) = &mut self.body else {
+        if self.has_ended {
+            return Poll::Ready(None);
+        }
+        let Some(body) = &mut self.body else {
             let late = io::Error::new(io::ErrorKind::TimedOut, "the client takes its answer too slowly");
             return Poll::Ready(Some(Err(axum::Error::new(late))));
         };
@@ -132,6 +152,7 @@ impl<K> State<K> {
             self.is_dry = true;
             let Some(frame) = ready!(Pin::new(body).poll_frame(context)).transpose()? else {
                 self.has_ended = true;
+                self.body = None;
                 return Poll::Ready(None);
             };
             match frame.into_data() {
@@ -141,6 +162,7 @@ impl<K> State<K> {
         }
         self.is_dry = false;
         let piece = self.rest.split_to(PIECE.min(self.rest.len()));
+        self.note_end();
         Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 }
@@ -176,7 +198,8 @@ impl<K> Drop for Answer<K> {
         let mut state = self.0.lock();
         state.stop_clock();
         state.is_dry = true;
-        let unwanted = if state.is_over() { None } else { state.take() };
+        state.note_end();
+        let unwanted = if state.has_ended { None } else { state.take() };
         state.start_clock();
         drop(state);
         drop(unwanted);
@@ -197,13 +220,16 @@ impl<K: Send + 'static> HttpBody for Answer<K> {
     }
 
     fn is_end_stream(&self) -> bool {
-        let state = self.0.lock();
-        state.body.is_some() && state.is_over()
+        let mut state = self.0.lock();
+        state.note_end();
+        state.has_ended && state.kept.is_some()
     }
 
     fn size_hint(&self) -> SizeHint {
         let state = self.0.lock();
-        let Some((body, _)) = &state.body else { return SizeHint::default() };
+        let Some(body) = &state.body else {
+            return if state.has_ended { SizeHint::with_exact(0) } else { SizeHint::default() };
+        };
         let (rest, mut hint) = (state.rest.len() as u64, body.size_hint());
         if let Some(upper) = hint.upper() {
             hint.set_upper(upper + rest);
@@ -289,10 +315,8 @@ mod tests {
         (answer, watched, kept)
     }
 
-    fn is_kept(kept: &[Kept; 2]) -> bool {
-        let [beside, behind] = [Arc::strong_count(&kept[0]) == 2, Arc::strong_count(&kept[1]) == 2];
-        assert!(beside || !behind);
-        beside
+    fn are_kept(kept: &[Kept; 2]) -> [bool; 2] {
+        kept.each_ref().map(|kept| Arc::strong_count(kept) == 2)
     }
 
     async fn next(answer: &mut Answer<Kept>) -> Bytes {
@@ -300,20 +324,21 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_stands_behind_an_answer_is_kept_until_its_last_byte_is_written() {
+    async fn what_stands_behind_an_answer_lasts_until_it_has_been_handed_over_and_some_until_it_is_written() {
         let (mut answer, _watched, kept) = whole();
         assert_eq!(answer.size_hint().exact(), Some(PIECE as u64 * 5 / 2));
         let mut pieces = Vec::new();
         while !answer.is_end_stream() {
+            assert_eq!(are_kept(&kept), [true, true]);
             pieces.push(next(&mut answer).await);
         }
         assert_eq!(pieces.iter().map(Bytes::len).collect::<Vec<_>>(), [PIECE, PIECE, PIECE / 2]);
         drop(answer);
         while let Some(piece) = pieces.pop() {
-            assert!(is_kept(&kept));
+            assert_eq!(are_kept(&kept), [true, false]);
             drop(piece);
         }
-        assert!(!is_kept(&kept));
+        assert_eq!(are_kept(&kept), [false, false]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -322,7 +347,7 @@ mod tests {
         let _piece = next(&mut answer).await;
         assert_eq!(answer.size_hint().exact(), Some(PIECE as u64 * 3 / 2));
         drop(answer);
-        assert!(!is_kept(&kept));
+        assert_eq!(are_kept(&kept), [false, false]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -337,10 +362,10 @@ mod tests {
             let _answer = (taken < 3).then_some(answer);
             advance(PATIENCE / 2).await;
             watched.check();
-            assert!(is_kept(&kept));
+            assert_eq!(are_kept(&kept), [true, taken < 3]);
             advance(PATIENCE / 2).await;
             watched.check();
-            assert!(!is_kept(&kept));
+            assert_eq!(are_kept(&kept), [false, false]);
         }
     }
 

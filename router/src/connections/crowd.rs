@@ -140,6 +140,7 @@ mod tests {
     use std::convert::Infallible;
 
     use axum::body::{Body, Bytes, HttpBody};
+    use axum::response::IntoResponse;
     use futures::{poll, stream};
     use http_body_util::BodyExt;
 
@@ -237,7 +238,8 @@ mod tests {
     async fn an_answer_counts_until_its_body_is_gone() {
         let crowd = Crowd::new(1, SLOW);
         let visit = crowd.enter().await;
-        let mut body = visit.standing.request().until_over(Body::from("answer"), Duration::from_secs(3600));
+        let mut body =
+            visit.standing.request().until_over(Body::from("answer").into_response(), Duration::from_secs(3600));
         assert_eq!(body.size_hint().exact(), Some(6));
         assert!(body.frame().await.is_some() && body.is_end_stream());
         let idle = visit.standing.idle_for(Duration::from_secs(60));

@@ -5,11 +5,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
+use axum::response::Response;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::answer::{Answer, Watched};
+use super::answer::{Answer, UntilWritten, Watched};
 use super::coming::Coming;
 
 /// How often answers are looked at in the time that a client has for them.
@@ -19,7 +20,7 @@ const CHECKS: u32 = 8;
 #[derive(Debug)]
 pub(super) struct Standing {
     state: Mutex<State>,
-    answers: Mutex<Vec<Watched<Asking>>>,
+    answers: Mutex<Vec<Watched<Kept>>>,
     evicted: CancellationToken,
     /// Its bodies are cut short.
     cut: CancellationToken,
@@ -104,7 +105,7 @@ impl Standing {
         }
     }
 
-    fn answers(&self) -> MutexGuard<'_, Vec<Watched<Asking>>> {
+    fn answers(&self) -> MutexGuard<'_, Vec<Watched<Kept>>> {
         self.answers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -144,6 +145,9 @@ impl Standing {
     }
 }
 
+/// What is kept until the last byte of an answer has been written.
+type Kept = (Asking, Option<UntilWritten>);
+
 /// A request that has no whole answer yet.
 #[derive(Debug)]
 pub(super) struct Asking {
@@ -153,14 +157,16 @@ pub(super) struct Asking {
 
 impl Asking {
     /// Lasts as long as this answer, which its client has to take within its time.
-    pub(super) fn until_over(self, body: Body, patience: Duration) -> Body {
+    pub(super) fn until_over(self, response: Response, patience: Duration) -> Response {
+        let (mut head, body) = response.into_parts();
         let standing = Arc::clone(&self.standing);
-        let (answer, watched) = Answer::new(body, self, patience);
+        let kept = (self, head.extensions.remove::<UntilWritten>());
+        let (answer, watched) = Answer::new(body, kept, patience);
         let mut answers = standing.answers();
         answers.retain(|answer| !answer.is_over());
         answers.push(watched);
         drop(answers);
-        Body::new(answer)
+        Response::from_parts(head, Body::new(answer))
     }
 }
 

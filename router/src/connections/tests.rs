@@ -260,6 +260,33 @@ fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
 }
 
 #[tokio::test]
+async fn an_answer_is_on_its_way_until_its_last_byte_is_written() {
+    const WINDOW: u8 = 5;
+    let unwritten = Arc::new(tokio::sync::Semaphore::new(1));
+    let permits = Arc::clone(&unwritten);
+    let answer = async move || {
+        let kept = UntilWritten::new(Arc::clone(&permits).try_acquire_owned().unwrap());
+        (axum::Extension(kept), REFUSAL)
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let terms = Terms { patience: LONG, most: 16, slow: LONG, reader_patience: LONG, leftover_bytes: 0 };
+    tokio::spawn(serve(listener, Router::new().route("/", get(answer)), CancellationToken::new(), terms, |_| {}));
+    let settings = [0, 4, 0, 0, 0, WINDOW];
+    let asked = [&PREFACE[..], &frame(4, 0, 0, &settings), &frame(1, 5, 1, b"\x82\x86\x84\x01\x01t")].concat();
+    client.write_all(&asked).await.unwrap();
+    let mut read = Vec::new();
+    while !String::from_utf8_lossy(&read).contains(&REFUSAL[..WINDOW.into()]) {
+        assert!(timeout(LONG, client.read_buf(&mut read)).await.expect("the answer begins").unwrap() > 0);
+    }
+    sleep(GLANCE).await;
+    assert_eq!(unwritten.available_permits(), 0);
+    client.write_all(&frame(8, 0, 1, &1000_u32.to_be_bytes())).await.unwrap();
+    let permit = timeout(LONG, unwritten.acquire()).await;
+    drop(permit.expect("the answer is written").unwrap());
+}
+
+#[tokio::test]
 async fn a_refused_body_of_http2_resets_nothing() {
     const DATA: u8 = 0;
     const RESET: u8 = 3;

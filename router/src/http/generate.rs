@@ -28,7 +28,7 @@ type AppResult = Result<Response, ApiError>;
 pub(super) async fn generate(State(state): State<Arc<AppState>>, request: Request) -> AppResult {
     let (arrival, place, request) = receive(&state, request).await?;
     let Whole { headers, json, places } = answer_whole(&state, request, arrival, place).await?;
-    Ok(until_sent((headers, [JSON], json).into_response(), places))
+    Ok(until_sent(&state, (headers, [JSON], json).into_response(), places))
 }
 
 /// `POST /generate_stream`.
@@ -57,7 +57,7 @@ pub(super) async fn compat_answer(
     }
     let Whole { headers, json, places } = answer_whole(state, request, arrival, place).await?;
     let list = [b"[", json.as_slice(), b"]"].concat();
-    Ok(until_sent((headers, [JSON], list).into_response(), places))
+    Ok(until_sent(state, (headers, [JSON], list).into_response(), places))
 }
 
 /// `POST /tokenize`: the tokens of `inputs`; parameters have no effect.
@@ -71,7 +71,7 @@ pub(super) async fn tokenize(State(state): State<Arc<AppState>>, request: Reques
     };
     let written: Result<_, EncodeError> = state.validator.pool().run(work).await.map_err(ValidationError::from)?;
     let written = written.map_err(|error| ApiError::field("inputs", error.to_string()))?;
-    Ok(until_sent(([JSON], written).into_response(), place))
+    Ok(until_sent(&state, ([JSON], written).into_response(), place))
 }
 
 const JSON: (HeaderName, &str) = (header::CONTENT_TYPE, "application/json");
@@ -126,7 +126,7 @@ async fn answer_streamed(state: &AppState, request: GenerateRequest, arrival: Ar
     };
     let headers = headers::of_stream(&state.compute_type, admitted.ticket.characters);
     let places = admitted.ticket.places();
-    Ok(sse::respond(sse::chunks(admitted, encoder), headers, places))
+    Ok(sse::respond(state, sse::chunks(admitted, encoder), headers, places))
 }
 
 /// Which parts of a whole answer were asked for.

@@ -1,12 +1,16 @@
-//! Answers that hold their request's places until their last byte has been sent: a client that reads slowly, or not at
-//! all, holds an answer's memory as long.
+//! Answers that hold their request's places until they have been handed over to their connection: a client that reads
+//! slowly, or not at all, holds an answer's memory as long.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::response::Response;
 use hyper::body::{Frame, SizeHint};
+
+use super::state::AppState;
+use crate::connections::UntilWritten;
 
 /// An answer's body, and what is held as long as that.
 struct Kept<P> {
@@ -14,9 +18,15 @@ struct Kept<P> {
     _places: P,
 }
 
-/// The same answer; `places` are given back when it has been sent, or will never be.
-pub(super) fn until_sent<P: Send + Unpin + 'static>(response: Response, places: P) -> Response {
-    response.map(|body| Body::new(Kept { body, _places: places }))
+/// The same answer; `places` are given back when it has been sent, or will never be. A server that stops waits until it
+/// has been written to its end.
+pub(super) fn until_sent<P: Send + Unpin + 'static>(state: &AppState, response: Response, places: P) -> Response {
+    let mut response = response.map(|body| Body::new(Kept { body, _places: places }));
+    // There are more permits than answers.
+    if let Ok(unwritten) = Arc::clone(&state.unwritten).try_acquire_owned() {
+        response.extensions_mut().insert(UntilWritten::new(unwritten));
+    }
+    response
 }
 
 impl<P: Unpin> HttpBody for Kept<P> {

@@ -67,6 +67,8 @@ pub struct Context {
     pub backlog: Backlog,
     /// One permit per prompt inside the server: `max_places` of the configuration.
     pub places: Arc<Semaphore>,
+    /// One permit per answer of theirs whose last byte has not been written.
+    pub unwritten: Arc<Semaphore>,
     /// Whose keys open what.
     pub tenants: Tenants,
 }

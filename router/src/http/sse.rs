@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::admission::Admitted;
 use super::kept::until_sent;
+use super::state::AppState;
 use super::ticket::Ticket;
 use crate::engine::api::{Event, Failed, Finished, Generation, Prefilled, Token};
 
@@ -112,6 +113,7 @@ impl<E: Encode> Running<E> {
 
 /// A streaming response of these chunks, kept alive while none comes. `places` are held until the last one has been sent.
 pub(super) fn respond(
+    state: &AppState,
     chunks: impl Stream<Item = Bytes> + Send + 'static,
     headers: HeaderMap,
     places: impl Send + Unpin + 'static,
@@ -121,7 +123,7 @@ pub(super) fn respond(
         (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
     ];
     let chunks = kept_alive(chunks, KEEP_ALIVE).map(Ok::<_, Infallible>);
-    until_sent((fixed, headers, Body::from_stream(chunks)).into_response(), places)
+    until_sent(state, (fixed, headers, Body::from_stream(chunks)).into_response(), places)
 }
 
 /// The same chunks with a comment after each `interval` without one.

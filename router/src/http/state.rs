@@ -39,6 +39,7 @@ pub(super) struct AppState {
     pub(super) format: Format,
     /// One permit per prompt inside the server.
     pub(super) places: Arc<Semaphore>,
+    pub(super) unwritten: Arc<Semaphore>,
     /// Bodies whose requests have no place yet.
     pub(super) underway: Arc<Underway>,
     pub(super) prompt_logprobs: PromptLogprobs,
@@ -50,12 +51,14 @@ pub(super) struct AppState {
 
 impl AppState {
     pub(super) fn new(context: Context) -> Self {
-        let Context { config, health, engine, text, detokenizer, metrics, backlog, places, tenants } = context;
+        let Context { config, health, engine, text, detokenizer, metrics, backlog, places, unwritten, tenants } =
+            context;
         let format = Format::of(&text, config.tool_call_parser, config.reasoning_parser);
         tracing::info!(tool_calls = format.calls_name(), reasoning = format.reasoning_name(), "parsers of the output");
         let validator = Validator::new(&config, Arc::clone(&text));
         Self {
             places,
+            unwritten,
             underway: Underway::new(config.max_places(), config.payload_limit),
             prompt_logprobs: PromptLogprobs::new(config.max_client_batch_size),
             tenants,

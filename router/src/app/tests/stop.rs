@@ -105,17 +105,20 @@ async fn a_half_sent_request_is_refused_when_the_server_stops_and_does_not_keep_
 
 #[tokio::test(start_paused = true)]
 async fn connections_that_ask_for_nothing_do_not_keep_a_server_that_stops() {
-    let (stop, places) = (CancellationToken::new(), Arc::new(Semaphore::new(3)));
-    let running = Arc::clone(&places).try_acquire_owned().unwrap();
+    let (stop, inside) = (CancellationToken::new(), Inside::new(3));
+    let running = Arc::clone(&inside.places).try_acquire_owned().unwrap();
+    let unwritten = Arc::clone(&inside.unwritten).try_acquire_owned().unwrap();
     let (server, engine) = (tokio::spawn(std::future::pending()), tokio::spawn(std::future::pending()));
     let cut = AtomicBool::new(false);
-    let ending = end(server, engine, emptied(&stop, &places, 3, &cut));
+    let ending = end(server, engine, emptied(&stop, &inside, &cut));
     tokio::pin!(ending);
     let later = Duration::from_secs(3600);
     assert!(tokio::time::timeout(later, &mut ending).await.is_err(), "nobody has told it to stop");
     stop.cancel();
     assert!(tokio::time::timeout(later, &mut ending).await.is_err(), "a request is inside");
     drop(running);
+    assert!(tokio::time::timeout(later, &mut ending).await.is_err(), "an answer is on its way");
+    drop(unwritten);
     ending.await.unwrap();
 }
 

@@ -117,7 +117,7 @@ pub(in crate::http) async fn infer(State(state): State<Arc<AppState>>, request: 
         let data = answer.best().finished.generated_text.clone().into_bytes();
         Tensor { name: output.name, shape: [1, data.len()], datatype: "BYTES", data }
     });
-    Ok(until_sent(Json(InferResponse { id, outputs: outputs.collect() }).into_response(), places))
+    Ok(until_sent(&state, Json(InferResponse { id, outputs: outputs.collect() }).into_response(), places))
 }
 
 fn ask(input: Input, parameters: &Parameters, arrival: &Arrival) -> Result<Ask, ApiError> {

@@ -51,7 +51,7 @@ pub(in crate::http) async fn vertex(
     let answers = try_join_all(admitted.into_iter().map(|one| collect(one, false))).await?;
     let predictions = answers.iter().map(|answer| answer.best().finished.generated_text.clone()).collect();
     let places: Vec<_> = answers.iter().map(|answer| answer.ticket.places()).collect();
-    Ok(until_sent(Json(VertexResponse { predictions }).into_response(), places))
+    Ok(until_sent(&state, Json(VertexResponse { predictions }).into_response(), places))
 }
 
 /// An instance is a body of `/generate` that samples unless it says otherwise, or one of chat.

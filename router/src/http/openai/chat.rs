@@ -58,7 +58,7 @@ pub(in crate::http) async fn chat_answer(
     if streamed {
         let headers = headers::of_stream(&state.compute_type, admitted.ticket.characters);
         let places = admitted.ticket.places();
-        return Ok(sse::respond(Streamed { wanted, envelope }.chunks(vec![admitted]), headers, places));
+        return Ok(sse::respond(state, Streamed { wanted, envelope }.chunks(vec![admitted]), headers, places));
     }
     let answer = collect(admitted, wanted.logprobs.is_some()).await?;
     let choices = answer.ranked(wanted.num_choices).into_iter().enumerate().map(|(index, sequence)| {
@@ -80,5 +80,5 @@ pub(in crate::http) async fn chat_answer(
         usage: usage(&answer),
     };
     let headers = headers::of_answer(&state.compute_type, &answer.cost_of_all());
-    Ok(until_sent((headers, Json(completion)).into_response(), answer.ticket.places()))
+    Ok(until_sent(state, (headers, Json(completion)).into_response(), answer.ticket.places()))
 }

@@ -48,7 +48,7 @@ pub(in crate::http) async fn completions_answer(
         let characters = admitted.iter().map(|prompt| prompt.ticket.characters).sum();
         let headers = headers::of_stream(&state.compute_type, characters);
         let held: Vec<_> = admitted.iter().map(|prompt| prompt.ticket.places()).collect();
-        return Ok(sse::respond(Streamed { wanted, envelope }.chunks(admitted), headers, held));
+        return Ok(sse::respond(state, Streamed { wanted, envelope }.chunks(admitted), headers, held));
     }
     let keep = wanted.logprobs.is_some();
     let answers = try_join_all(admitted.into_iter().map(|prompt| collect(prompt, keep))).await?;
@@ -118,7 +118,7 @@ fn whole(state: &AppState, envelope: &Envelope, wanted: &Wanted, answers: &[Answ
         usage: total,
     };
     let places: Vec<_> = answers.iter().map(|answer| answer.ticket.places()).collect();
-    until_sent((headers::of_answer(&state.compute_type, &cost), Json(completion)).into_response(), places)
+    until_sent(state, (headers::of_answer(&state.compute_type, &cost), Json(completion)).into_response(), places)
 }
 
 fn choice<'a>(index: usize, wanted: &Wanted, answer: &'a Answer, sequence: &'a Sequence) -> TextChoice<'a> {

@@ -40,5 +40,5 @@ pub(in crate::http) async fn chat_tokenize(
     };
     let written: Result<_, ChatError> = state.validator.pool().run(work).await.map_err(ValidationError::from)?;
     let written = written.map_err(|error| ValidationError::of_chat(&error, &Names::CHAT))?;
-    Ok(until_sent(([(header::CONTENT_TYPE, "application/json")], written).into_response(), place))
+    Ok(until_sent(&state, ([(header::CONTENT_TYPE, "application/json")], written).into_response(), place))
 }

@@ -85,6 +85,7 @@ impl Server {
         metrics.set_limits(&LIMITS);
         let context = Context {
             places: Arc::new(Semaphore::new(config.max_places() as usize)),
+            unwritten: Arc::new(Semaphore::new(1000)),
             tenants: metrics::with_local_recorder(&recorder, || Tenants::load(&config).unwrap()),
             config: Arc::new(config),
             health: health.clone(),

@@ -216,6 +216,7 @@ async fn before_the_first_worker_requests_are_refused_with_a_time_to_retry() {
         detokenizer: super::harness::detokenizer().into(),
         text: crate::tokenizer::fixture::text_model().into(),
         metrics: metrics.clone(),
+        unwritten: tokio::sync::Semaphore::new(1).into(),
         places: tokio::sync::Semaphore::new(1).into(),
         tenants: crate::tenants::Tenants::default(),
     };

@@ -115,6 +115,7 @@ async fn an_engine_that_is_gone_ends_every_answer_with_an_error() {
     let (engine, commands) = crate::engine::api::EngineHandle::new();
     drop(commands);
     let context = crate::http::Context {
+        unwritten: tokio::sync::Semaphore::new(1).into(),
         places: tokio::sync::Semaphore::new(1).into(),
         tenants: crate::tenants::Tenants::default(),
         config: crate::config::Config::read(["millrace-router", "--model-id", "m"], |_| None).unwrap().into(),
