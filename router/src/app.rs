@@ -175,6 +175,10 @@ async fn end(
                 outcome??;
                 return Ok(engine.await??);
             }
+            // An engine that fails says that the server stops before it says why.
+            if engine.is_finished() {
+                return Ok(engine.await??);
+            }
             // The connections hold the engine: it ends with the process.
             tracing::info!("closing connections without a request");
             Ok(())

@@ -122,6 +122,17 @@ async fn connections_that_ask_for_nothing_do_not_keep_a_server_that_stops() {
     ending.await.unwrap();
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_has_failed_is_told_also_when_nobody_is_inside() {
+    let failing = async {
+        tokio::time::sleep(LAST_WORDS / 2).await;
+        Err(EngineError::PageSizeChanged { before: 16, now: 32 })
+    };
+    let (server, engine) = (tokio::spawn(std::future::pending()), tokio::spawn(failing));
+    let ended = end(server, engine, std::future::ready(())).await;
+    assert!(matches!(ended, Err(AppError::Engine(_))), "{ended:?}");
+}
+
 #[tokio::test]
 async fn a_server_that_never_had_workers_stops_too() {
     let router = start("").await;
