@@ -108,7 +108,7 @@ pub struct Config {
     #[arg(long, env, default_value = "true", action = clap::ArgAction::Set, value_parser = BoolishValueParser::new())]
     pub prefix_caching: bool,
 
-    /// A step that takes so long, and ten times what such steps took before, counts as hung: its rank is reported.
+    /// A step that takes so long, and ten times what it is expected to take, counts as hung: its rank is reported.
     #[arg(long, env, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
     pub hung_step_seconds: u64,
 

@@ -17,7 +17,7 @@ from millrace_worker.grammar import FULL_LEXER_BYTES, host_bytes
 from millrace_worker.memory import peak_beyond, room_for_pool
 from millrace_worker.model import FEATURES, Reach, in_rows, paged
 from millrace_worker.proto import worker_pb2
-from millrace_worker.rows import RowsShape
+from millrace_worker.rows import RowsShape, column
 from millrace_worker.shortage import release_memory
 from millrace_worker.store import StoreSize, Trial, store_of
 from millrace_worker.worst_case import decode_plans, late_prefill_plan, long_prompt_plans, mixed_plan, prefill_plan
@@ -39,6 +39,14 @@ CPU_KEPT_SHARE = 0.5
 CPU_KEPT_BYTES = 32 << 20
 # So many queries of one chunk may attend together: what they make of the context grows with both.
 MAX_QUERIES = 256
+
+
+@dataclass(frozen=True)
+class TimedStep:
+    """A step of so many prompt tokens, and what it took."""
+
+    num_tokens: int
+    seconds: float
 
 
 class NotPreparedError(RuntimeError):
@@ -115,13 +123,14 @@ class Rank:
         self._engine = self._prepared = None
         self._release_memory()
         grammar_bytes = self._grammar_bytes(request)
-        workspace_bytes = self._run_worst_case(request)
+        workspace_bytes, timed = self._run_worst_case(request)
         if self._parts.device.type == "cpu":
             workspace_bytes += grammar_bytes
         self._release_memory()
         room = room_for_pool(self._config, self._parts.device, workspace_bytes)
         size = self._store.size(request, room)
         self._engine = self._build_engine(request, size)
+        seconds = time.perf_counter() - started
         prepared = worker_pb2.Prepared(
             num_pages=size.num_pages,
             max_sequence_tokens=size.max_sequence_tokens,
@@ -130,9 +139,12 @@ class Rank:
             workspace_bytes=workspace_bytes,
             free_bytes=max(0, room.free_bytes - self._store.num_bytes(size)),
             max_rows=size.max_rows,
+            trial_tokens=timed.num_tokens,
+            trial_us=_microseconds(timed.seconds),
+            prepare_us=_microseconds(seconds),
         )
         self._prepared = (request, prepared)
-        self._log_budget(prepared, size, grammar_bytes, time.perf_counter() - started)
+        self._log_budget(prepared, size, grammar_bytes, seconds)
         return prepared
 
     def _grammar_bytes(self, request: worker_pb2.PrepareRequest) -> int:
@@ -159,8 +171,9 @@ class Rank:
         gc.collect()
         release_memory(self._parts.device)
 
-    def _run_worst_case(self, request: worker_pb2.PrepareRequest) -> int:
-        """Bytes that no step takes more of, beyond weights and store. A device runs the largest steps themselves."""
+    def _run_worst_case(self, request: worker_pb2.PrepareRequest) -> tuple[int, TimedStep]:
+        """Bytes that no step takes more of, beyond weights and store, and what the largest step of prompts without
+        context took. A device runs the largest steps themselves."""
         longest = request.max_sequence_tokens or self._parts.model.max_positions
         tokens, max_rows = request.max_step_tokens, min(request.max_rows, request.max_step_tokens)
         trial = Trial(longest, tokens, max_rows, min(longest, tokens))
@@ -178,16 +191,19 @@ class Rank:
             late = late_prefill_plan(engine.shape, late_tokens, longest)
             plans = [prefill, late, *decodes, mixed_plan(engine.shape, rows, tokens)]
             plans += long_prompt_plans(engine.shape, size.max_sequence_tokens - 1) if encodes else []
-            return self._measure(engine, plans) + self._rows_bytes(request, longest)
+            num_bytes, timed = self._measure(engine, plans)
+            return num_bytes + self._rows_bytes(request, longest), timed
         # Parts of it, each as if the whole of it grew with the tokens, rows or context that were left out. A step has
         # them all, at worst at the same time.
         late_bytes = self._late_bytes(
             engine, min(late_tokens, MIN_TRIAL_TOKENS), min(late_tokens, MAX_QUERIES), longest
         )
         num_prompt_tokens = max(tokens, size.max_sequence_tokens) if encodes else tokens
-        prefill_bytes = self._measure(engine, [prefill]) * num_prompt_tokens // trial.tokens
-        decode_bytes = max(0, self._measure(engine, decodes) - self._store.touched_bytes(size)) * max_rows // rows
-        return int((late_bytes + prefill_bytes + decode_bytes) * (1 + CPU_KEPT_SHARE)) + CPU_KEPT_BYTES
+        num_bytes, timed = self._measure(engine, [prefill])
+        prefill_bytes = num_bytes * num_prompt_tokens // trial.tokens
+        num_bytes, _ = self._measure(engine, decodes)
+        decode_bytes = max(0, num_bytes - self._store.touched_bytes(size)) * max_rows // rows
+        return int((late_bytes + prefill_bytes + decode_bytes) * (1 + CPU_KEPT_SHARE)) + CPU_KEPT_BYTES, timed
 
     def _late_bytes(self, engine: Engine, tokens: int, queries: int, longest: int) -> int:
         """What the last `queries` tokens of the longest prompt take, by what `tokens` of them take behind two contexts:
@@ -195,19 +211,30 @@ class Rank:
         context = min(longest, max(tokens, CPU_TRIAL_CONTEXT // tokens))
         # The first one also takes what only first ones do.
         first, alone, behind = (
-            self._measure(engine, [late_prefill_plan(engine.shape, tokens, n)]) for n in (tokens, tokens, context)
+            self._measure(engine, [late_prefill_plan(engine.shape, tokens, n)])[0] for n in (tokens, tokens, context)
         )
         grown = max(0, behind - alone) * (longest - tokens) // max(1, context - tokens)
         return first + grown * queries // tokens
 
-    def _measure(self, engine: Engine, plans: list[worker_pb2.StepPlan]) -> int:
+    def _measure(self, engine: Engine, plans: list[worker_pb2.StepPlan]) -> tuple[int, TimedStep]:
+        """Bytes that these plans take at most, and how long the first one took."""
         self._release_memory()
+        seconds: list[float] = []
 
         def run() -> None:
             for plan in plans:
+                began = time.perf_counter()
                 engine.trial(plan)
+                self._synchronize()
+                seconds.append(time.perf_counter() - began)
 
-        return peak_beyond(run, self._parts.device)
+        num_bytes = peak_beyond(run, self._parts.device)
+        return num_bytes, TimedStep(int(column(plans[0].work.counts).sum()), seconds[0])
+
+    def _synchronize(self) -> None:
+        """Waits until the device has done what it was given."""
+        if self._parts.device.type == "cuda":
+            torch.cuda.synchronize(self._parts.device)
 
     def _rows_bytes(self, request: worker_pb2.PrepareRequest, longest: int) -> int:
         """Of the tokens and page tables of all rows on the device, which are made after the store."""
@@ -263,3 +290,7 @@ class Rank:
             max_sequence_tokens=prepared.max_sequence_tokens,
             prepare_ms=round(seconds * 1000),
         )
+
+
+def _microseconds(seconds: float) -> int:
+    return max(1, round(seconds * 1e6))

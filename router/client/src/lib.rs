@@ -19,6 +19,7 @@ pub mod v1 {
     tonic::include_proto!("millrace.v1");
 }
 
+pub use bound::Bound;
 pub use columns::Malformed;
 pub use connection::{Client, Unreachable};
 pub use pulse::{LOADING_SILENCE, SILENCE, Vital, Vitals};

@@ -161,6 +161,10 @@ fn tightest(one: Prepared, other: Prepared) -> Prepared {
         workspace_bytes: one.workspace_bytes.max(other.workspace_bytes),
         free_bytes: one.free_bytes.min(other.free_bytes),
         max_rows: one.max_rows.min(other.max_rows),
+        // All ranks try the same; the slowest is waited for.
+        trial_tokens: one.trial_tokens.min(other.trial_tokens),
+        trial_us: one.trial_us.max(other.trial_us),
+        prepare_us: one.prepare_us.max(other.prepare_us),
     }
 }
 

@@ -131,6 +131,16 @@ impl StepStream {
         self.bound.set_floor(patience);
     }
 
+    /// What is known of how long steps take, for the workers that come next.
+    pub fn bound(&self) -> &Bound {
+        &self.bound
+    }
+
+    /// Takes what is known of how long steps take, by the workers before and by what these say of their trial.
+    pub fn set_bound(&mut self, bound: Bound) {
+        self.bound = bound;
+    }
+
     /// How many plans have been sent whose results have not been taken.
     pub fn num_in_flight(&self) -> usize {
         self.in_flight.len()

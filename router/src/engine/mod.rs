@@ -30,7 +30,7 @@ pub use limits::BadLimits;
 
 use meters::Meters;
 use requests::Requests;
-use start::{Session, silence, start};
+use start::{Known, Session, silence, start};
 use step::{Core, Ended, TICK};
 
 use crate::config::Config;
@@ -83,7 +83,8 @@ impl<W: Workers> Engine<W> {
     /// Runs until every handle is dropped and every request has ended, or until the workers can never serve.
     pub async fn run(mut self) -> Result<(), EngineError> {
         self.health.watch(self.workers.vitals().clone());
-        let Some((session, backlog)) = self.first_start().await? else { return Ok(()) };
+        let mut known = Known::nothing(&self.config);
+        let Some((session, backlog)) = self.first_start(&mut known).await? else { return Ok(()) };
         let page_size = session.model.page_size;
         self.health.describe(served(&session.model));
         let mut limits = self.limits(&session)?;
@@ -117,7 +118,8 @@ impl<W: Workers> Engine<W> {
             self.backlog.workers_lost();
             core.workers_lost();
             // The old `steps` live until there are others: that those are replaced is heard on their pulse.
-            let Some(session) = self.recover(&mut core).await? else { return Ok(()) };
+            known.bound = steps.bound().clone();
+            let Some(session) = self.recover(&mut core, &mut known).await? else { return Ok(()) };
             if session.model.page_size != page_size {
                 return Err(EngineError::PageSizeChanged { before: page_size, now: session.model.page_size });
             }
@@ -141,10 +143,10 @@ impl<W: Workers> Engine<W> {
     }
 
     /// Waits for the workers. Commands that come meanwhile are kept for later; `None` if nobody is left to send any.
-    async fn first_start(&mut self) -> Result<Option<(Session, Vec<Command>)>, EngineError> {
+    async fn first_start(&mut self, known: &mut Known) -> Result<Option<(Session, Vec<Command>)>, EngineError> {
         let mut backlog = Vec::new();
         let vitals = self.workers.vitals().clone();
-        let starting = start(&mut self.workers, &self.config, 0);
+        let starting = start(&mut self.workers, &self.config, known, 0);
         tokio::pin!(starting);
         let mut ticks = interval(TICK);
         loop {
@@ -162,12 +164,12 @@ impl<W: Workers> Engine<W> {
     }
 
     /// Waits for new workers, still taking requests and cancellations; `None` if there is nothing left to do.
-    async fn recover(&mut self, core: &mut Core) -> Result<Option<Session>, EngineError> {
+    async fn recover(&mut self, core: &mut Core, known: &mut Known) -> Result<Option<Session>, EngineError> {
         let (workers, config, health) = (&mut self.workers, &self.config, &self.health);
         let vitals = workers.vitals().clone();
         let starting = async {
             start::replaced(health).await;
-            start(workers, config, start::RECOVERY_REFUSALS).await
+            start(workers, config, known, start::RECOVERY_REFUSALS).await
         };
         tokio::pin!(starting);
         loop {

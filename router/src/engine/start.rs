@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use millrace_client::{
-    Backoff, LOADING_SILENCE, ModelDescription, Prepared, StepStream, Vitals, Workers, connect_with_retry,
+    Backoff, Bound, LOADING_SILENCE, ModelDescription, Prepared, StepStream, Vitals, Workers, connect_with_retry,
 };
 
 use super::EngineError;
@@ -24,15 +24,29 @@ pub(super) struct Session {
     pub(super) steps: StepStream,
 }
 
+/// What groups of workers have taught those that wait for the next.
+#[derive(Clone, Debug)]
+pub(super) struct Known {
+    /// How long their steps took.
+    pub(super) bound: Bound,
+}
+
+impl Known {
+    pub(super) fn nothing(config: &Config) -> Self {
+        Self { bound: Bound::new(Duration::from_secs(config.hung_step_seconds)) }
+    }
+}
+
 /// Waits for workers however long it takes. Errs when the flags do not fit them, or when they refused more than
 /// `refusals` times. Cancel-safe.
 pub(super) async fn start(
     workers: &mut impl Workers,
     config: &Config,
+    known: &mut Known,
     mut refusals: u32,
 ) -> Result<Session, EngineError> {
     loop {
-        match attempt(workers, config).await {
+        match attempt(workers, config, known).await {
             Err(EngineError::Workers(error)) if error.is_permanent() && refusals > 0 => {
                 refusals -= 1;
                 tracing::warn!(%error, "workers refuse; asking again");
@@ -73,12 +87,13 @@ pub(super) async fn silence(vitals: &Vitals, health: &Health) -> Hung {
     }
 }
 
-async fn attempt(workers: &mut impl Workers, config: &Config) -> Result<Session, EngineError> {
+async fn attempt(workers: &mut impl Workers, config: &Config, known: &mut Known) -> Result<Session, EngineError> {
     let connected = connect_with_retry(workers, Backoff::default(), None).await?;
     let model = connected.description().clone();
     let worst_case = worst_case(config, &model)?;
     let prepared = connected.prepare(worst_case).await?;
+    known.bound.tried(&prepared);
     let mut steps = connected.run().await?;
-    steps.set_patience(Duration::from_secs(config.hung_step_seconds));
+    steps.set_bound(known.bound.clone());
     Ok(Session { model, prepared, steps })
 }

@@ -2,6 +2,7 @@
 
 mod ends;
 mod faults;
+mod hangs;
 mod life;
 mod losses;
 mod reservations;

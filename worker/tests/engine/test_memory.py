@@ -144,6 +144,8 @@ def test_prepare_answers_what_rows_and_pool_really_hold(parts: EngineParts, tmp_
     assert prepared.num_pages == 4 * (POSITIONS // page_size)
     assert prepared.page_bytes == paged(parts.model).page_bytes()
     assert prepared.free_bytes > 0
+    assert prepared.trial_tokens == REQUEST.max_step_tokens  # so small a model is tried whole on a CPU, too
+    assert 0 < prepared.trial_us < prepared.prepare_us
 
     # The whole of it can be used: every row filled to its last token.
     book = PlanBook(page_size, prepared.num_pages)

@@ -103,6 +103,9 @@ impl Worker for FakeService {
             workspace_bytes: 0,
             free_bytes: 1 << 30,
             max_rows: limits.max_rows,
+            trial_tokens: if self.worker.options().trial.is_zero() { 0 } else { limits.max_step_tokens },
+            trial_us: self.worker.options().trial.as_micros() as u64,
+            prepare_us: 0,
         }))
     }
 

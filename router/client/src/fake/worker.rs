@@ -24,6 +24,8 @@ pub struct FakeOptions {
     pub max_rows: u32,
     /// Time that a step takes.
     pub delay: Duration,
+    /// Time that it says a step of as many tokens as may be took in its trial; zero: it says nothing of it.
+    pub trial: Duration,
     /// Time until the "weights" are loaded; `Describe` waits for it.
     pub load_time: Duration,
     /// Whether page contents are kept and checked. Without it, a step of 512 rows costs next to nothing.
@@ -41,6 +43,7 @@ impl Default for FakeOptions {
             num_pages: 256,
             max_rows: 0,
             delay: Duration::ZERO,
+            trial: Duration::ZERO,
             load_time: Duration::ZERO,
             verify: true,
         }
