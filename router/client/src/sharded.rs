@@ -1,7 +1,9 @@
 //! The group of ranks as one: connected, agreed, prepared, running.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::task::JoinSet;
@@ -100,6 +102,8 @@ pub struct Connected {
     description: ModelDescription,
     instances: Vec<u64>,
     pulse: Pulse,
+    /// Who has answered `Prepare`.
+    prepared: Arc<Mutex<BTreeSet<usize>>>,
 }
 
 impl Connected {
@@ -112,7 +116,7 @@ impl Connected {
         check_agreement(&descriptions)?;
         let instances = descriptions.iter().map(|description| description.instance).collect();
         let description = in_common(descriptions);
-        Ok(Self { clients, description, instances, pulse })
+        Ok(Self { clients, description, instances, pulse, prepared: Arc::default() })
     }
 
     /// What rank 0 said, with the capabilities that all ranks have and all that some rank misses.
@@ -128,8 +132,13 @@ impl Connected {
     /// Prepares all ranks at the same time. Answers what every rank has: pages, rows, tokens and free bytes are the
     /// minimum over the ranks, bytes used the maximum.
     pub async fn prepare(&self, request: PrepareRequest) -> Result<Prepared, StartError> {
-        let prepare = |rank, client: Client| async move {
-            client.prepare(request).await.map_err(|status| StartError::from_status(rank, &status))
+        let prepare = |rank, client: Client| {
+            let all = Arc::clone(&self.prepared);
+            async move {
+                let answer = client.prepare(request).await.map_err(|status| StartError::from_status(rank, &status));
+                all.lock().unwrap_or_else(PoisonError::into_inner).insert(rank);
+                answer
+            }
         };
         let prepared = on_all_ranks(self.clients.clone(), prepare).await?;
         let rows_named = |mut prepared: Prepared| {
@@ -140,6 +149,12 @@ impl Connected {
             prepared
         };
         Ok(prepared.into_iter().map(rows_named).reduce(tightest).unwrap_or_default())
+    }
+
+    /// The first rank that has not answered `Prepare`, if one has not.
+    pub fn unprepared(&self) -> Option<usize> {
+        let prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
+        (0..self.clients.len()).find(|rank| !prepared.contains(rank))
     }
 
     /// Opens the step streams of all ranks; their rows are empty. Steps count from 1.

@@ -5,6 +5,7 @@
 
 pub mod api;
 mod guests;
+mod late;
 mod limits;
 mod meters;
 mod namespaces;
@@ -146,7 +147,7 @@ impl<W: Workers> Engine<W> {
     async fn first_start(&mut self, known: &mut Known) -> Result<Option<(Session, Vec<Command>)>, EngineError> {
         let mut backlog = Vec::new();
         let vitals = self.workers.vitals().clone();
-        let starting = start(&mut self.workers, &self.config, known, 0);
+        let starting = start(&mut self.workers, &self.config, &self.health, known, 0);
         tokio::pin!(starting);
         let mut ticks = interval(TICK);
         loop {
@@ -169,7 +170,7 @@ impl<W: Workers> Engine<W> {
         let vitals = workers.vitals().clone();
         let starting = async {
             start::replaced(health).await;
-            start(workers, config, known, start::RECOVERY_REFUSALS).await
+            start(workers, config, health, known, start::RECOVERY_REFUSALS).await
         };
         tokio::pin!(starting);
         loop {

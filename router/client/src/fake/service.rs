@@ -46,7 +46,7 @@ impl Worker for FakeService {
 
     async fn describe(&self, _: Request<DescribeRequest>) -> Result<Response<ModelDescription>, Status> {
         self.worker.has_a_pulse().await;
-        self.worker.loaded().await;
+        self.unless_it_dies(self.worker.loaded()).await?;
         let options = self.worker.options();
         Ok(Response::new(ModelDescription {
             architecture: "ToyForCausalLM".to_owned(),
@@ -86,9 +86,13 @@ impl Worker for FakeService {
     async fn prepare(&self, request: Request<PrepareRequest>) -> Result<Response<Prepared>, Status> {
         self.worker.has_a_pulse().await;
         self.worker.loaded().await;
-        if self.worker.take_fault(0) == Some(Fault::Die) {
-            self.worker.die();
-            return Err(death_status());
+        match self.worker.take_fault(0) {
+            Some(Fault::Die) => {
+                self.worker.die();
+                return Err(death_status());
+            }
+            Some(Fault::Hang) => self.unless_it_dies(self.worker.released()).await?,
+            _ => {}
         }
         if let Some(message) = self.worker.refusal() {
             return Err(Status::failed_precondition(message));
@@ -126,6 +130,15 @@ impl Worker for FakeService {
 }
 
 impl FakeService {
+    async fn unless_it_dies(&self, work: impl Future<Output = ()>) -> Result<(), Status> {
+        let mut deaths = self.worker.watch_deaths();
+        tokio::select! {
+            biased;
+            _ = deaths.changed() => Err(death_status()),
+            () = work => Ok(()),
+        }
+    }
+
     fn limits(&self, request: &PrepareRequest) -> Result<Limits, String> {
         let options = self.worker.options();
         if request.max_rows == 0 || request.max_step_tokens < request.max_rows {

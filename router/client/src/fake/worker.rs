@@ -55,7 +55,7 @@ impl Default for FakeOptions {
 pub enum Fault {
     /// The process is gone: every stream breaks.
     Die,
-    /// No answer until [`FakeWorker::release`].
+    /// No answer until [`FakeWorker::release`] or a death.
     Hang,
     /// The sequence of this work entry (counted modulo their number) fails.
     FailSequence(usize),
@@ -101,6 +101,7 @@ struct Shared {
     released: Notify,
     /// Stopped: it answers nothing.
     stopped: watch::Sender<bool>,
+    loading_hangs: watch::Sender<bool>,
     /// It tells nobody where it stands.
     mute: AtomicBool,
     /// How often it has died.
@@ -130,6 +131,7 @@ impl FakeWorker {
             reachable: AtomicBool::new(true),
             released: Notify::new(),
             stopped: watch::Sender::new(false),
+            loading_hangs: watch::Sender::new(false),
             mute: AtomicBool::new(false),
             deaths: watch::Sender::new(0),
             steps: AtomicU64::new(0),
@@ -153,8 +155,8 @@ impl FakeWorker {
         self.options().model.generate(prompt, sampling, n)
     }
 
-    /// Has something go wrong at step `step` of a stream. One fault per step number; of step 0, which is `Prepare`, it
-    /// can only die.
+    /// Has something go wrong at step `step` of a stream. One fault per step number; in step 0, which is `Prepare`, it
+    /// can only die or hang.
     pub fn inject(&self, step: u64, fault: Fault) {
         lock(&self.shared.faults).insert(step, fault);
     }
@@ -182,6 +184,11 @@ impl FakeWorker {
     /// It computes and answers steps, but never again says where it stands.
     pub fn mute(&self) {
         self.shared.mute.store(true, Ordering::Relaxed);
+    }
+
+    /// Loading gets no further, as long as this is so; it goes on saying where it stands.
+    pub fn hang_while_loading(&self, hangs: bool) {
+        self.shared.loading_hangs.send_replace(hangs);
     }
 
     /// Ends a hang, the present one or else the next.
@@ -236,7 +243,7 @@ impl FakeWorker {
     }
 
     pub(super) fn is_loaded(&self) -> bool {
-        Instant::now() >= self.shared.started + self.options().load_time
+        !*self.shared.loading_hangs.borrow() && Instant::now() >= self.shared.started + self.options().load_time
     }
 
     /// Differs after every death.
@@ -267,6 +274,8 @@ impl FakeWorker {
 
     pub(super) async fn loaded(&self) {
         tokio::time::sleep_until((self.shared.started + self.options().load_time).into()).await;
+        // The sender lives as long as this handle.
+        let _ = self.shared.loading_hangs.subscribe().wait_for(|hangs| !hangs).await;
     }
 
     pub(super) async fn released(&self) {

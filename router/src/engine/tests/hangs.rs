@@ -1,5 +1,7 @@
 //! Ranks that hang again, in what their predecessors hung in.
 
+use millrace_client::fake::FakeWorker;
+
 use super::*;
 
 /// Waits until the group serves; then nothing reaches it any more: a process that hangs gets no further with new connections.
@@ -66,4 +68,78 @@ async fn a_first_large_step_that_does_not_end_is_found_by_what_the_trial_took() 
         assert_eq!(collect(generation, 1).await.ids(0), expected);
         server.end().await;
     }
+}
+
+/// A group that serves, and then one that gets no further while it gets ready, which is found after so long; and the next.
+async fn found_while_it_gets_ready(
+    server: Server,
+    rank: usize,
+    hang: impl Fn(&FakeWorker, bool),
+) -> (Duration, String) {
+    let request = request(prompt(7, 30), 60);
+    let expected = server.expected(&request, 0);
+    let mut generation = server.generate(request);
+    let mut outcome = Outcome::default();
+    read_tokens(&mut generation, &mut outcome, 5).await;
+    hang(server.workers.rank(rank), true);
+    (0..2).for_each(|rank| server.workers.rank(rank).die());
+    while server.health.phase() != Phase::Recovering {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let took = found(&server).await;
+    let hung = server.health.hung().unwrap();
+    assert_eq!((hung.rank, hung.generation, hung.every_step_fails), (rank, 2, false), "{hung:?}");
+    // Reported, and as long as nobody replaces it nothing else comes of it.
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!((server.health.hung(), server.health.phase()), (Some(hung.clone()), Phase::Recovering));
+    (0..2).for_each(|rank| server.workers.rank(rank).die());
+    hang(server.workers.rank(rank), false);
+    read_tokens(&mut generation, &mut outcome, 60).await;
+    assert_eq!(outcome.ids(0), expected);
+    assert_eq!((server.health.phase(), server.health.hung()), (Phase::Serving, None));
+    drop(generation);
+    server.end().await;
+    (took, hung.reason)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rank_that_is_prepared_for_ever_is_reported_until_it_is_replaced_and_costs_no_token() {
+    let options = FakeOptions { delay: Duration::from_millis(1), ..options() };
+    let server = start_with(FakeGroup::new(&options, 2), "", READER_PATIENCE);
+    let hang = |worker: &FakeWorker, hangs| {
+        if hangs {
+            worker.inject(0, Fault::Hang);
+        }
+    };
+    let (took, reason) = found_while_it_gets_ready(server, 1, hang).await;
+    assert!(reason.contains("preparing"), "{reason}");
+    assert!((115..150).contains(&took.as_secs()), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rank_that_loads_for_ever_is_reported_until_it_is_replaced_and_costs_no_token() {
+    // The first load is seen, and takes a minute.
+    let options = FakeOptions { delay: Duration::from_millis(1), load_time: Duration::from_secs(60), ..options() };
+    let server = start_with(FakeGroup::new(&options, 2), "", READER_PATIENCE);
+    let (took, reason) = found_while_it_gets_ready(server, 0, FakeWorker::hang_while_loading).await;
+    assert!(reason.contains("loading the weights"), "{reason}");
+    assert!((590..640).contains(&took.as_secs()), "{took:?}");
+}
+
+/// A first load and a first `Prepare` may take as long as they take.
+#[tokio::test(start_paused = true)]
+async fn nothing_bounds_a_first_start() {
+    let workers = FakeGroup::single(&options());
+    workers.rank(0).hang_while_loading(true);
+    workers.rank(0).inject(0, Fault::Hang);
+    let server = start_with(workers, "", READER_PATIENCE);
+    let long = Duration::from_secs(2 * 3600);
+    tokio::time::sleep(long).await;
+    assert_eq!((server.health.phase(), server.health.hung()), (Phase::Starting, None));
+    server.workers.rank(0).hang_while_loading(false);
+    tokio::time::sleep(long).await;
+    assert_eq!((server.health.phase(), server.health.hung()), (Phase::Starting, None));
+    server.workers.rank(0).release();
+    check_all(&server, mixed_load(3)).await;
+    server.end().await;
 }
