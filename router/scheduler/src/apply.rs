@@ -55,7 +55,7 @@ impl Scheduler {
         let oldest = self.in_flight.front().ok_or(WrongResult::NothingInFlight { step: result.step })?;
         check_answer(oldest, result)?;
         let fails_as_a_whole = result.whole_step && !result.out_of_memory;
-        if fails_as_a_whole && self.is_one_alone(oldest) && self.trials.has_too_many_culprits() {
+        if fails_as_a_whole && self.is_one_too_many(oldest) {
             return Err(WrongResult::EverybodyFails { step: result.step });
         }
         self.in_flight.pop_front().ok_or(WrongResult::NothingInFlight { step: result.step })

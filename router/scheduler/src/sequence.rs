@@ -95,6 +95,10 @@ impl Sequence {
         self.place
     }
 
+    pub(crate) fn prompt(&self) -> &[u32] {
+        &self.tokens[..self.num_prompt_tokens]
+    }
+
     pub(crate) fn new(
         request: &Request,
         tokens: Vec<u32>,

@@ -5,22 +5,31 @@
 //! steps, and the others lose those and nothing else.
 //!
 //! Where one after the other fails alone and no step succeeds between them, it is not they: a device can be broken and say
-//! so like any error of a model. Then nobody more is blamed, and the workers count as lost.
+//! so like any error of a model. Then nobody more is blamed, and the workers count as lost. Only different prompts say
+//! that: one that has failed alone does so again when it is asked again, on the best of devices.
+
+use std::collections::VecDeque;
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
 
 use crate::SequenceId;
 use crate::planning::{Draft, Entrance};
 use crate::scheduler::{Scheduler, SentStep};
 use crate::sequence::{Place, Sequence};
 
-/// Sequences that may fail alone, one after the other, before it is taken to be somebody else's fault.
+/// Prompts that may fail alone, one after the other, before it is taken to be somebody else's fault.
 const MAX_CULPRITS: u32 = 3;
+/// So many of those that have failed alone are known again. Few groups of workers are tried, and each adds one.
+const MAX_KNOWN: usize = 64;
 
 /// Sets of sequences that are to be computed with nobody else, the next one last.
 #[derive(Debug, Default)]
 pub(crate) struct Trials {
     sets: Vec<Vec<SequenceId>>,
-    /// Who has failed alone since a step succeeded.
+    /// How many have failed alone since a step succeeded, as far as workers were not replaced for them.
     num_culprits: u32,
+    /// The prompts of all of these, by their hashes.
+    culprits: VecDeque<u64>,
 }
 
 impl Trials {
@@ -46,15 +55,35 @@ impl Trials {
         self.num_culprits = self.num_culprits.min(MAX_CULPRITS - 1);
     }
 
-    /// Whoever fails alone now is not to blame.
-    pub(crate) fn has_too_many_culprits(&self) -> bool {
-        self.num_culprits >= MAX_CULPRITS
+    /// Whoever fails alone now is not to blame, unless it is for the same prompt as before.
+    fn has_too_many_culprits(&self, prompt: &[u32]) -> bool {
+        self.num_culprits >= MAX_CULPRITS && !self.culprits.contains(&hash(prompt))
+    }
+
+    /// The sequence of this prompt has failed alone.
+    fn blame(&mut self, prompt: &[u32]) {
+        let culprit = hash(prompt);
+        if self.culprits.contains(&culprit) {
+            return;
+        }
+        if self.culprits.len() == MAX_KNOWN {
+            self.culprits.pop_front();
+        }
+        self.culprits.push_back(culprit);
+        self.num_culprits += 1;
     }
 
     /// A step has succeeded.
     pub(crate) fn step_done(&mut self) {
         self.num_culprits = 0;
+        self.culprits.clear();
     }
+}
+
+fn hash(prompt: &[u32]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    prompt.hash(&mut hasher);
+    hasher.finish()
 }
 
 impl Scheduler {
@@ -63,7 +92,10 @@ impl Scheduler {
     pub(crate) fn retry_in_halves(&mut self, step: &mut SentStep) -> bool {
         // Who has ended meanwhile, or is void, was computed all the same and may have been the reason.
         if step.work.len() < 2 {
-            self.trials.num_culprits += u32::from(self.is_one_alone(step));
+            if let Some(sequence) = self.one_alone(step) {
+                let prompt = sequence.prompt().to_vec();
+                self.trials.blame(&prompt);
+            }
             return false;
         }
         let suspects = self.start_again(step);
@@ -71,9 +103,17 @@ impl Scheduler {
         true
     }
 
-    /// Whether a step is one sequence's that has not ended: if it fails, that one is to blame.
-    pub(crate) fn is_one_alone(&self, step: &SentStep) -> bool {
-        matches!(&step.work[..], [work] if !work.is_void && self.sequences.contains_key(&work.sequence))
+    /// The one sequence of a step that is nobody else's, if it has not ended: if the step fails, that one is to blame.
+    fn one_alone(&self, step: &SentStep) -> Option<&Sequence> {
+        match &step.work[..] {
+            [work] if !work.is_void => self.sequences.get(&work.sequence),
+            _ => None,
+        }
+    }
+
+    /// Whether a step that fails is one sequence's that is not to blame: too many others have failed alone before it.
+    pub(crate) fn is_one_too_many(&self, step: &SentStep) -> bool {
+        self.one_alone(step).is_some_and(|sequence| self.trials.has_too_many_culprits(sequence.prompt()))
     }
 
     /// Nothing of a failed step counts; its sequences, as far as they have not ended, are to be computed again. In order of

@@ -163,11 +163,16 @@ fn compute(scheduler: &mut Scheduler, is_bad: impl Fn(u64) -> bool) -> (Vec<u64>
     (failed, None)
 }
 
+/// A request whose prompt nobody else has.
+fn own_prompt(id: u64) -> Request {
+    Request { tokens: vec![id as u32, 1], ..request(&[id], 2, 2) }
+}
+
 #[test]
 fn when_one_after_the_other_fails_alone_it_is_the_workers_fault() {
     let mut scheduler = scheduler();
     for id in 1..=12 {
-        scheduler.submit(request(&[id], 2, 2)).unwrap();
+        scheduler.submit(own_prompt(id)).unwrap();
     }
     let (failed, wrong) = compute(&mut scheduler, |_| true);
     assert_eq!(failed.len(), 3, "{failed:?}");
@@ -188,7 +193,7 @@ fn when_one_after_the_other_fails_alone_it_is_the_workers_fault() {
 fn a_culprit_behind_as_many_as_the_workers_are_replaced_for_is_found_by_the_next_ones() {
     let mut scheduler = scheduler();
     for id in 1..=8 {
-        scheduler.submit(request(&[id], 2, 2)).unwrap();
+        scheduler.submit(own_prompt(id)).unwrap();
     }
     let (first, wrong) = compute(&mut scheduler, |id| id <= 4);
     assert!(first == [1, 2, 3] && matches!(wrong, Some(WrongResult::EverybodyFails { .. })), "{first:?} {wrong:?}");
@@ -201,10 +206,37 @@ fn a_culprit_behind_as_many_as_the_workers_are_replaced_for_is_found_by_the_next
 fn culprits_between_steps_that_succeed_are_found_however_many_they_are() {
     let mut scheduler = scheduler();
     for id in 1..=12 {
-        scheduler.submit(request(&[id], 2, 2)).unwrap();
+        scheduler.submit(own_prompt(id)).unwrap();
     }
     let (mut failed, wrong) = compute(&mut scheduler, |id| id % 2 == 0);
     failed.sort_unstable();
     assert_eq!((failed, wrong), (vec![2, 4, 6, 8, 10, 12], None));
     assert!(scheduler.is_idle());
+}
+
+#[test]
+fn one_prompt_that_fails_alone_again_and_again_is_to_blame_itself() {
+    let mut scheduler = scheduler();
+    for id in 1..=20 {
+        scheduler.submit(request(&[id], 2, 2)).unwrap();
+        assert_eq!(compute(&mut scheduler, |_| true), (vec![id], None));
+    }
+    // Others that fail beside it are counted, and it is known to the next workers, too.
+    for id in 21..=22 {
+        scheduler.submit(own_prompt(id)).unwrap();
+        assert_eq!(compute(&mut scheduler, |_| true), (vec![id], None));
+    }
+    scheduler.submit(own_prompt(23)).unwrap();
+    assert!(matches!(compute(&mut scheduler, |_| true), (_, Some(WrongResult::EverybodyFails { .. }))));
+    scheduler.workers_lost();
+    assert_eq!(compute(&mut scheduler, |_| true), (vec![23], None));
+    scheduler.submit(request(&[24], 2, 2)).unwrap();
+    assert_eq!(compute(&mut scheduler, |_| true), (vec![24], None));
+    // A step that succeeds forgets them all.
+    scheduler.submit(own_prompt(25)).unwrap();
+    assert_eq!(compute(&mut scheduler, |_| false), (Vec::new(), None));
+    for id in 26..=28 {
+        scheduler.submit(own_prompt(id)).unwrap();
+        assert_eq!(compute(&mut scheduler, |_| true), (vec![id], None));
+    }
 }

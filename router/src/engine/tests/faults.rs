@@ -189,6 +189,33 @@ async fn workers_whose_every_step_fails_are_to_be_replaced_and_cost_few_requests
     server.end().await;
 }
 
+/// Its client asks again at once, and there is nobody else whose steps would succeed.
+#[tokio::test(start_paused = true)]
+async fn a_bad_request_that_is_asked_again_and_again_is_refused_and_ends_nothing() {
+    let server = start(&FakeOptions { delay: Duration::from_millis(1), ..options() }, "");
+    let worker = server.workers.rank(0);
+    for _ in 0..20 {
+        // The next step may have been sent already when this one fails.
+        (1..=4).for_each(|ahead| worker.inject(worker.steps() + ahead, Fault::FailStep));
+        let refusal = collect(server.generate(request(prompt(3, 20), 10)), 1);
+        let outcome = tokio::time::timeout(Duration::from_secs(60), refusal).await.expect("it is refused");
+        assert!(matches!(outcome.failed, Some(Failed::Generation(_))), "{outcome:?}");
+        assert_eq!((server.health.phase(), server.health.hung()), (Phase::Serving, None));
+    }
+    assert_eq!(worker.streams(), 1, "no group was replaced for it");
+    // Another's is computed, as soon as the steps that are to fail are over.
+    let mut num_tries = 1;
+    let outcome = loop {
+        let outcome = collect(server.generate(request(prompt(4, 20), 10)), 1).await;
+        if outcome.failed.is_none() || num_tries == 5 {
+            break outcome;
+        }
+        num_tries += 1;
+    };
+    assert_eq!(outcome.ids(0), server.expected(&request(prompt(4, 20), 10), 0));
+    server.end().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_engine_comes_round_whatever_it_waits_for_until_it_stands_still() {
     let workers = FakeGroup::single(&options());
