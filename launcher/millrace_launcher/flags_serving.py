@@ -325,8 +325,8 @@ class ServingFlags:
         Flag(
             Group.OPERATION,
             v.COUNT_32,
-            "A step that takes so long, and ten times what it is expected to take (by the steps before it, by the trial "
-            "at the start before any), counts as hung: its rank and the others are replaced.",
+            "A step that takes so long, and ten times what it is expected to take (by the steps before it, by the "
+            "trial at the start before any), counts as hung: its rank and the others are replaced.",
             targets=_ROUTER,
         ),
     )

@@ -37,8 +37,9 @@ pub(super) async fn watched<T>(
             biased;
             outcome = &mut work => return outcome,
             () = tokio::time::sleep(PAUSE) => {
-                let found = find().and_then(|(rank, reason)| news(vitals, health, rank, reason));
-                found.into_iter().for_each(|hung| report(health, hung));
+                if let Some(hung) = find().and_then(|(rank, reason)| news(vitals, health, rank, reason)) {
+                    report(health, hung);
+                }
             }
         }
     }

@@ -74,14 +74,14 @@ async fn a_first_large_step_that_does_not_end_is_found_by_what_the_trial_took() 
 async fn found_while_it_gets_ready(
     server: Server,
     rank: usize,
-    hang: impl Fn(&FakeWorker, bool),
+    get_stuck: impl Fn(&FakeWorker, bool),
 ) -> (Duration, String) {
     let request = request(prompt(7, 30), 60);
     let expected = server.expected(&request, 0);
     let mut generation = server.generate(request);
     let mut outcome = Outcome::default();
     read_tokens(&mut generation, &mut outcome, 5).await;
-    hang(server.workers.rank(rank), true);
+    get_stuck(server.workers.rank(rank), true);
     (0..2).for_each(|rank| server.workers.rank(rank).die());
     while server.health.phase() != Phase::Recovering {
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -93,7 +93,7 @@ async fn found_while_it_gets_ready(
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!((server.health.hung(), server.health.phase()), (Some(hung.clone()), Phase::Recovering));
     (0..2).for_each(|rank| server.workers.rank(rank).die());
-    hang(server.workers.rank(rank), false);
+    get_stuck(server.workers.rank(rank), false);
     read_tokens(&mut generation, &mut outcome, 60).await;
     assert_eq!(outcome.ids(0), expected);
     assert_eq!((server.health.phase(), server.health.hung()), (Phase::Serving, None));
@@ -106,12 +106,12 @@ async fn found_while_it_gets_ready(
 async fn a_rank_that_is_prepared_for_ever_is_reported_until_it_is_replaced_and_costs_no_token() {
     let options = FakeOptions { delay: Duration::from_millis(1), ..options() };
     let server = start_with(FakeGroup::new(&options, 2), "", READER_PATIENCE);
-    let hang = |worker: &FakeWorker, hangs| {
-        if hangs {
+    let get_stuck = |worker: &FakeWorker, is_stuck| {
+        if is_stuck {
             worker.inject(0, Fault::Hang);
         }
     };
-    let (took, reason) = found_while_it_gets_ready(server, 1, hang).await;
+    let (took, reason) = found_while_it_gets_ready(server, 1, get_stuck).await;
     assert!(reason.contains("preparing"), "{reason}");
     assert!((115..150).contains(&took.as_secs()), "{took:?}");
 }
