@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import gc
-import logging
 import os
 import signal
 import sys
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from millrace_worker import logs
 from millrace_worker.config import WorkerConfig, read_config
+from millrace_worker.leaving import leave
 from millrace_worker.pulse import STAGES, Pulse
 from millrace_worker.server import WorkerServer, WorkerService
 from millrace_worker.vectors import avoid_slow_vectors
@@ -114,17 +114,6 @@ def watch_lifeline(config: WorkerConfig) -> None:
 def die_at_once(message: str) -> None:
     """After a fault that this process cannot outlive. Called from the thread that computed."""
     leave(1, message)
-
-
-def leave(status: int, message: str = "") -> NoReturn:
-    """Ends the process now: neither a load nor a collective that still waits in another thread may hold it."""
-    with contextlib.suppress(OSError):  # when the launcher is gone, nobody reads either stream
-        if message:
-            print(f"Error: {message}", file=sys.stderr)  # noqa: T201 - the launcher shows the last lines of stderr
-        logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(status)
 
 
 if __name__ == "__main__":

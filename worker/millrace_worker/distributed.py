@@ -10,13 +10,16 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import IntEnum
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from millrace_worker.abandoned import Watch
+from millrace_worker.leaving import leave
 
 # A rank that waits longer than this in one collective has lost its peers. A dead one is noticed at once, and the router
 # notices one that stands still while it serves; this is for what neither sees, and longer than any load.
@@ -87,6 +90,35 @@ class Group:
             dist.destroy_process_group()
 
 
+@dataclass(frozen=True, kw_only=True)
+class SocketGroup(Group):
+    """`Group` of several ranks over what torch offers: gloo's sockets, or NCCL."""
+
+    watch: Watch = field(compare=False, repr=False)
+
+    def begin_step(self) -> None:
+        self.watch.begin_step()
+
+    def end_step(self, outcome: Outcome) -> tuple[Outcome, int]:
+        self.watch.end_step()
+        return super().end_step(outcome)
+
+    def abandon(self) -> None:
+        self.watch.abandon()
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        with self.watch.collective():
+            return super().all_reduce(x)
+
+    def gather_columns(self, x_RV: Tensor) -> Tensor | None:
+        with self.watch.collective():
+            return super().gather_columns(x_RV)
+
+    def broadcast(self, x: Tensor) -> Tensor:
+        with self.watch.collective():
+            return super().broadcast(x)
+
+
 def connect(rank: int, size: int, device: torch.device) -> Group:
     """Joins the group that MASTER_ADDR and MASTER_PORT of the environment name: gloo on CPUs, NCCL on GPUs.
 
@@ -104,7 +136,8 @@ def connect(rank: int, size: int, device: torch.device) -> Group:
         timeout=COLLECTIVE_TIMEOUT,
         device_id=device if device.type == "cuda" else None,
     )
-    return Group(rank, size)
+    watch = Watch(lambda why: leave(1, why), queues=device.type == "cuda")
+    return SocketGroup(rank=rank, size=size, watch=watch)
 
 
 def meeting_place(host: str, port: int, rank: int, size: int) -> dist.Store:  # pyright: ignore[reportPrivateImportUsage]

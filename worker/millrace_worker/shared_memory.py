@@ -21,14 +21,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from millrace_worker import logs
+from millrace_worker.abandoned import ABANDONED_SECONDS
 from millrace_worker.distributed import COLLECTIVE_TIMEOUT, Group, Outcome, RankGoneError
 
 if TYPE_CHECKING:
     from millrace_kernels import Exchange
-
-# How long a rank waits for others in a step whose stream is over: they may not have been told of it, and catch up when
-# the next router prepares them.
-ABANDONED_SECONDS = 20.0
 
 # Bytes behind the exchange's own: of each rank, how many steps it has begun; and a proof of rank 0's that a file is
 # the one it made.
