@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import socket
 import threading
@@ -30,7 +29,8 @@ class Hang:
 
 
 def get(host: str, port: int, path: str) -> tuple[int, bytes] | None:
-    """Status and body; None when nobody answers in HTTP. A plain socket: an HTTP library would cost start-up time.
+    """Status and body; None when nobody answers in HTTP, or the answer ends too early: who writes it may be killed
+    meanwhile. A plain socket: an HTTP library would cost start-up time.
 
     HTTP/1.0, whose answers come in one piece.
     """
@@ -39,13 +39,23 @@ def get(host: str, port: int, path: str) -> tuple[int, bytes] | None:
         with socket.create_connection((host, port), timeout=ANSWER_SECONDS) as connection:
             connection.sendall(request.encode())
             with connection.makefile("rb") as answer:
-                words = answer.readline().split(maxsplit=2)
-                _, _, body = answer.read(_MAX_ANSWER_BYTES).partition(b"\r\n\r\n")
+                head, end, body = answer.read(_MAX_ANSWER_BYTES).partition(b"\r\n\r\n")
     except OSError:
         return None
+    status, *fields = head.split(b"\r\n")
+    words = status.split(maxsplit=2)
     if len(words) < 2 or not words[0].startswith(b"HTTP/1.") or not words[1].isdigit():
         return None
-    return int(words[1]), body
+    return (int(words[1]), body) if end and _is_whole(fields, body) else None
+
+
+def _is_whole(fields: Sequence[bytes], body: bytes) -> bool:
+    """Whether `body` is as long as the head's `fields` say, if they do."""
+    for line in fields:
+        name, _, value = line.partition(b":")
+        if name.strip().lower() == b"content-length":
+            return value.strip() == str(len(body)).encode()
+    return True
 
 
 def is_healthy(host: str, port: int) -> bool:
@@ -80,12 +90,15 @@ def look(host: str, port: int) -> Look:
 
 
 def work_seen(host: str, port: int) -> Work | None:
-    """What the router has counted, by `GET /metrics`; None when it does not answer."""
+    """What the router has counted, by `GET /metrics`; None when it does not answer, or with something else."""
     answer = get(host, port, "/metrics")
     if answer is None or answer[0] != 200:
         return None
     lines = answer[1].splitlines()
-    return Work(num_blamed=_total(lines, _BLAMED), num_steps=_total(lines, _STEPS))
+    try:
+        return Work(num_blamed=_total(lines, _BLAMED), num_steps=_total(lines, _STEPS))
+    except (ValueError, OverflowError):  # not a number; an endless one
+        return None
 
 
 def _total(lines: Sequence[bytes], prefix: bytes) -> int:
@@ -94,11 +107,14 @@ def _total(lines: Sequence[bytes], prefix: bytes) -> int:
 
 
 class Poller:
-    """Calls `look` every `interval` seconds while `watch(True)` holds; `look` may take its time."""
+    """Calls `look` every `interval` seconds while `watch(True)` holds; `look` may take its time. What it raises goes to
+    `on_error`, the same once, and does not end the looking."""
 
-    def __init__(self, look: Callable[[], None], interval: float) -> None:
+    def __init__(self, look: Callable[[], None], interval: float, on_error: Callable[[str], None]) -> None:
         self._look = look
         self._interval = interval
+        self._on_error = on_error
+        self._last_error = ""
         self._wanted = threading.Event()
         self._ended = threading.Event()
         threading.Thread(target=self._poll, name="health", daemon=True).start()
@@ -116,5 +132,13 @@ class Poller:
     def _poll(self) -> None:
         while self._wanted.wait() and not self._ended.wait(self._interval):
             if self._wanted.is_set():
-                with contextlib.suppress(OSError):
-                    self._look()
+                self._look_once()
+
+    def _look_once(self) -> None:
+        try:
+            self._look()
+        except Exception as error:
+            said = f"{type(error).__name__}: {error}"
+            if said != self._last_error:
+                self._last_error = said
+                self._on_error(said)

@@ -141,8 +141,8 @@ class Shell:
         """Returns the exit status when everything has ended as asked; raises `LauncherError` when a child's failure
         ended it."""
         place = (self._plan.health_host, self._plan.port)
-        health = Poller(lambda: self._look_closely(*place), _HEALTH_SECONDS)
-        hangs = Poller(lambda: self._look(*place), _HANG_SECONDS)
+        health = Poller(lambda: self._look_closely(*place), _HEALTH_SECONDS, self._look_failed)
+        hangs = Poller(lambda: self._look(*place), _HANG_SECONDS, self._look_failed)
         hangs.watch(True)
         remind_at = time.monotonic() + self._reminder_seconds
         try:
@@ -335,6 +335,9 @@ class Shell:
         work = work_seen(host, port) if self._supervisor.wants_work else None
         if work is not None:
             self._events.put(WorkSeen(work))
+
+    def _look_failed(self, why: str) -> None:
+        self._log.warn(f"A look at the router failed: {why}")
 
     def _keep_dump(self) -> None:
         """By now every rank that still runs has written its stacks."""

@@ -10,12 +10,15 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from millrace_launcher import health
 from millrace_launcher.actions import ROUTER, Action, AskStacks, ChildId, Kill
-from millrace_launcher.health import Hang, Look, look, work_seen
+from millrace_launcher.failures import Work
+from millrace_launcher.health import Hang, Look, Poller, look, work_seen
 from millrace_launcher.pulse import Pulse
 from millrace_launcher.shell import Looked, Shell
 from millrace_launcher.supervisor import Supervisor
@@ -24,17 +27,25 @@ HOST = "127.0.0.1"
 BUSY = "import time\nwhile True: time.sleep(0.001)"
 
 
-def look_at(answer: bytes) -> Look:
+@contextmanager
+def answering(*answers: bytes) -> Iterator[int]:
+    """The port of somebody who gives these answers, one after the other."""
     with socket.create_server((HOST, 0)) as server:
 
         def serve() -> None:
-            connection, _ = server.accept()
-            with connection:
-                connection.recv(4096)
-                connection.sendall(answer)
+            for answer in answers:
+                connection, _ = server.accept()
+                with connection:
+                    connection.recv(4096)
+                    connection.sendall(answer)
 
         threading.Thread(target=serve, daemon=True).start()
-        return look(HOST, server.getsockname()[1])
+        yield server.getsockname()[1]
+
+
+def look_at(answer: bytes) -> Look:
+    with answering(answer) as port:
+        return look(HOST, port)
 
 
 def test_a_rank_that_hangs_is_seen_whether_the_router_works_or_not() -> None:
@@ -71,21 +82,73 @@ def test_a_look_that_shows_a_hang_shows_whether_the_router_works(
     assert (Kill(ROUTER) in actions) == (not works)
 
 
-@pytest.mark.parametrize("answer", [b"", b"nonsense\r\n\r\n", b"HTTP/1.1 fine\r\n\r\n", b"SSH-2.0 200\r\n\r\n"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"nonsense\r\n\r\n",
+        b"HTTP/1.1 fine\r\n\r\n",
+        b"SSH-2.0 200\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-le",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nfour",
+        b"HTTP/1.1 200 OK\r\ncontent-length: many\r\n\r\nfour",
+    ],
+)
 def test_what_is_no_answer_in_http_is_none(answer: bytes) -> None:
-    with socket.create_server((HOST, 0)) as server:
-
-        def serve() -> None:
-            for _ in range(2):
-                connection, _ = server.accept()
-                with connection:
-                    connection.recv(4096)
-                    connection.sendall(answer)
-
-        threading.Thread(target=serve, daemon=True).start()
-        port = server.getsockname()[1]
+    with answering(answer, answer) as port:
         assert look(HOST, port) == Look(None)
         assert work_seen(HOST, port) is None
+
+
+METRICS = b"""tgi_request_failure{err="generation"} 2
+tgi_request_failure{err="overloaded"} 7
+tgi_batch_inference_success{method="prefill"} 30
+tgi_batch_inference_success{method="decode"} 4e2
+"""
+
+
+def test_counters_of_a_router_that_is_killed_while_it_writes_them_are_none() -> None:
+    """Wherever its answer ends, and whether its length was told or not: nothing is raised."""
+    head = b"HTTP/1.0 200 OK\r\n"
+    told = head + f"content-length: {len(METRICS)}\r\n\r\n".encode() + METRICS
+    untold = head + b"\r\n" + METRICS
+    answers = [told, *(told[:end] for end in range(len(told))), *(untold[:end] for end in range(len(untold)))]
+    with answering(*answers) as port:
+        seen = [work_seen(HOST, port) for _ in answers]
+    assert seen[0] == Work(num_blamed=2, num_steps=430)
+    assert set(seen[1 : 1 + len(told)]) == {None}
+    assert {None, Work(), Work(2, 30)} <= set(seen[1 + len(told) :])
+    for nonsense in (b"NaN", b"+Inf", b"two"):
+        with answering(head + b"\r\ntgi_batch_inference_success{} " + nonsense) as port:
+            assert work_seen(HOST, port) is None, nonsense
+
+
+def test_a_look_that_fails_ends_no_looking_and_is_told_once() -> None:
+    looks, seen_enough, told = [], threading.Event(), []
+    reasons = [ValueError("a label"), ValueError("a label"), OSError("no file"), None, ValueError("a label")]
+
+    def look_and_fail() -> None:
+        reason = reasons[len(looks)] if len(looks) < len(reasons) else None
+        looks.append(reason)
+        if len(looks) > len(reasons):
+            seen_enough.set()
+        if reason is not None:
+            raise reason
+
+    poller = Poller(look_and_fail, 0.001, told.append)
+    try:
+        assert not seen_enough.wait(0.1), "nobody has asked for it yet"
+        assert not looks
+        poller.watch(True)
+        assert seen_enough.wait(60)
+        assert told == ["ValueError: a label", "OSError: no file", "ValueError: a label"]
+        poller.watch(False)
+        time.sleep(0.1)  # one may be under way
+        num_looks = len(looks)
+        time.sleep(0.1)
+        assert len(looks) <= num_looks + 1
+    finally:
+        poller.end()
 
 
 def test_who_does_not_answer_in_time_has_not_answered(monkeypatch: pytest.MonkeyPatch) -> None:
