@@ -15,7 +15,7 @@ around it (`shell.py`) does what they say. Rules:
   or `CUT`, whenever that is, was asked to by somebody else (`/admin/drain`): that ends everything, in order.
 - A router that hangs is a router that ends: after `SILENT_LOOKS` looks in a row at one that neither answers nor does
   anything else, or says itself that it stands still, it is killed.
-- A request to stop drains the router, then stops the workers; while the router drains, a lost group is still
+- A request to stop drains the router, also one not known to serve, then stops the workers; meanwhile, a lost group is
   restarted, because running requests need it. A second request kills what is left, unless it comes within
   `ECHO_SECONDS`: `timeout`, `uv run` and terminals deliver one wish twice.
 
@@ -26,6 +26,7 @@ is alive (or when one has survived SIGKILL for `KILL_SECONDS`, which only a stuc
 from __future__ import annotations
 
 from enum import Enum, auto
+from signal import SIGTERM
 
 from millrace_launcher.actions import (
     ROUTER,
@@ -208,10 +209,10 @@ class Supervisor:
         """The first request drains; a later one kills."""
         first = now if self._stop_asked_at is None else self._stop_asked_at
         self._stop_asked_at = first
-        if self.stage in (Stage.FETCHING, Stage.STARTING):
+        if self.stage is Stage.FETCHING:
             self._say("INFO", "Stopping before the server is ready")
             self._stop_everything(now)
-        elif self.stage is Stage.SERVING:
+        elif self.stage in (Stage.STARTING, Stage.SERVING):  # one that starts may serve before anybody has seen it
             self._say("INFO", f"Stopping: running requests may take {self._termination_timeout:g} s to end")
             self._drain(self._termination_timeout, now)
             if ROUTER not in self.alive:
@@ -228,7 +229,7 @@ class Supervisor:
 
     def _router_exited(self, how: str, status: int, now: float) -> None:
         if self.stage is Stage.DRAINING or status in (0, CUT):
-            if status != 0:
+            if status not in (0, -SIGTERM):  # who dies of the signal had not begun to listen for it, nor to serve
                 self._end_with(CUT)
             self._stop_everything(now)
             return

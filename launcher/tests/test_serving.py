@@ -256,10 +256,12 @@ def test_a_second_signal_kills_at_once(start: Start) -> None:
 
 
 def test_a_stop_while_starting_ends_with_status_0(start: Start) -> None:
-    launcher = start(FAKE_ROUTER="never-ready")
-    until(lambda: launcher.notes("router") and launcher.workers(0), "the children")
+    """The router first: it may serve before the launcher has seen that it does."""
+    launcher = start("--num-shard", "2", FAKE_ROUTER="never-ready")
+    until(lambda: "router: listening" in launcher.lines and launcher.log.count("prepared") == 2, "the children")
     assert launcher.stop() == 0
     assert "Ready: " not in launcher.log
+    assert "router: workers at its end: True" in launcher.lines
     assert launcher.leaves_nothing()
 
 

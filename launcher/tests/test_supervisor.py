@@ -401,17 +401,6 @@ def test_a_stop_that_is_delivered_twice_is_one_stop() -> None:
     """)
 
 
-def test_a_stop_before_ready_ends_all_at_once() -> None:
-    check("""
-        0 begin        | start workers 1, start router
-        1 stop         | term 1.0, term 1.1, term router
-        2 gone 1.0     |
-        2 gone 1.1     |
-        6 tick         | kill router
-        7 gone router  | exit 0
-    """)
-
-
 def test_a_group_lost_while_draining_is_restarted_because_running_requests_need_it() -> None:
     check("""
         0 begin        | start workers 1, start router

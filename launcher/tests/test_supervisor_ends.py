@@ -34,6 +34,46 @@ def test_a_stop_while_the_router_is_away_ends_the_workers() -> None:
     """)
 
 
+def test_a_stop_while_the_model_is_fetched_ends_all_at_once() -> None:
+    check("""
+        0 fetch        | start router
+        1 stop         | term router
+        6 tick         | kill router
+        7 gone router  | exit 0
+    """)
+
+
+def test_a_stop_before_the_first_look_drains_a_router_that_may_serve_already() -> None:
+    """It has workers until its requests have ended, and they are replaced; then all is as after any stop."""
+    check("""
+        0 begin         | start workers 1, start router
+        1 stop          | term router
+        1.1 healthy     |
+        5 gone 1.1      | kill 1.0
+        6 gone 1.0      | start workers 2
+        9 gone router 0 | term 2.0, term 2.1
+        9 gone 2.0      |
+        9 gone 2.1      | exit 0
+    """)
+    check("""
+        0 begin         | start workers 1, start router
+        1 stop          | term router
+        9 gone router 3 | term 1.0, term 1.1
+        9 gone 1.0      |
+        9 gone 1.1      | exit 3
+    """)
+
+
+def test_a_router_that_dies_of_the_signal_to_stop_has_served_nobody() -> None:
+    check("""
+        0 begin           | start workers 1, start router
+        1 stop            | term router
+        1 gone router -15 | term 1.0, term 1.1
+        2 gone 1.0        |
+        2 gone 1.1        | exit 0
+    """)
+
+
 def test_a_router_that_was_asked_to_drain_before_it_served_ends_everything_in_order() -> None:
     check("""
         0 begin         | start workers 1, start router

@@ -67,6 +67,9 @@ def end(*_: object) -> None:
     if os.environ.get("FAKE_WORKER") == "die-when-restarted":
         told_of_the_end.wait(5)  # a real router goes on to listen while it drains
     print("router: draining", flush=True)
+    if behaviour == "never-ready":
+        threading.Event().wait(0.5)
+        print(f"router: workers at its end: {workers_accept()}", flush=True)
     os._exit(0)
 
 
