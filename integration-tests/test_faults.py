@@ -17,6 +17,21 @@ from conftest import Launch, Server
 
 LIMITS = ("--dtype", "float32", "--max-total-tokens", "512", "--max-input-tokens", "300")
 REQUESTS = streams.mixed_requests(16, new_tokens=160)
+# Everything that changes which token comes next, or is told of it, in one request.
+EVERYTHING = {
+    "max_new_tokens": 350,
+    "do_sample": True,
+    "seed": 77,
+    "temperature": 0.8,
+    "top_p": 0.9,
+    "top_k": 40,
+    "repetition_penalty": 1.2,
+    "frequency_penalty": 0.3,
+    "watermark": True,
+    "grammar": {"type": "regex", "value": "[a-z .,]{5000}"},
+    "top_n_tokens": 3,
+}
+PROMPT = "everything at once, " * 5
 
 
 @pytest.fixture(scope="module")
@@ -32,18 +47,29 @@ def undisturbed(server: Server) -> list[list[int]]:
 
 def test_a_killed_rank_costs_no_request(server: Server, undisturbed: list[list[int]]) -> None:
     [worker] = server.children("millrace_worker")
-    crowd = streams.Crowd(server.url, REQUESTS)
-    crowd.wait_started()
-    os.kill(worker, signal.SIGKILL)
-    # HTTP stays open: health is the truth, and information is still there.
-    assert httpx.get(f"{server.url}/info", timeout=10).status_code == 200
+    expected = list(streams.events(server.url, PROMPT, **EVERYTHING))
+    assert len(expected) == EVERYTHING["max_new_tokens"]
+    assert all(len(event["top_tokens"]) == EVERYTHING["top_n_tokens"] for event in expected)
+    crowd, seen = streams.Crowd(server.url, REQUESTS), []
+    for event in streams.events(server.url, PROMPT, **EVERYTHING):
+        seen.append(event)
+        if len(seen) == 20:
+            crowd.wait_started()
+            os.kill(worker, signal.SIGKILL)
+            check_information(server)
     transcripts = crowd.transcripts()
+    assert seen == expected, "with the logprobs of tokens and of the likeliest others"
     assert [t.error for t in transcripts] == [None] * 16
     assert [t.ids for t in transcripts] == undisturbed
     assert all(t.indices == list(range(1, len(t.ids) + 1)) for t in transcripts)
     server.wait_healthy()
     assert server.children("millrace_worker") != [worker]
     assert streams.crowd_ids(server.url, REQUESTS[:4]) == undisturbed[:4]
+
+
+def check_information(server: Server) -> None:
+    """HTTP stays open while there is no worker: health is the truth, and information is still there."""
+    assert httpx.get(f"{server.url}/info", timeout=10).status_code == 200
 
 
 GAUGES = (
