@@ -23,14 +23,28 @@ enum Client {
 }
 
 fn fault(dice: &mut Dice) -> Fault {
-    match dice.roll(7) {
+    match dice.roll(8) {
         0 => Fault::Die,
+        7 => Fault::Hang,
         1 => Fault::FailStep,
         2 => Fault::FailSequence(dice.roll(4) as usize),
         3 => Fault::Malformed(Malformation::Ragged),
         4 => Fault::Malformed(Malformation::ForeignToken),
         5 => Fault::Malformed(Malformation::Twice),
         _ => Fault::Malformed(Malformation::WrongStep),
+    }
+}
+
+/// What a launcher does: a group of which a rank hangs is replaced.
+async fn replace_hung(workers: FakeGroup, num_ranks: usize, health: Health) {
+    loop {
+        while health.hung().is_none() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        (0..num_ranks).for_each(|rank| workers.rank(rank).die());
+        while health.hung().is_some() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     }
 }
 
@@ -60,7 +74,9 @@ async fn run(seed: u64) {
     let delay = Duration::from_millis(dice.roll(3));
     let (max_rows, num_pages) = (2 + dice.roll(6) as u32, 24 + dice.roll(60) as u32);
     let options = FakeOptions { delay, page_size: 8, num_pages, max_rows, ..options() };
-    let server = start_with(FakeGroup::new(&options, num_ranks), &format!("--num-shard {num_ranks}"), READER_PATIENCE);
+    let flags = format!("--num-shard {num_ranks} --hung-step-seconds 3");
+    let server = start_with(FakeGroup::new(&options, num_ranks), &flags, READER_PATIENCE);
+    let launcher = tokio::spawn(replace_hung(server.workers.clone(), num_ranks as usize, server.health.clone()));
     for _ in 0..dice.roll(5) {
         let rank = dice.roll(num_ranks.into()) as usize;
         server.workers.rank(rank).inject(1 + dice.roll(40), fault(&mut dice));
@@ -94,6 +110,7 @@ async fn run(seed: u64) {
         }
     }
     settle(&server, seed).await;
+    launcher.abort();
     server.end().await;
 }
 
