@@ -177,3 +177,31 @@ def test_terminate_is_sigterm_to_the_child() -> None:
         time.sleep(0.01)
     run.child.terminate()
     assert run.wait() == Ending(5)
+
+
+@pytest.mark.parametrize("is_reaped", [False, True])
+def test_who_is_gone_is_told_nothing(is_reaped: bool) -> None:
+    """Neither one that has closed its end of the pipe and goes on, nor one that has ended: nobody is hindered."""
+    run = Run("import os, time; os.close(0); print('closed', flush=True)" + ("" if is_reaped else "; time.sleep(600)"))
+    try:
+        if is_reaped:
+            run.wait()
+        else:
+            deadline = time.monotonic() + PATIENCE
+            while not run.lines["stdout"] and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert run.lines["stdout"] == ["closed"]
+        for _ in range(3):  # what could not be written is not kept for the next time either
+            run.child.tell({"end": {"reason": "x" * 100_000}})
+    finally:
+        run.child.kill()
+    run.wait()
+
+
+def test_a_child_reads_what_it_is_told_line_by_line() -> None:
+    run = Run("import sys; print(sys.stdin.readline(), sys.stdin.readline(), flush=True)")
+    run.child.tell({"progress": {"words": "é"}})
+    run.child.tell({"end": {}})
+    assert run.wait() == Ending(0)
+    assert run.lines["stdout"][0] == '{"progress": {"words": "\\u00e9"}}'
+    assert '{"end": {}}' in run.lines["stdout"][1]

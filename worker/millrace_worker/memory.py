@@ -3,12 +3,16 @@ pool or the rows get what is really left."""
 
 from __future__ import annotations
 
+import functools
 import re
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+
+from millrace_worker import logs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +32,11 @@ CGROUP_FILES = (
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
 )
 
+
+# How often the resident size is looked at where the kernel's own high-water mark cannot be set back, and what is added
+# to what was seen.
+SAMPLE_SECONDS = 0.001
+UNSEEN_SHARE = 0.5
 
 # The longest sequence where nobody says, pages do not bound it, and the model's positions hardly do.
 OPEN_ROW_TOKENS = 32_768
@@ -174,9 +183,11 @@ def peak_beyond(run: Callable[[], None], device: torch.device) -> int:
         run()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    before = _restart_resident_peak()
-    run()
-    return max(0, _status_bytes("VmHWM") - before)
+    before = _status_bytes("VmRSS")
+    if _restart_resident_peak():
+        run()
+        return max(0, _status_bytes("VmHWM") - before)
+    return max(0, _sampled_peak(run) - before)
 
 
 def bytes_held(device: torch.device) -> int:
@@ -184,17 +195,46 @@ def bytes_held(device: torch.device) -> int:
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else _status_bytes("RssAnon")
 
 
-def _restart_resident_peak() -> int:
-    """Sets the kernel's high-water mark of this process to its present size; answers that size.
-
-    Where the kernel forbids it, the mark is the highest so far (the peak of loading) and the answer is that mark: the
-    measurement is then a lower bound.
-    """
+def _restart_resident_peak() -> bool:
+    """Sets the kernel's high-water mark of this process to its present size; False where the kernel forbids it, as some
+    sandboxes do. The mark is then the highest so far, which is that of loading, and says nothing of what comes."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
-        return _status_bytes("VmHWM")
-    return _status_bytes("VmRSS")
+        return False
+    return True
+
+
+def _sampled_peak(run: Callable[[], None]) -> int:
+    """The largest resident size seen during `run`, looked at from another thread; and a share more, for a peak between
+    two looks. Where the high-water mark rises it is the peak itself, and where it does not no peak was above it."""
+    _say_that_peaks_are_sampled()
+    mark, seen, is_over = _status_bytes("VmHWM"), [_status_bytes("VmRSS")], threading.Event()
+    before = seen[0]
+
+    def look() -> None:
+        while not is_over.wait(SAMPLE_SECONDS):
+            seen.append(max(seen.pop(), _status_bytes("VmRSS")))
+
+    looking = threading.Thread(target=look, name="resident size", daemon=True)
+    looking.start()
+    try:
+        run()
+    finally:
+        is_over.set()
+        looking.join()
+    peak = before + int((max(*seen, _status_bytes("VmRSS")) - before) * (1 + UNSEEN_SHARE))
+    risen = _status_bytes("VmHWM")
+    return risen if risen > mark else min(peak, mark or peak)  # some sandboxes know no mark
+
+
+@functools.cache
+def _say_that_peaks_are_sampled() -> None:
+    logs.warning(
+        "what steps take is measured by samples: /proc/self/clear_refs cannot be written here",
+        sample_ms=SAMPLE_SECONDS * 1000,
+        added_share=UNSEEN_SHARE,
+    )
 
 
 def _status_bytes(name: str) -> int:

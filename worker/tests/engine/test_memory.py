@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from millrace_worker import memory
 from millrace_worker.config import WorkerConfig
 from millrace_worker.engine import EngineParts
 from millrace_worker.kv_pool import KvGeometry, KvPool
 from millrace_worker.memory import (
     OPEN_ROW_TOKENS,
+    UNSEEN_SHARE,
     DoesNotFitError,
     PoolAsk,
     PoolSize,
@@ -88,6 +91,40 @@ def test_the_peak_of_a_run_is_seen_although_it_was_freed() -> None:
 
     peak = peak_beyond(touch_and_free, torch.device("cpu"))
     assert 64 << 20 < peak < 160 << 20  # the system may take pages of libraries away meanwhile
+
+
+def _touch(num_bytes: int) -> None:
+    torch.ones(num_bytes // 4)
+
+
+@pytest.mark.parametrize("has_mark", [True, False])
+def test_where_the_kernel_s_mark_cannot_be_set_back_the_peak_is_sampled_and_that_is_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, has_mark: bool
+) -> None:
+    def forbidden(path: Path, _: str) -> int:
+        raise PermissionError(f"{path} is read-only")
+
+    monkeypatch.setattr(Path, "write_text", forbidden)
+    memory._say_that_peaks_are_sampled.cache_clear()
+    real = memory._status_bytes
+    if not has_mark:
+        monkeypatch.setattr(memory, "_status_bytes", lambda name: 0 if name == "VmHWM" else real(name))
+    torch.ones(384 << 18)  # as a load: a mark that nothing behind it reaches
+
+    def touch_and_free() -> None:
+        held = torch.ones(96 << 18)
+        time.sleep(1)  # on a busy machine who looks may have to wait for its turn
+        del held
+
+    for _ in range(2):
+        peak = peak_beyond(touch_and_free, torch.device("cpu"))
+        assert 64 << 20 < peak < (1 + UNSEEN_SHARE) * (128 << 20)
+    beyond = real("VmHWM") - real("VmRSS") + (96 << 20)
+    if has_mark:  # seen by the kernel, however short it is
+        assert beyond - (32 << 20) < peak_beyond(lambda: _touch(beyond), torch.device("cpu"))
+    assert peak_beyond(lambda: None, torch.device("cpu")) < 32 << 20
+    assert [record.message for record in caplog.records].count(caplog.records[0].message) == 1
+    assert "is measured by samples" in caplog.records[0].message
 
 
 def test_a_pool_takes_memory_only_where_it_is_written() -> None:
