@@ -46,6 +46,13 @@ def stops(model: Path, logs: Path) -> shows.Figures:
     return shown
 
 
+def routers(model: Path, logs: Path) -> shows.Figures:
+    with running(model, logs / "routers.log", *TWO_RANKS) as server:
+        shown = shows.routers(server, scaled(20), CROWD)
+    assert shown["/health 200 after s, slowest"] <= 1, shown
+    return shown
+
+
 def drain(model: Path, logs: Path) -> shows.Figures:
     with running(model, logs / "drain.log", *TWO_RANKS) as server:
         return shows.drain(server, CROWD)
@@ -95,6 +102,7 @@ def _found(case: ElementTree.Element) -> str:
 SHOWS: dict[str, Callable[[Path, Path], shows.Figures]] = {
     "kills": kills,
     "stops": stops,
+    "routers": routers,
     "poison": poison,
     "shortages": shortages,
     "drain": drain,

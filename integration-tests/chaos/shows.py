@@ -6,7 +6,10 @@ Each returns its figures and fails with an AssertionError that says what did not
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import signal
+import statistics
 import struct
 import subprocess
 import time
@@ -17,7 +20,7 @@ from typing import Any
 
 from conftest import Server
 from millrace_chaos.answer import Outcome
-from millrace_chaos.connection import Place
+from millrace_chaos.connection import BrokenError, Place, get
 from millrace_chaos.load import Load, Manner, Tally
 from millrace_chaos.phase import Row, Stage, run_phase
 from millrace_chaos.processes import Processes, resident_bytes
@@ -27,6 +30,8 @@ from millrace_chaos.run import FAULTS, Settings, prepare
 LIMITS = ("--dtype", "float32", "--max-total-tokens", "512", "--max-input-tokens", "300")
 GAUGES = ("tgi_queue_size", "tgi_batch_current_size", "millrace_rows_used", "millrace_kv_pages_used")
 FLAT_BYTES = 20_000_000
+# Longer than what the launcher takes for health after a failure (a second until it looks, and five of health).
+PEACE_SECONDS = 7.0
 Figures = dict[str, Any]
 
 
@@ -87,6 +92,49 @@ def kills(server: Server, rounds: int, crowd: Crowd) -> Figures:
 def stops(server: Server, rounds: int, crowd: Crowd) -> Figures:
     """SIGSTOP of random ranks."""
     return figures(fault_phase(server, "stop", rounds, crowd))
+
+
+def routers(server: Server, rounds: int, crowd: Crowd) -> Figures:
+    """`kill -9` of the router, each time when health has lasted long enough that no failure counts with an earlier one,
+    which would be followed by a pause. Streams are cut, nothing else is lost, and the ranks stay."""
+    ranks, seconds = sorted(server.children("millrace_worker")), []
+
+    async def kill_all(load: Load) -> None:
+        for _ in range(rounds):
+            await asyncio.sleep(PEACE_SECONDS)
+            [router] = server.children("millrace-router")
+            load.cutting = True
+            seconds.append(await kill_router(router, Place.of(server.url)))
+            load.cutting = False
+            await load.moved(0.25)
+
+    tally = under_load(server, crowd, kill_all)
+    assert tally.failed == 0, f"{tally}\n{server.output()[-3000:]}"
+    assert sorted(server.children("millrace_worker")) == ranks, "the ranks did not survive their router"
+    return {
+        "kills": len(seconds),
+        "sent": tally.sent,
+        "completed": tally.count(Outcome.COMPLETED),
+        "cut": tally.count(Outcome.CUT),
+        "lost, duplicated, wrong": tally.failed,
+        "ranks that died": 0,
+        "/health 200 after s, median": round(statistics.median(seconds), 2),
+        "/health 200 after s, slowest": round(max(seconds), 2),
+    }
+
+
+async def kill_router(router: int, place: Place) -> float:
+    """Seconds until `GET /health`, asked when the killed process is gone, is answered with 200."""
+    os.kill(router, signal.SIGKILL)
+    began = time.monotonic()
+    while time.monotonic() < began + 60:
+        with contextlib.suppress(BrokenError):
+            is_gone = not Path(f"/proc/{router}").exists()
+            status, _ = await get(place, "/health", 60.0)
+            if is_gone and status == 200:
+                return time.monotonic() - began
+        await asyncio.sleep(0.01)
+    raise AssertionError("no health for a minute")
 
 
 def disconnects(server: Server, rounds: int, crowd: Crowd) -> Figures:
