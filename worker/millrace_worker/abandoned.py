@@ -30,14 +30,20 @@ class Watch:
         self._die = die
         self._queues = queues
         self._num_steps = 0
+        self._is_abandoned = False
         self._step: int | None = None  # the one that runs
         self._watched: int | None = None
         self._waits_since: float | None = None
+
+    def begin_stream(self) -> None:
+        self._is_abandoned = False
 
     def begin_step(self) -> None:
         self._waits_since = time.monotonic() if self._queues else None
         self._num_steps += 1
         self._step = self._num_steps
+        if self._is_abandoned:  # in the moment before
+            self.abandon()
 
     def end_step(self) -> None:
         self._step = None
@@ -53,7 +59,8 @@ class Watch:
                 self._waits_since = None
 
     def abandon(self) -> None:
-        """Nobody waits for the step that runs, if one does. Any thread may say so, and more than once."""
+        """Nobody waits for a step before the next `begin_stream`. Any thread may say so, and more than once."""
+        self._is_abandoned = True
         step = self._step
         if step is None or step == self._watched:
             return

@@ -51,6 +51,9 @@ class Group:
         """Whether a step may fail on one rank without the others waiting for it for ever."""
         return self.size == 1
 
+    def begin_stream(self) -> None:
+        """Somebody waits for the steps that come, until `abandon`."""
+
     def begin_step(self) -> None:
         """What is exchanged from now on belongs to a step, which every rank ends."""
 
@@ -62,7 +65,8 @@ class Group:
         """Ends as failed what other ranks have begun and this one has not been told of; it is between two streams."""
 
     def abandon(self) -> None:
-        """Nobody waits for the answer to what is computed: other ranks may not take part in it any more."""
+        """Nobody waits for what is computed, or would be before the next `begin_stream`: other ranks may not take part
+        in it any more. Any thread may say so."""
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum of `x` over the ranks, in place."""
@@ -95,6 +99,9 @@ class SocketGroup(Group):
     """`Group` of several ranks over what torch offers: gloo's sockets, or NCCL."""
 
     watch: Watch = field(compare=False, repr=False)
+
+    def begin_stream(self) -> None:
+        self.watch.begin_stream()
 
     def begin_step(self) -> None:
         self.watch.begin_step()

@@ -77,6 +77,7 @@ class Engine:
 
     def reset(self) -> None:
         """A new stream begins: no row is held."""
+        self._group.begin_stream()
         self._rows.reset()
         self._forget(range(self.shape.max_rows))
 
@@ -117,7 +118,7 @@ class Engine:
         return StepFault(worst, message)
 
     def abandon(self) -> None:
-        """Nobody waits for the step that is computed. Any thread may say so."""
+        """Nobody waits for the steps of this stream any more. Any thread may say so."""
         self._group.abandon()
 
     def step(self, plan: worker_pb2.StepPlan) -> worker_pb2.StepResult:
@@ -149,6 +150,7 @@ class Engine:
     @torch.inference_mode()
     def trial(self, plan: worker_pb2.StepPlan) -> None:
         """Computes a plan to see what it takes: nothing is answered, every fault raises, also that of another rank."""
+        self._group.begin_stream()
         self._group.begin_step()
         outcome = Outcome.FAILED
         try:

@@ -44,8 +44,10 @@ class SharedMemoryGroup(Group):
     def stays_in_step(self) -> bool:
         return True
 
-    def begin_step(self) -> None:
+    def begin_stream(self) -> None:
         self.memory.is_abandoned = False
+
+    def begin_step(self) -> None:
         self.memory.count_step()
         self.exchange.begin_step()
 
@@ -55,6 +57,7 @@ class SharedMemoryGroup(Group):
         return Outcome(worst), rank
 
     def catch_up(self) -> None:
+        self.begin_stream()
         # A router that dies may have told some ranks of a step and not others: those would wait for these for ever.
         for _ in range(self.memory.num_missed()):
             self.begin_step()
@@ -105,7 +108,7 @@ class SharedMemory:
         self._steps = 0
         self._mapped = mmap.mmap(descriptor, num_bytes)
         self._began = 0.0
-        self.is_abandoned = False  # the step that is computed
+        self.is_abandoned = False  # the stream whose step is computed
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, rank)
 
     @property

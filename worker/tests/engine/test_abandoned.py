@@ -34,8 +34,8 @@ first, second, *arguments = sys.argv[1:]
 rank = load_rank(read_config(arguments, os.environ))
 prepared = rank.prepare(worker_pb2.PrepareRequest(max_rows=4, max_step_tokens=64, max_pool_tokens=640))
 engine = rank.engine
+engine.abandon()  # the stream before has ended
 engine.reset()
-engine.abandon()  # no step runs: the stream before has ended
 assert not engine.compute(worker_pb2.StepPlan.FromString(Path(first).read_bytes())).failed
 print("computed", prepared.num_pages, flush=True)
 if os.environ["RANK"] == "0":
@@ -98,7 +98,8 @@ def test_only_an_abandoned_step_that_waits_for_others_ends_the_process(
     monkeypatch.setattr(abandoned, "LOOK_SECONDS", 0.01)
     died = threading.Event()
     watch = Watch(lambda why: died.set(), queues=queues)
-    watch.abandon()  # no step runs
+    watch.abandon()  # the stream before
+    watch.begin_stream()
     watch.begin_step()
     with watch.collective():
         assert not died.wait(0.6), "somebody waits for the answer"
@@ -107,9 +108,22 @@ def test_only_an_abandoned_step_that_waits_for_others_ends_the_process(
     assert died.wait(SECONDS if queues else 0.6) == queues, "a step that only computes may take its time"
     died.clear()
     watch.end_step()
+    watch.begin_stream()
     watch.begin_step()
-    assert not died.wait(0.6), "it was another step that was abandoned"
+    assert not died.wait(0.6), "it was another stream that was abandoned"
     watch.abandon()
+    with watch.collective():
+        assert died.wait(SECONDS)
+
+
+def test_a_step_that_begins_as_its_stream_ends_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(abandoned, "ABANDONED_SECONDS", 0.1)
+    monkeypatch.setattr(abandoned, "LOOK_SECONDS", 0.01)
+    died = threading.Event()
+    watch = Watch(lambda why: died.set(), queues=False)
+    watch.begin_stream()
+    watch.abandon()
+    watch.begin_step()
     with watch.collective():
         assert died.wait(SECONDS)
 

@@ -202,15 +202,12 @@ except RankGoneError as error:
 """
 
 
-@pytest.mark.parametrize(("is_abandoned", "says"), [(True, "stream is over"), (False, "have not answered")])
-def test_who_waits_for_ranks_that_do_not_come_gives_up(
-    monkeypatch: pytest.MonkeyPatch, is_abandoned: bool, says: str
-) -> None:
+@pytest.mark.parametrize("is_abandoned", ["before", "meanwhile", "the stream before", "no"])
+def test_who_waits_for_ranks_that_do_not_come_gives_up(monkeypatch: pytest.MonkeyPatch, is_abandoned: str) -> None:
     """The other rank may never have been told of the step, or stand still. A wait that was short is none."""
-    if is_abandoned:
-        monkeypatch.setattr(shared_memory, "ABANDONED_SECONDS", 0.5)
-    else:
-        monkeypatch.setattr(shared_memory, "COLLECTIVE_TIMEOUT", timedelta(seconds=0.5))
+    says = "stream is over" if is_abandoned in ("before", "meanwhile") else "have not answered"
+    monkeypatch.setattr(shared_memory, "ABANDONED_SECONDS", 0.5)
+    monkeypatch.setattr(shared_memory, "COLLECTIVE_TIMEOUT", timedelta(seconds=2.0))
     descriptor = os.memfd_create("millrace")
     num_bytes = Exchange.shared_bytes(2) + 2 * COUNT_BYTES + TOKEN_BYTES
     os.truncate(descriptor, num_bytes)
@@ -218,8 +215,13 @@ def test_who_waits_for_ranks_that_do_not_come_gives_up(
     monkeypatch.setattr(memory, "_others", [])  # a lock of this process's own is no lock to it
     exchange = Exchange(memory.address, 0, 2, memory.check_others)
     group = SharedMemoryGroup(rank=0, size=2, exchange=exchange, memory=memory)
+    if is_abandoned == "the stream before":
+        group.abandon()
+    group.begin_stream()
+    if is_abandoned == "before":
+        group.abandon()
     group.begin_step()
-    if is_abandoned:
+    if is_abandoned == "meanwhile":
         group.abandon()
     with pytest.raises(RankGoneError, match=says):
         group.all_reduce(torch.ones(5))
