@@ -326,7 +326,8 @@ class ServingFlags:
             Group.OPERATION,
             v.COUNT_32,
             "A step that takes so long, and ten times what it is expected to take (by the steps before it, by the "
-            "trial at the start before any), counts as hung: its rank and the others are replaced.",
+            "trial at the start before any; at most ten minutes, or five times), counts as hung: its rank and the "
+            "others are replaced.",
             targets=_ROUTER,
         ),
     )

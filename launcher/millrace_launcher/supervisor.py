@@ -99,6 +99,7 @@ class Supervisor:
         self._healthy_since: float | None = None
         self._num_silent = 0
         self._silent_since = 0.0
+        self._was_ready = False
 
     @property
     def wants_health(self) -> bool:
@@ -181,6 +182,7 @@ class Supervisor:
         """The router's answer; only asked for while `wants_health`."""
         if ok and self.stage is Stage.STARTING:
             self.stage = Stage.SERVING
+            self._was_ready = True
             self._act(AnnounceReady())
         elif self.wants_health and self._restart_at is None and self._router_at is None:
             self._watch_recovery(ok, now)
@@ -247,6 +249,9 @@ class Supervisor:
         self._hung = None
         if self.stage is Stage.STARTING:
             self._exit = Exit(Variant.SHARD_CANNOT_START, f"{child} ended while starting: {how}")
+            self._stop_everything(now)
+            return
+        if self.stage is Stage.DRAINING and not self._was_ready:  # nobody is known to wait for what others would do
             self._stop_everything(now)
             return
         self.failures.add()

@@ -33,7 +33,7 @@ class Plans(Protocol):
 
     def send(self, answer: bytes, /) -> None: ...
 
-    def on_end(self, call: Callable[[], None]) -> None: ...
+    def on_end(self, call: Callable[[], None] | None, /) -> None: ...
 
 
 class StepStream:
@@ -49,10 +49,13 @@ class StepStream:
         """Computes plan after plan from empty rows, until the client has sent its last one or is gone. The step that
         runs at the end is answered, plans that wait are not. Raises what ended the stream, if that was an error."""
         self._plans.on_end(self._engine.abandon)
-        self._engine.reset()
-        while (plan := self._plans.receive()) is not None:
-            result = self._step(worker_pb2.StepPlan.FromString(plan))
-            self._plans.send(result.SerializeToString())
+        try:
+            self._engine.reset()
+            while (plan := self._plans.receive()) is not None:
+                result = self._step(worker_pb2.StepPlan.FromString(plan))
+                self._plans.send(result.SerializeToString())
+        finally:
+            self._plans.on_end(None)  # else it could be the next stream's steps that are abandoned
 
     def _step(self, plan: worker_pb2.StepPlan) -> worker_pb2.StepResult:
         self._pulse.is_computing = True

@@ -1,4 +1,5 @@
-"""A worker's gRPC server over a unix socket: bytes in, bytes out. Its thread never needs the interpreter."""
+"""A worker's gRPC server over a unix socket: bytes in, bytes out. The thread of its sockets never needs the
+interpreter."""
 
 from collections.abc import Callable, Mapping
 from os import PathLike
@@ -37,8 +38,9 @@ class Stream:
     def cancel(self) -> None:
         """As `end`, and the client is told that its call was cancelled, after what has been sent so far."""
 
-    def on_end(self, call: Callable[[], None]) -> None:
-        """Calls it, from any thread, when the stream ends before its method does: at once if that was before."""
+    def on_end(self, call: Callable[[], None] | None, /) -> None:
+        """Calls it, from any thread, when the stream ends before its method does, unless it is cut by `stop`: at once
+        if that was before. None: nothing is called from now on, and a call that is under way has returned."""
 
 class Server:
     """Listens from its construction on, raising OSError when it cannot. Every method runs in a thread of its own."""

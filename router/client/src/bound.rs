@@ -69,8 +69,12 @@ impl Bound {
         let slowest = |known: Option<f64>, now: f64| Some(known.map_or(now, |known| now.max(known * DECAY)));
         if units < LARGE {
             self.step = slowest(self.step, took);
-        } else {
-            self.unit = slowest(self.unit, (took - self.step.unwrap_or(0.0)).max(0.0) / units);
+            return;
+        }
+        // Where most of the time is what any step takes, the rest says too little of what a unit costs.
+        let (step, beyond) = (self.step.unwrap_or(0.0), took - self.step.unwrap_or(0.0));
+        if beyond > step {
+            self.unit = slowest(self.unit, beyond / units);
         }
     }
 
@@ -78,8 +82,8 @@ impl Bound {
         let known = self.unit.or(self.trial);
         let unknown = if units < LARGE { 0.0 } else { UNKNOWN_UNIT };
         let expected = self.step.unwrap_or(UNKNOWN_STEP) + known.unwrap_or(unknown) * units;
-        // Where nothing is known, many times nothing is nothing.
-        let long = if known.is_some() { LONG.max(LONG_FACTOR * expected) } else { LONG };
+        // Many times what is not known is nothing.
+        let long = LONG.max(LONG_FACTOR * (self.step.unwrap_or(0.0) + known.unwrap_or(0.0) * units));
         let seconds = (FACTOR * expected).min(long);
         self.floor.saturating_add(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
     }
@@ -151,6 +155,22 @@ mod tests {
         bound.learn(chunk(0, 512), Duration::from_secs(1));
         bound.tried(&trial(16, Duration::from_secs(50)));
         assert!(bound.limit(chunk(0, 512)) < FLOOR + Duration::from_secs(41));
+    }
+
+    #[test]
+    fn small_steps_that_are_slow_hide_nothing_of_what_large_ones_take() {
+        let mut bound = Bound::new(FLOOR);
+        bound.tried(&trial(16, Duration::from_secs(2)));
+        bound.learn(52.0, Duration::from_secs(5)); // a short prompt
+        for _ in 0..1000 {
+            bound.learn(67.0, Duration::from_secs(4)); // forty rows decode
+        }
+        assert!(bound.limit(chunk(0, 2048)) > Duration::from_secs(5 * 205));
+        bound.learn(chunk(0, 2048), Duration::from_secs(205));
+        for _ in 0..1000 {
+            bound.learn(67.0, Duration::from_secs(4));
+        }
+        assert!(bound.limit(chunk(2048, 2048)) > Duration::from_secs(5 * 220));
     }
 
     #[test]

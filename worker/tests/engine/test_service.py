@@ -50,7 +50,7 @@ class Silent(Call):
     def send(self, answer: bytes, /) -> None:
         raise AssertionError("there is nothing to answer")
 
-    def on_end(self, call: Callable[[], None]) -> None:
+    def on_end(self, call: Callable[[], None] | None, /) -> None:
         pass
 
 

@@ -46,7 +46,7 @@ class Client:
     def __init__(self) -> None:
         self._plans: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        self.leave: Callable[[], None] = lambda: None
+        self._on_end: Callable[[], None] | None = None
 
     def plan(self, step: int) -> None:
         self._plans.put(worker_pb2.StepPlan(step=step).SerializeToString())
@@ -63,8 +63,12 @@ class Client:
     def send(self, answer: bytes, /) -> None:
         self._results.put(answer)
 
-    def on_end(self, call: Callable[[], None]) -> None:
-        self.leave = call
+    def on_end(self, call: Callable[[], None] | None, /) -> None:
+        self._on_end = call
+
+    def leave(self) -> None:
+        if self._on_end is not None:
+            self._on_end()
 
 
 class Running:
@@ -164,3 +168,5 @@ def test_a_stream_after_another_begins_with_empty_rows(pool: ThreadPoolExecutor)
         running.client.close()
         running.computing.result(SECONDS)
         assert engine.resets == number
+        running.client.leave()
+        assert engine.abandoned == 0, "the next stream's step could be meant"

@@ -246,6 +246,48 @@ def test_an_end_is_told_once_also_to_who_asks_late_and_not_after_the_method_has_
     assert told.empty()
 
 
+def test_nothing_is_called_any_more_once_that_was_said_and_what_is_under_way_has_returned(taken: Taken) -> None:
+    begun, may_end, returned = (threading.Event() for _ in range(3))
+
+    def slow() -> None:
+        begun.set()
+        assert may_end.wait(SECONDS)
+        returned.set()
+
+    taken.stream.on_end(slow)
+    with ThreadPoolExecutor(2) as pool:
+        ending = pool.submit(taken.stream.end)
+        assert begun.wait(SECONDS)
+        disarming = pool.submit(taken.stream.on_end, None)
+        with pytest.raises(TimeoutError):
+            disarming.result(0.05)
+        may_end.set()
+        disarming.result(SECONDS)
+        assert returned.is_set()
+        ending.result(SECONDS)
+
+
+def test_after_nothing_was_asked_for_an_end_calls_nothing(taken: Taken) -> None:
+    ended = threading.Event()
+    taken.stream.on_end(ended.set)
+    taken.stream.on_end(None)
+    taken.stream.end()
+    assert not ended.is_set()
+
+
+def test_what_is_no_message_ends_the_stream_and_its_client_is_told(path: Path, server: Server, held: Held) -> None:
+    """Compressed, although no compression was agreed on."""
+    options = [*LOCALHOST, ("grpc.default_compression_algorithm", grpc.Compression.Gzip.value)]
+    with grpc.insecure_channel(f"unix:{path}", options=options) as channel:
+        requests = iter([b"a" * 10_000])
+        call: Any = channel.stream_stream(METHOD + "Echoes")(
+            requests, timeout=SECONDS, compression=grpc.Compression.Gzip
+        )
+        with pytest.raises(grpc.RpcError) as error:
+            list(call)
+    assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def test_a_stop_waits_for_what_runs_and_takes_nothing_new(
     server: Server, channel: grpc.Channel, held: Held, path: Path
 ) -> None:
@@ -270,8 +312,6 @@ def refuses(path: Path) -> bool:
 
 
 def test_a_stop_cuts_what_takes_longer_than_it_may(server: Server, taken: Taken) -> None:
-    ended = threading.Event()
-    taken.stream.on_end(ended.set)
     server.stop(0.05)
     with pytest.raises(grpc.RpcError):
         next(taken.call)

@@ -1,5 +1,7 @@
 //! Calls of one request and one answer, and how what Python raises becomes a status.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use pyo3::create_exception;
 use pyo3::exceptions::PyException;
@@ -37,7 +39,7 @@ impl Call {
 }
 
 /// Answers with what `method(call, request)` returns, computed in a thread of its own.
-pub(crate) async fn answer(method: Py<PyAny>, request: Bytes) -> Result<Response<Bytes>, Status> {
+pub(crate) async fn answer(method: Arc<Py<PyAny>>, request: Bytes) -> Result<Response<Bytes>, Status> {
     let ending = Ending::new();
     let _ends_with_the_client = ending.on_drop();
     let call = Call { ending: ending.clone() };

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::service::{Method, Methods};
 
 /// Threads for methods: one answers the stream; the rest wait for a load, tell the pulse, or leave at once.
 const METHOD_THREADS: usize = 64;
-/// HTTP/2 flow control: one answer with prompt logprobs fits without waiting for window updates.
+/// HTTP/2 flow control: what admits long prompts comes without waiting for window updates.
 const WINDOW_BYTES: u32 = 16 << 20;
 
 /// Listens from its construction on. `calls`: methods of one request and one answer, `method(call, request) -> answer`;
@@ -43,8 +43,8 @@ impl Server {
         calls: HashMap<String, Py<PyAny>>,
         streams: HashMap<String, Py<PyAny>>,
     ) -> PyResult<Self> {
-        let methods = calls.into_iter().map(|(name, method)| (name, Method::Call(method)));
-        let methods = methods.chain(streams.into_iter().map(|(name, method)| (name, Method::Stream(method))));
+        let methods = calls.into_iter().map(|(name, method)| (name, Method::Call(Arc::new(method))));
+        let methods = methods.chain(streams.into_iter().map(|(name, method)| (name, Method::Stream(Arc::new(method)))));
         let methods = Methods::new(methods.collect());
         py.detach(|| Ok(Self::started(UnixListener::bind(path)?, methods)?))
     }
@@ -115,7 +115,7 @@ impl Serving {
             tokio::time::sleep(grace).await;
         };
         tokio::select! {
-            // It fails only where a connection could not be taken: the socket is gone with the process's descriptors.
+            // It does not fail: where no connection can be taken, it tries again.
             _ = router.serve_with_incoming_shutdown(self.incoming, asked) => {}
             () = cut => {}
         }

@@ -19,9 +19,11 @@ use crate::{calls, stream};
 /// Admissions carry whole prompts, so a plan may be large: 256 MiB.
 const MAX_MESSAGE_BYTES: usize = 256 << 20;
 
+/// Functions of Python, which only the threads that call them touch: taking one along needs no interpreter.
+#[derive(Clone)]
 pub(crate) enum Method {
-    Call(Py<PyAny>),
-    Stream(Py<PyAny>),
+    Call(Arc<Py<PyAny>>),
+    Stream(Arc<Py<PyAny>>),
 }
 
 #[derive(Clone)]
@@ -61,19 +63,18 @@ impl Service<http::Request<Body>> for Methods {
     }
 }
 
-struct OfCalls<'a>(&'a Py<PyAny>);
+struct OfCalls<'a>(&'a Arc<Py<PyAny>>);
 
 impl UnaryService<Bytes> for OfCalls<'_> {
     type Response = Bytes;
     type Future = Answering<Result<Response<Bytes>, Status>>;
 
     fn call(&mut self, request: Request<Bytes>) -> Self::Future {
-        let method = Python::attach(|py| self.0.clone_ref(py));
-        Box::pin(calls::answer(method, request.into_inner()))
+        Box::pin(calls::answer(Arc::clone(self.0), request.into_inner()))
     }
 }
 
-struct OfStreams<'a>(&'a Py<PyAny>);
+struct OfStreams<'a>(&'a Arc<Py<PyAny>>);
 
 impl StreamingService<Bytes> for OfStreams<'_> {
     type Response = Bytes;
@@ -81,7 +82,6 @@ impl StreamingService<Bytes> for OfStreams<'_> {
     type Future = std::future::Ready<Result<Response<stream::Answers>, Status>>;
 
     fn call(&mut self, request: Request<Streaming<Bytes>>) -> Self::Future {
-        let method = Python::attach(|py| self.0.clone_ref(py));
-        std::future::ready(Ok(stream::answer(method, request.into_inner())))
+        std::future::ready(Ok(stream::answer(Arc::clone(self.0), request.into_inner())))
     }
 }

@@ -30,17 +30,8 @@ struct Ends {
     answers: Mutex<Option<mpsc::UnboundedSender<Sent>>>,
     ending: Ending,
     /// What to call when the stream ends before its method does. Locked without the interpreter, which is taken under
-    /// the lock: the method cannot return in the middle of it.
-    on_end: Mutex<OnEnd>,
-}
-
-#[derive(Default)]
-enum OnEnd {
-    #[default]
-    Nothing,
-    Call(Py<PyAny>),
-    /// It has been called, or was not there; or the method has returned.
-    Over,
+    /// the lock: who sets another waits for a call that is under way.
+    on_end: Mutex<Option<Py<PyAny>>>,
 }
 
 #[pymethods]
@@ -82,13 +73,14 @@ impl Stream {
     }
 
     /// `call()` is called, from any thread, when the stream ends before its method does: at once if that was before.
-    fn on_end(&self, py: Python<'_>, call: Py<PyAny>) {
+    /// None: nothing is called from now on, and a call that is under way has returned.
+    #[pyo3(signature = (call, /))]
+    fn on_end(&self, py: Python<'_>, call: Option<Py<PyAny>>) {
         py.detach(|| {
             let mut on_end = locked(&self.0.on_end);
-            if !matches!(*on_end, OnEnd::Over) {
-                *on_end = OnEnd::Call(call);
-            } else if self.0.ending.has_come() {
-                told(&call);
+            match call {
+                Some(call) if self.0.ending.has_come() => told(&call),
+                call => *on_end = call,
             }
         });
     }
@@ -97,7 +89,8 @@ impl Stream {
 impl Ends {
     fn end(&self) {
         self.ending.end();
-        if let OnEnd::Call(call) = std::mem::replace(&mut *locked(&self.on_end), OnEnd::Over) {
+        let mut on_end = locked(&self.on_end);
+        if let Some(call) = on_end.take() {
             told(&call);
         }
     }
@@ -113,14 +106,14 @@ impl Ends {
 
     /// The method has returned.
     fn finish(&self, with: Option<Status>) {
-        *locked(&self.on_end) = OnEnd::Over;
+        locked(&self.on_end).take();
         self.close(with);
         self.ending.end();
     }
 }
 
 /// Answers with what `method(stream)` sends. The head of the answer goes out at once.
-pub(crate) fn answer(method: Py<PyAny>, requests: Streaming<Bytes>) -> Response<Answers> {
+pub(crate) fn answer(method: Arc<Py<PyAny>>, requests: Streaming<Bytes>) -> Response<Answers> {
     let (to_python, waiting) = mpsc::channel(WAITING);
     let (answers, from_python) = mpsc::unbounded_channel();
     let ending = Ending::new();
@@ -145,9 +138,20 @@ pub(crate) fn answer(method: Py<PyAny>, requests: Streaming<Bytes>) -> Response<
 async fn read(mut requests: Streaming<Bytes>, to_python: mpsc::Sender<Bytes>, ends: Arc<Ends>) {
     let ending = ends.ending.clone();
     let reading = async {
-        while let Ok(Some(request)) = requests.message().await.inspect_err(|_| ending.end()) {
-            if to_python.send(request).await.is_err() {
-                break;
+        loop {
+            match requests.message().await {
+                Ok(Some(request)) => {
+                    if to_python.send(request).await.is_err() {
+                        break;
+                    }
+                }
+                Ok(None) => break,
+                Err(status) => {
+                    // No message, or none that may be so large: its client is told. One that is gone hears nothing.
+                    ends.close(Some(status));
+                    ending.end();
+                    break;
+                }
             }
         }
         drop(to_python); // Python has them all; the client may still leave
