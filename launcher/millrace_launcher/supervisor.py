@@ -87,7 +87,7 @@ class Supervisor:
         self._longest_wait = longest_wait
         self._actions: list[Action] = []
         self._exit = Exit(None)
-        self._gave_up = False
+        self._gave_up = self._was_ready = False
         self._killed: set[ChildId] = set()
         self._deadline: float | None = None
         self._restart_at: float | None = None
@@ -97,9 +97,7 @@ class Supervisor:
         self._stop_asked_at: float | None = None
         self._started_at = 0.0
         self._healthy_since: float | None = None
-        self._num_silent = 0
-        self._silent_since = 0.0
-        self._was_ready = False
+        self._num_silent, self._silent_since = 0, 0.0
 
     @property
     def wants_health(self) -> bool:
@@ -247,11 +245,9 @@ class Supervisor:
 
     def _worker_exited(self, child: ChildId, how: str, now: float) -> None:
         self._hung = None
-        if self.stage is Stage.STARTING:
-            self._exit = Exit(Variant.SHARD_CANNOT_START, f"{child} ended while starting: {how}")
-            self._stop_everything(now)
-            return
-        if self.stage is Stage.DRAINING and not self._was_ready:  # nobody is known to wait for what others would do
+        if not self._was_ready:  # after a stop nobody is known to wait for what others would do
+            if self.stage is Stage.STARTING:
+                self._exit = Exit(Variant.SHARD_CANNOT_START, f"{child} ended while starting: {how}")
             self._stop_everything(now)
             return
         self.failures.add()
