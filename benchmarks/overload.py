@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import os
 import random
 import statistics
 import sys
+import time
 import urllib.request
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -107,6 +109,27 @@ class Memory:
         return max((round(grown(samples)) for samples in self.samples.values() if len(samples) >= 4), default=0)
 
 
+class Work:
+    """Shares of all cores that clients, router and workers have had since it was made."""
+
+    def __init__(self, pids: list[int]) -> None:
+        self._pids = pids
+        self._began, self._before = time.perf_counter(), self._seconds()
+
+    def _seconds(self) -> dict[str, float]:
+        spent = {"clients": time.process_time(), "router": 0.0, "workers": 0.0}
+        for pid in self._pids:
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+            name = "router" if b"millrace-router" in command else "workers"
+            spent[name] += processes.processor_seconds(Path(f"/proc/{pid}/stat"))
+        return spent
+
+    def shares(self) -> str:
+        cores = (time.perf_counter() - self._began) * (os.cpu_count() or 1)
+        now = self._seconds()
+        return ", ".join(f"{name} {(now[name] - before) / cores:.1%}" for name, before in self._before.items())
+
+
 def grown(samples: list[int]) -> float:
     quarter = len(samples) // 4
     return statistics.fmean(samples[-quarter:]) - statistics.fmean(samples[quarter : 2 * quarter])
@@ -144,16 +167,17 @@ def measure(plan: Plan) -> list[Figure]:
             return tokens_per_second(answers, *between(answers, plan.alone_seconds))
 
         before = peak()
-        memory = Memory(pid)
+        memory, work = Memory(pid), Work(processes.family(pid))
         rate = plan.factor * before / 64  # 64 tokens is the mean output
         refused_before = metric(port, REFUSALS)
         answers = flood.arriving(port, make, rate, plan.seconds, memory.look)
         refusals = metric(port, REFUSALS) - refused_before
+        shares = work.shares()
         after = peak()
         restarts = metric(port, "millrace_worker_restarts_total")
         figures = [*alone(full, before, after), *of_admitted(plan, full, answers, (before + after) / 2)]
         figures += of_refused(answers, refusals)
-        return [*figures, *of_processes(memory, restarts)]
+        return [*figures, Figure("of all cores in the flood", shares), *of_processes(memory, restarts)]
 
 
 def alone(full: list[Answer], before: float, after: float) -> list[Figure]:

@@ -96,6 +96,12 @@ def resident_bytes(pid: int) -> int:
     return total
 
 
+def processor_seconds(stat: Path) -> float:
+    """What a process or a thread has computed, by its file `stat` under /proc."""
+    user, system = stat.read_text(encoding="utf-8").rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -47,7 +47,6 @@ KERNELS = [
     (millrace_kernels.Chain, ["run"]),
     (millrace_kernels.Sampler, ["sample"]),
 ]
-TICK = 1 / os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
@@ -170,18 +169,13 @@ def spent(launcher: int) -> tuple[float, float]:
     the computing one and OpenMP's, of which there are as many as cores."""
     router = other = 0.0
     for pid in processes.family(launcher):
-        threads = [float(ticks(task / "stat")) for task in Path(f"/proc/{pid}/task").iterdir()]
+        threads = [processes.processor_seconds(task / "stat") for task in Path(f"/proc/{pid}/task").iterdir()]
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
         if b"millrace-router" in command:
             router += sum(threads)
         elif b"millrace_worker" in command:
             other += sum(sorted(threads)[: -(os.cpu_count() or 1)])
-    return router * TICK, other * TICK
-
-
-def ticks(stat: Path) -> int:
-    user, system = stat.read_text(encoding="utf-8").rpartition(")")[2].split()[11:13]
-    return int(user) + int(system)
+    return router, other
 
 
 def lines_of(model: str, own: Alone, seen: Served) -> list[str]:

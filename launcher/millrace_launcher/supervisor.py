@@ -87,7 +87,7 @@ class Supervisor:
         self._longest_wait = longest_wait
         self._actions: list[Action] = []
         self._exit = Exit(None)
-        self._gave_up = self._was_ready = False
+        self._gave_up = False
         self._killed: set[ChildId] = set()
         self._deadline: float | None = None
         self._restart_at: float | None = None
@@ -97,7 +97,8 @@ class Supervisor:
         self._stop_asked_at: float | None = None
         self._started_at = 0.0
         self._healthy_since: float | None = None
-        self._num_silent, self._silent_since = 0, 0.0
+        self._num_silent = 0
+        self._silent_since = 0.0
 
     @property
     def wants_health(self) -> bool:
@@ -180,7 +181,6 @@ class Supervisor:
         """The router's answer; only asked for while `wants_health`."""
         if ok and self.stage is Stage.STARTING:
             self.stage = Stage.SERVING
-            self._was_ready = True
             self._act(AnnounceReady())
         elif self.wants_health and self._restart_at is None and self._router_at is None:
             self._watch_recovery(ok, now)
@@ -245,9 +245,8 @@ class Supervisor:
 
     def _worker_exited(self, child: ChildId, how: str, now: float) -> None:
         self._hung = None
-        if not self._was_ready:  # after a stop nobody is known to wait for what others would do
-            if self.stage is Stage.STARTING:
-                self._exit = Exit(Variant.SHARD_CANNOT_START, f"{child} ended while starting: {how}")
+        if self.stage is Stage.STARTING:
+            self._exit = Exit(Variant.SHARD_CANNOT_START, f"{child} ended while starting: {how}")
             self._stop_everything(now)
             return
         self.failures.add()

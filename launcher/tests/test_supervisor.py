@@ -172,16 +172,6 @@ def test_a_worker_that_ends_while_starting_ends_everything() -> None:
     """)
 
 
-def test_a_worker_that_ends_after_a_stop_before_ready_is_not_started_again() -> None:
-    check("""
-        0 begin        | start workers 1, start router
-        1 stop         | term router
-        2 gone 1.1     | term 1.0, term router
-        3 gone router  |
-        3 gone 1.0     | exit 0
-    """)
-
-
 def test_a_router_that_ends_while_starting_ends_everything() -> None:
     check("""
         0 begin        | start workers 1, start router
