@@ -49,8 +49,8 @@ def test_small_pools_and_chunks_change_nothing(
         PREFIX_CACHING=caching,
     )
     assert streams.crowd_ids(server.url, REQUESTS) == reference
-    # And once more, now with whatever the prefix cache holds.
-    assert streams.crowd_ids(server.url, REQUESTS) == reference
+    # And once more, now with whatever the prefix cache holds; too many, however slowly they come.
+    assert streams.crowd_ids(server.url, 2 * REQUESTS) == 2 * reference
     assert server.metric("millrace_preemptions_total") > 0
 
 
