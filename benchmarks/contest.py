@@ -1,11 +1,15 @@
 """Sides that take turns: each does the same work in every round while the others are stopped (SIGSTOP).
 
-Figures from different runs do not compare, so a claim is the ratio of two sides in one run, round by round.
+Figures from different runs do not compare, so a claim is the ratio of two sides in one run, round by round. A batch
+that is short is asked several times in a turn, after one that is not counted: who was stopped has cold caches, and
+timers that are all due at once.
 """
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 import signal
 import statistics
 import subprocess
@@ -18,6 +22,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from benchmarks import load, models, processes
+
+# Ours is measured for about so long in a turn, if one batch takes less; so many batches at most.
+TURN_SECONDS = 1.0
+MOST_BATCHES = 20
 
 
 @dataclass(frozen=True)
@@ -117,15 +125,19 @@ class Side:
     resident_bytes: int = 0
     opening: list[str] = field(default_factory=list)
 
-    def turn(self, point: Point, prompts: list[str]) -> Answer:
-        """Runs a batch while nothing else runs; notes the memory held after it."""
+    def turn(self, point: Point, prompts: Callable[[int], list[str]], repeats: int | None = None) -> tuple[Answer, int]:
+        """Runs a batch while nothing else runs, and `repeats` more, which then count in its place; notes the memory
+        held after them. `prompts` gives those of a batch. Without `repeats` the first batch says how many; answered too.
+        """
         self.signal(signal.SIGCONT)
         try:
-            answer = self.asked.ask(prompts, point.new_tokens)
+            first = self.asked.ask(prompts(0), point.new_tokens)
+            repeats = repeats_of(first) if repeats is None else repeats
+            again = [self.asked.ask(prompts(1 + number), point.new_tokens) for number in range(repeats)]
         finally:
             self.signal(signal.SIGSTOP)
         self.resident_bytes = max(self.resident_bytes, processes.resident_bytes(self.process.pid))
-        return answer
+        return mean(again or [first]), repeats
 
     def signal(self, number: int) -> None:
         processes.send(processes.family(self.process.pid), number)
@@ -136,6 +148,17 @@ class Side:
 
     def first_token(self, point: Point) -> float:
         return statistics.median(a.first_token_seconds for a in self.answers[point])
+
+
+def repeats_of(first: Answer) -> int:
+    """How many batches like this one make a turn long enough; none where it is so itself."""
+    return 0 if first.seconds >= TURN_SECONDS else min(math.ceil(TURN_SECONDS / first.seconds), MOST_BATCHES)
+
+
+def mean(answers: list[Answer]) -> Answer:
+    """As one batch, with the texts of the last."""
+    seconds = statistics.fmean(answer.seconds for answer in answers)
+    return Answer(seconds, statistics.fmean(answer.first_token_seconds for answer in answers), answers[-1].texts)
 
 
 Starter = Callable[[Path, ExitStack], Side]
@@ -178,21 +201,22 @@ def warm_up(side: Side, folder: Path, points: list[Point]) -> None:
     """A short batch, the same for every side; its texts show that all of them serve the same model."""
     point = Point(points[0].prompt_tokens, 16, min(16, max(point.streams for point in points)))
     prompts = models.prompts(folder, point.streams, point.prompt_tokens, seed=0)
-    side.opening = side.turn(point, prompts).texts
+    side.opening = side.turn(point, lambda _: prompts, repeats=0)[0].texts
 
 
 def measure(point: Point, sides: list[Side], folder: Path, limits: Limits, failures: dict[str, str]) -> None:
-    begun = time.monotonic()
+    begun, repeats = time.monotonic(), None
     for turn in range(limits.rounds):
         spent = time.monotonic() - begun
         if turn and spent * (turn + 1) / turn > limits.point_seconds:
             return
-        prompts = models.prompts(folder, point.streams, point.prompt_tokens, seed=seed_of(point, turn))
+        prompts = prompts_of(point, turn, folder)
         for side in sides:
             if side.name in failures:
                 continue
             try:
-                side.answers.setdefault(point, []).append(side.turn(point, prompts))
+                answer, repeats = side.turn(point, prompts, repeats)
+                side.answers.setdefault(point, []).append(answer)
             except (RuntimeError, OSError) as error:
                 if side is sides[0]:
                     raise
@@ -200,6 +224,13 @@ def measure(point: Point, sides: list[Side], folder: Path, limits: Limits, failu
                 failures[side.name] = f"stopped at {point}: {error} ({processes.last_words(side.name)})"
 
 
-def seed_of(point: Point, turn: int) -> int:
-    """Another for each batch of a contest, and never the warm-up's 0: no prompt is seen twice."""
-    return 1 + turn + 100 * point.streams + 100_000 * point.prompt_tokens
+def prompts_of(point: Point, turn: int, folder: Path) -> Callable[[int], list[str]]:
+    """The prompts of each batch of a turn, the same for every side; no prompt is seen twice in a contest."""
+
+    @functools.cache
+    def batch(number: int) -> list[str]:
+        # Never the warm-up's seed, 0.
+        seed = 1 + number + 100 * turn + 10_000 * point.streams + 10_000_000 * point.prompt_tokens
+        return models.prompts(folder, point.streams, point.prompt_tokens, seed)
+
+    return batch

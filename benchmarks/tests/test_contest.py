@@ -82,6 +82,30 @@ def test_sides_see_the_same_prompts_and_none_twice(scripted):
     assert len(texts) == len(set(texts)) == 4 + 2 * (1 + 4)
 
 
+def test_short_batches_are_asked_again_and_the_first_is_not_counted(scripted):
+    class Waking(Scripted):
+        """Its first batch in each turn takes ten times as long."""
+
+        def ask(self, prompts: list[str], new_tokens: int) -> Answer:
+            answer = super().ask(prompts, new_tokens)
+            is_first = (len(self.seen) - 2) % 5 == 0
+            return Answer(answer.seconds * (10 if is_first else 1), answer.first_token_seconds, answer.texts)
+
+    def waking(folder: Path, stack: ExitStack) -> Side:
+        side = scripted("b", 0.5)(folder, stack)
+        side.asked = scripted.asked["b"] = Waking(0.5, side.process)
+        return side
+
+    outcome = contest.contest("m", {"a": scripted("a", 0.25), "b": waking}, POINTS[:1], Limits(2, 60))
+    ours, theirs = outcome.sides
+    assert [each.seconds for each in ours.answers[POINTS[0]]] == [0.25] * 2
+    assert [each.seconds for each in theirs.answers[POINTS[0]]] == [0.5] * 2
+    seen = scripted.asked["a"].seen
+    assert seen == scripted.asked["b"].seen
+    texts = [text for batch in seen[1:] for text in batch]
+    assert len(texts) == len(set(texts)) == 2 * (1 + 4)
+
+
 def test_who_is_not_measured_is_stopped(scripted):
     observed: list[tuple[str, bool]] = []
 
