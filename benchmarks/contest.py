@@ -127,7 +127,7 @@ class Side:
 
     def turn(self, point: Point, prompts: Callable[[int], list[str]], repeats: int | None = None) -> tuple[Answer, int]:
         """Runs a batch while nothing else runs, and `repeats` more, which then count in its place; notes the memory
-        held after them. `prompts` gives those of a batch. Without `repeats` the first batch says how many; answered too.
+        held after them. `prompts` gives those of a batch. Without `repeats` the first says how many; answered too.
         """
         self.signal(signal.SIGCONT)
         try:
