@@ -11,8 +11,9 @@ from millrace_worker.proto import worker_pb2
 
 if TYPE_CHECKING:
     from millrace_worker.inputs import PromptInputs
-    from millrace_worker.rows import Rows, Work
+    from millrace_worker.rows import Rows
     from millrace_worker.sampling import PromptScores, Sampled, TopTokens
+    from millrace_worker.work import Flags, Work
 
 # What stands for the token of a sequence that failed.
 NO_TOKEN = 0xFFFFFFFF
@@ -24,54 +25,56 @@ class Stopwatch:
     On a GPU the forward pass is only launched in `forward`; waiting for it falls to whoever first reads a result.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, timings: worker_pb2.Timings) -> None:
         self._started = self._last = time.perf_counter()
-        self.timings = worker_pb2.Timings()
+        self._timings = timings
 
     def lap(self, name: str) -> None:
-        """Adds the time since the last lap to the named field of `Timings`."""
+        """The time since the last lap is that of the named field of `Timings`."""
         now = time.perf_counter()
-        setattr(self.timings, name, getattr(self.timings, name) + round((now - self._last) * 1e6))
+        setattr(self._timings, name, round((now - self._last) * 1e6))
         self._last = now
 
-    def stop(self) -> worker_pb2.Timings:
-        self.timings.total_us = round((time.perf_counter() - self._started) * 1e6)
-        return self.timings
+    def stop(self) -> None:
+        self._timings.total_us = round((time.perf_counter() - self._started) * 1e6)
 
 
 def add_tokens(
-    result: worker_pb2.StepResult, work: Work, rows: Rows, living: np.ndarray | None, sampled: Sampled | None
+    result: worker_pb2.StepResult, work: Work, rows: Rows, living: Flags | None, sampled: Sampled | None
 ) -> None:
     """One id and logprob per sampling entry of `work`; NO_TOKEN where `living` is false, the grammar has failed or the
     scores were not numbers.
 
     `sampled` holds the living entries only, in the plan's order.
     """
-    sampling = work.samples if living is None else work.samples & living
-    num_answers = int(work.samples.sum())
+    samples, sampled_rows = work.layout.samples, work.layout.sampled_rows
+    num_answers = len(sampled_rows)
     if not num_answers:
         return
-    token_ids = np.full(num_answers, NO_TOKEN, dtype=np.uint32)
-    logprobs = np.zeros(num_answers, dtype=np.float32)
+    # Answers of the sampled entries: all of them, but for those that are not living.
+    places = slice(None) if living is None else np.flatnonzero(living[samples])
+    token_ids = np.full(num_answers, NO_TOKEN, dtype="<u4")
+    logprobs = np.zeros(num_answers, dtype="<f4")
     if sampled is not None:
-        places = np.flatnonzero(sampling[work.samples])
         token_ids[places] = sampled.token_ids.cpu().numpy()
         logprobs[places] = sampled.logprobs.cpu().numpy()
         if rows.grammars.failures:
-            left = np.isin(work.rows[work.samples], np.fromiter(rows.grammars.failures, dtype=np.int64))
+            left = np.isin(sampled_rows, np.fromiter(rows.grammars.failures, dtype=np.int64))
             token_ids[left], logprobs[left] = NO_TOKEN, 0.0
-        broken = ~np.isfinite(logprobs)
-        if broken.any():
-            token_ids[broken], logprobs[broken] = NO_TOKEN, 0.0
-            for row in work.rows[work.samples][broken].tolist():
+        are_numbers = np.isfinite(logprobs)
+        if not are_numbers.all():
+            token_ids[~are_numbers], logprobs[~are_numbers] = NO_TOKEN, 0.0
+            for row in sampled_rows[~are_numbers].tolist():
                 add_failure(result, rows, row, "the model's scores are not numbers")
         if sampled.top_tokens is not None:
             _add_top_tokens(result, num_answers, places, sampled.top_tokens)
-    result.token_ids = token_ids.astype("<u4", copy=False).tobytes()
-    result.logprobs = logprobs.astype("<f4", copy=False).tobytes()
+    result.token_ids = token_ids.tobytes()
+    result.logprobs = logprobs.tobytes()
 
 
-def _add_top_tokens(result: worker_pb2.StepResult, num_answers: int, places: np.ndarray, top: TopTokens) -> None:
+def _add_top_tokens(
+    result: worker_pb2.StepResult, num_answers: int, places: np.ndarray | slice, top: TopTokens
+) -> None:
     counts = np.zeros(num_answers, dtype="<u4")
     counts[places] = np.asarray(top.counts)
     result.top_tokens.counts = counts.tobytes()
@@ -80,7 +83,7 @@ def _add_top_tokens(result: worker_pb2.StepResult, num_answers: int, places: np.
 
 
 def add_prompt_logprobs(
-    result: worker_pb2.StepResult, prompt: PromptInputs, living: np.ndarray | None, scores: PromptScores
+    result: worker_pb2.StepResult, prompt: PromptInputs, living: Flags | None, scores: PromptScores
 ) -> None:
     """`prompt.entries` count among the living entries; the answer counts among all of the plan."""
     entries = prompt.entries if living is None else np.flatnonzero(living)[prompt.entries]

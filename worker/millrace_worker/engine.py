@@ -16,10 +16,11 @@ from millrace_worker.grammar import GrammarRows, NoGrammars
 from millrace_worker.inputs import InputBuilder
 from millrace_worker.model import in_rows, paged
 from millrace_worker.proto import worker_pb2
-from millrace_worker.rows import PlanError, Rows, RowsShape, column, read_work
+from millrace_worker.rows import Rows, RowsShape
 from millrace_worker.runner import Runner
 from millrace_worker.sampling import SamplingRows, Watermark
 from millrace_worker.shortage import drop_references, is_out_of_memory, release_memory
+from millrace_worker.work import PlanError, WorkReader, column
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from millrace_worker.distributed import Group
     from millrace_worker.grammar import Vocabulary
     from millrace_worker.model import Model
-    from millrace_worker.rows import Column, Work
+    from millrace_worker.work import Column, Flags, Work
 
 OUT_OF_MEMORY = "the device ran out of memory in this step"
 SEE_LOG = "the server's log has the details"
@@ -71,6 +72,7 @@ class Engine:
         if shape.grammars and parts.vocabulary is not None:
             grammars = GrammarRows(shape.max_rows, parts.vocabulary, shape.vocab_size, sampling.workspace)
         self._rows = Rows(shape, sampling, parts.device, grammars)
+        self._reader = WorkReader()
         self._inputs = InputBuilder(self._rows)
         self._runner = Runner(parts.model, self._rows, parts.group)
         self._progress = 0
@@ -123,12 +125,12 @@ class Engine:
 
     def step(self, plan: worker_pb2.StepPlan) -> worker_pb2.StepResult:
         """As `compute`, but a fault of the step raises."""
-        watch = Stopwatch()
-        work = read_work(plan)
         result = worker_pb2.StepResult(step=plan.step)
+        watch = Stopwatch(result.timings)
+        work = self._reader.read(plan)
         living = self._admit(plan, work)
         running = work if living is None else work.select(living)
-        if len(running.rows):
+        if len(running.starts):
             inputs = self._inputs.build(running)
             watch.lap("inputs_us")
             forwarded = self._runner.forward(inputs)
@@ -142,9 +144,9 @@ class Engine:
             watch.lap("inputs_us")
         if self._group.rank == 0:
             add_tokens(result, work, self._rows, living, sampled)
-            self._add_failures(result, plan, work.rows)
+            self._add_failures(result, plan, work.layout.rows)
         watch.lap("sample_us")
-        result.timings.CopyFrom(watch.stop())
+        watch.stop()
         return result
 
     @torch.inference_mode()
@@ -163,7 +165,7 @@ class Engine:
         if self._rows.failures:
             raise PlanError(next(iter(self._rows.failures.values())))
 
-    def _admit(self, plan: worker_pb2.StepPlan, work: Work) -> np.ndarray | None:
+    def _admit(self, plan: worker_pb2.StepPlan, work: Work) -> Flags | None:
         """Rows, page tables and copied pages as the plan says; which work entries belong to living sequences."""
         rows = self._rows
         rows.apply(plan)

@@ -18,7 +18,8 @@ from millrace_worker.staging import Staging
 from millrace_worker.step import Batch
 
 if TYPE_CHECKING:
-    from millrace_worker.rows import Column, Rows, Work
+    from millrace_worker.rows import Rows
+    from millrace_worker.work import Column, Layout, Work
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,9 @@ class StepInputs:
 
     `token_ids`, `positions` [T].
     `sampled_rows`, `sampled_positions` [R] on the host: whose token is chosen and the position it will have.
-    `logits_index` [R]: places of the last tokens of the sampled entries among the T tokens; None when R = 0.
-    `samples_all`: the sampled entries' last tokens are all tokens, in their order.
-    `store_index` [R]: where in the flat token table the chosen ids go.
+    `logits_index` [R]: places of the last tokens of the sampled entries among the T tokens; None when these are all
+    tokens, in their order.
+    `store_index` [R]: where in the flat token table the chosen ids go; None when R = 0.
     """
 
     batch: Batch
@@ -53,9 +54,20 @@ class StepInputs:
     sampled_rows: Column
     sampled_positions: Column
     logits_index: torch.Tensor | None
-    samples_all: bool
     store_index: torch.Tensor | None
     prompt: PromptInputs | None
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """The T tokens of a layout, on the host. `last` [B]: the place of each entry's last one. Per token: `row_begins`,
+    where its row begins in the flat token table, and `offsets` from the position at which its entry starts. `logits`
+    [R]: see `StepInputs.logits_index`."""
+
+    last: Column
+    row_begins: Column
+    offsets: Column | None  # None: one token each, the steady state of decoding
+    logits: Column | None
 
 
 class InputBuilder:
@@ -67,7 +79,7 @@ class InputBuilder:
         # Per token: its position, its place in the token table, and the two columns of prompt logprobs.
         self._staging = Staging(4 * shape.max_step_tokens + 2 * shape.max_rows, rows.device)
         self._token_ids = torch.zeros(shape.max_step_tokens, dtype=torch.int64, device=rows.device)
-        self._arange = np.arange(shape.max_step_tokens, dtype=np.int64)
+        self._known: tuple[Layout, _Tokens] | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -76,71 +88,75 @@ class InputBuilder:
 
     def build(self, work: Work) -> StepInputs:
         """Work that `Rows.check_work` let pass, with at least one entry."""
-        rows = self._rows
-        ends = work.starts + work.counts
-        last_T, row_of_T, positions = self._lay_out(work)
-        flat = row_of_T * rows.stride + positions
-        sampled_rows, sampled_positions = work.rows[work.samples], ends[work.samples]
-        store = sampled_rows * rows.stride + sampled_positions
-        logits_index = last_T[work.samples]
-        asked = self._asked_prompt(work, ends, last_T)
-        hidden_index = asked[2] if asked else self._arange[:0]
-        target_places = flat[hidden_index] + 1
-
-        positions_T, flat_T, logits_R, store_R, hidden_P, targets_P = self._staging.upload(
-            positions, flat, logits_index, store, hidden_index, target_places
-        )
-        token_ids_T = torch.index_select(rows.flat_token_ids, 0, flat_T, out=self._token_ids[: len(flat)])
-        prompt = None
+        rows, layout = self._rows, work.layout
+        tokens = self._tokens_of(layout)
+        positions = work.starts
+        if tokens.offsets is not None:
+            positions = np.repeat(work.starts, layout.counts) + tokens.offsets
+        flat = tokens.row_begins + positions
+        store = (flat if tokens.logits is None else flat[tokens.logits]) + 1
+        asked = self._asked_prompt(work, tokens.last)
+        columns = [positions, flat, store]
+        if tokens.logits is not None:
+            columns.append(tokens.logits)
         if asked:
-            num_top = rows.prompt_top_tokens[work.rows[asked[0]]]
-            targets = rows.flat_token_ids.index_select(0, targets_P)
-            prompt = PromptInputs(asked[0], asked[1], num_top, hidden_P, targets)
+            columns += [asked[2], flat[asked[2]] + 1]
+        positions_T, flat_T, store_R, *others = self._staging.upload(*columns)
         return StepInputs(
             batch=Batch(
-                rows=work.rows,
+                rows=layout.rows,
                 starts=work.starts,
-                counts=work.counts,
-                num_prompt_tokens=rows.num_prompt_tokens[work.rows],
+                counts=layout.counts,
+                num_prompt_tokens=rows.num_prompt_tokens[layout.rows],
                 page_table=rows.page_table,
                 page_table_host=rows.page_table_host,
-                lengths=rows.lengths[work.rows],
+                lengths=rows.lengths[layout.rows],
             ),
-            token_ids=token_ids_T,
+            token_ids=torch.index_select(rows.flat_token_ids, 0, flat_T, out=self._token_ids[: len(flat)]),
             positions=positions_T,
-            sampled_rows=sampled_rows,
-            sampled_positions=sampled_positions,
-            logits_index=logits_R if len(logits_index) else None,
-            samples_all=len(logits_index) == len(flat),
+            sampled_rows=layout.sampled_rows,
+            sampled_positions=work.sampled_positions,
+            logits_index=None if tokens.logits is None else others.pop(0),
             store_index=store_R if len(store) else None,
-            prompt=prompt,
+            prompt=self._prompt_inputs(work, asked[:2], others) if asked else None,
         )
 
-    def _lay_out(self, work: Work) -> tuple[Column, Column, Column]:
-        """Per entry the place of its last token; per token its row and its position."""
-        num_entries = len(work.rows)
-        num_tokens = int(work.counts.sum())
-        if num_tokens == num_entries:  # one token each: the steady state of decoding
-            return self._arange[:num_entries], work.rows, work.starts
-        after = np.cumsum(work.counts)
-        first = after - work.counts
-        positions = self._arange[:num_tokens] + np.repeat(work.starts - first, work.counts)
-        return after - 1, np.repeat(work.rows, work.counts), positions
+    def _tokens_of(self, layout: Layout) -> _Tokens:
+        if self._known is None or self._known[0] is not layout:
+            self._known = layout, self._lay_out(layout)
+        return self._known[1]
 
-    def _asked_prompt(self, work: Work, ends: Column, last_T: Column) -> tuple[Column, Column, Column] | None:
+    def _lay_out(self, layout: Layout) -> _Tokens:
+        begins = layout.rows * self._rows.stride
+        if layout.num_tokens == len(begins):
+            last = np.arange(len(begins))
+            return _Tokens(last, begins, None, None if layout.samples_all else last[layout.samples])
+        after = np.cumsum(layout.counts)
+        offsets = np.arange(layout.num_tokens) - np.repeat(after - layout.counts, layout.counts)
+        return _Tokens(after - 1, np.repeat(begins, layout.counts), offsets, (after - 1)[layout.samples])
+
+    def _asked_prompt(self, work: Work, last_T: Column) -> tuple[Column, Column, Column] | None:
         """Entries that owe prompt logprobs, how many each, and the places of those positions among the T tokens.
 
         The token at position p gives the logprob of the prompt token at p + 1, so p runs from `start` and ends before
         the last prompt token and the last computed one.
         """
-        asking = self._rows.prompt_logprobs[work.rows]
+        rows = work.layout.rows
+        asking = self._rows.prompt_logprobs[rows]
         if not asking.any():
             return None
-        known = np.minimum(ends, self._rows.num_prompt_tokens[work.rows] - 1) - work.starts
+        known = np.minimum(work.ends, self._rows.num_prompt_tokens[rows] - 1) - work.starts
         entries = np.flatnonzero(asking & (known > 0))
         if not len(entries):
             return None
         counts = known[entries]
-        first_T = (last_T - work.counts + 1)[entries]
+        first_T = (last_T - work.layout.counts + 1)[entries]
         before = np.cumsum(counts) - counts
         return entries, counts, np.arange(counts.sum()) + np.repeat(first_T - before, counts)
+
+    def _prompt_inputs(self, work: Work, asked: tuple[Column, Column], places: list[torch.Tensor]) -> PromptInputs:
+        """`places`: of the positions among the T tokens, and of their targets in the flat token table."""
+        entries, counts = asked
+        num_top = self._rows.prompt_top_tokens[work.layout.rows[entries]]
+        targets = self._rows.flat_token_ids.index_select(0, places[1])
+        return PromptInputs(entries, counts, num_top, places[0], targets)

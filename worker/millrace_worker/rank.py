@@ -17,9 +17,10 @@ from millrace_worker.grammar import FULL_LEXER_BYTES, host_bytes
 from millrace_worker.memory import peak_beyond, room_for_pool
 from millrace_worker.model import FEATURES, Reach, in_rows, paged
 from millrace_worker.proto import worker_pb2
-from millrace_worker.rows import RowsShape, column
+from millrace_worker.rows import RowsShape
 from millrace_worker.shortage import release_memory
 from millrace_worker.store import StoreSize, Trial, store_of
+from millrace_worker.work import column
 from millrace_worker.worst_case import decode_plans, late_prefill_plan, long_prompt_plans, mixed_plan, prefill_plan
 
 if TYPE_CHECKING:

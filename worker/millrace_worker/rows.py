@@ -14,6 +14,7 @@ import torch
 
 from millrace_worker.kv_pool import lazy_zeros
 from millrace_worker.staging import Staging
+from millrace_worker.work import PlanError, column
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,12 +22,7 @@ if TYPE_CHECKING:
     from millrace_worker.grammar import GrammarRows, NoGrammars
     from millrace_worker.proto import worker_pb2
     from millrace_worker.sampling import SamplingRows
-
-    Column = np.ndarray[tuple[int], np.dtype[np.int64]]
-
-
-class PlanError(ValueError):
-    """A plan that contradicts what this rank holds. It fails whole: the router's book-keeping is wrong."""
+    from millrace_worker.work import Column, Layout, Work
 
 
 class AdmissionError(ValueError):
@@ -62,38 +58,6 @@ class RowsShape:
         return -(-num_tokens // self.page_size) if self.page_size else 0
 
 
-@dataclass(frozen=True)
-class Work:
-    """The part of a plan that is computed: one entry per sequence, columns of one length B (int64, on the host)."""
-
-    rows: Column
-    starts: Column
-    counts: Column
-    samples: np.ndarray[tuple[int], np.dtype[np.bool_]]
-
-    def select(self, kept: np.ndarray) -> Work:
-        """The entries where `kept` is true."""
-        return Work(self.rows[kept], self.starts[kept], self.counts[kept], self.samples[kept])
-
-
-def column(data: bytes) -> Column:
-    """A packed column of little-endian u32 values as int64. Raises PlanError for bytes that are no whole values."""
-    if len(data) % 4:
-        raise PlanError(f"a column of {len(data)} bytes is not a whole number of 4-byte values")
-    return np.frombuffer(data, dtype="<u4").astype(np.int64)
-
-
-def read_work(plan: worker_pb2.StepPlan) -> Work:
-    """Raises PlanError when the columns do not have one length."""
-    work = plan.work
-    samples = np.frombuffer(work.samples, dtype=np.uint8).astype(np.bool_)
-    read = Work(column(work.rows), column(work.starts), column(work.counts), samples)
-    lengths = (len(read.rows), len(read.starts), len(read.counts), len(samples))
-    if len(set(lengths)) != 1:
-        raise PlanError(f"work columns rows, starts, counts, samples have lengths {lengths}")
-    return read
-
-
 class Rows:
     """The rows' tensors and the host's knowledge about them.
 
@@ -116,6 +80,7 @@ class Rows:
         self.page_table_host = table.numpy()
         self.page_table = table if device.type == "cpu" else table.to(device)
         self._growth = Staging(2 * shape.max_growth, device)
+        self._checked: Layout | None = None
         self._forget_sequences()
 
     def reset(self) -> None:
@@ -235,46 +200,52 @@ class Rows:
 
     def check_work(self, work: Work) -> None:
         """Every entry must compute known tokens of a held row into pages that the row has. Raises PlanError."""
-        if not len(work.rows):
+        layout = work.layout
+        if not len(layout.rows):
             return
-        self._check_range("work rows", work.rows, self.shape.max_rows)
-        ends = work.starts + work.counts
-        if not self._held[work.rows].all():
-            raise PlanError(f"work for rows that nobody holds: {work.rows[~self._held[work.rows]].tolist()}")
-        if work.counts.min() < 1:
-            raise PlanError("a work entry computes no token: counts must be at least 1")
-        unknown = ends > self.lengths[work.rows]
+        if layout is not self._checked:
+            self._check_layout(layout)
+            self._checked = layout
+        held = self._held[layout.rows]
+        if not held.all():
+            raise PlanError(f"work for rows that nobody holds: {layout.rows[~held].tolist()}")
+        unknown = work.ends > self.lengths[layout.rows]
         if unknown.any():
-            raise PlanError(f"work beyond the known tokens of rows {work.rows[unknown].tolist()}")
-        self._check_state(work, ends)
-        if work.counts.sum() > self.shape.max_step_tokens:
-            raise PlanError(f"a step of {work.counts.sum()} tokens, but Prepare allowed {self.shape.max_step_tokens}")
-        if len(work.rows) > 1 and np.bincount(work.rows).max() > 1:
+            raise PlanError(f"work beyond the known tokens of rows {layout.rows[unknown].tolist()}")
+        self._check_state(work)
+
+    def _check_layout(self, layout: Layout) -> None:
+        self._check_range("work rows", layout.rows, self.shape.max_rows)
+        if layout.counts.min() < 1:
+            raise PlanError("a work entry computes no token: counts must be at least 1")
+        if layout.num_tokens > self.shape.max_step_tokens:
+            raise PlanError(f"a step of {layout.num_tokens} tokens, but Prepare allowed {self.shape.max_step_tokens}")
+        if np.bincount(layout.rows).max() > 1:
             raise PlanError("a row has two work entries in one step")
 
-    def _check_state(self, work: Work, ends: Column) -> None:
+    def _check_state(self, work: Work) -> None:
         """A token's K and V need a place in a page; a row's state goes on where it stands, or begins anew."""
+        rows = work.layout.rows
         if self.shape.page_size:
-            homeless = ends > self.page_counts[work.rows] * self.shape.page_size
+            homeless = work.ends > self.page_counts[rows] * self.shape.page_size
             if homeless.any():
-                raise PlanError(f"work beyond the pages of rows {work.rows[homeless].tolist()}")
+                raise PlanError(f"work beyond the pages of rows {rows[homeless].tolist()}")
             return
-        astray = (work.starts > 0) & (work.starts != self.computed[work.rows])
+        astray = (work.starts > 0) & (work.starts != self.computed[rows])
         if astray.any():
-            raise PlanError(f"work that does not go on where the state of rows {work.rows[astray].tolist()} stands")
+            raise PlanError(f"work that does not go on where the state of rows {rows[astray].tolist()} stands")
 
     def living(self, work: Work) -> np.ndarray | None:
         """Which entries belong to sequences that have not failed; None when all do."""
         if not self.failures:
             return None
-        return ~np.isin(work.rows, np.fromiter(self.failures, dtype=np.int64))
+        return ~np.isin(work.layout.rows, np.fromiter(self.failures, dtype=np.int64))
 
     def note_computed(self, work: Work) -> None:
         """The step will store a token at position start + count of each sampling row: later plans may use it."""
         if not self.shape.page_size:
-            self.computed[work.rows] = work.starts + work.counts
-        sampling = work.rows[work.samples]
-        self.lengths[sampling] = (work.starts + work.counts)[work.samples] + 1
+            self.computed[work.layout.rows] = work.ends
+        self.lengths[work.layout.sampled_rows] = work.sampled_positions + 1
 
     def fail(self, admitted: Sequence[worker_pb2.Admission], working: Column, message: str) -> None:
         """These sequences have failed: work for them is dropped, and each answer names them, until they are released.

@@ -46,8 +46,8 @@ class Runner:
         step = model.plan(inputs.batch)
         hidden_TD = model.hidden(inputs.token_ids, inputs.positions, step)
         logits_RV = None
-        if inputs.logits_index is not None:
-            read_RD = hidden_TD if inputs.samples_all else hidden_TD.index_select(0, inputs.logits_index)
+        if inputs.store_index is not None:
+            read_RD = hidden_TD if inputs.logits_index is None else hidden_TD.index_select(0, inputs.logits_index)
             logits_RV = model.logits(read_RD)
         prompt = self._prompt_scores(hidden_TD, inputs.prompt) if inputs.prompt else None
         return Forwarded(logits_RV, prompt)

@@ -19,6 +19,9 @@ class Staging:
         self._columns = self._host.numpy()
         self._device = self._host.to(device) if on_gpu else self._host
         self._copied = torch.cuda.Event() if on_gpu else None
+        self._lengths: tuple[int, ...] = ()
+        self._places: list[np.ndarray] = []
+        self._tensors: tuple[torch.Tensor, ...] = ()
 
     @property
     def num_bytes(self) -> int:
@@ -27,12 +30,23 @@ class Staging:
 
     def upload(self, *columns: np.ndarray) -> tuple[torch.Tensor, ...]:
         """The columns as int64 tensors on the device, valid until the next upload."""
+        lengths = tuple(map(len, columns))
+        if lengths != self._lengths:
+            self._divide(lengths)
         if self._copied is not None:
             self._copied.synchronize()
-        ends = np.cumsum([len(column) for column in columns]).tolist()
-        for column, end in zip(columns, ends, strict=True):
-            self._columns[end - len(column) : end] = column
+        for place, column in zip(self._places, columns, strict=True):
+            place[:] = column
         if self._copied is not None:
-            self._device[: ends[-1]].copy_(self._host[: ends[-1]], non_blocking=True)
+            used = sum(lengths)
+            self._device[:used].copy_(self._host[:used], non_blocking=True)
             self._copied.record()
-        return tuple(self._device[end - len(column) : end] for column, end in zip(columns, ends, strict=True))
+        return self._tensors
+
+    def _divide(self, lengths: tuple[int, ...]) -> None:
+        """From one step to the next columns mostly have the same lengths: views of both sides are kept."""
+        ends = np.cumsum(lengths).tolist()
+        spans = [slice(end - length, end) for length, end in zip(lengths, ends, strict=True)]
+        self._lengths = lengths
+        self._places = [self._columns[span] for span in spans]
+        self._tensors = tuple(self._device[span] for span in spans)

@@ -59,6 +59,9 @@ class NativeBackend(Pooled):
         self.name = f"native ({machine.level})"
         self.layers = [_layer(machine, heads, dtype, workspaces) for heads in layers]
         self.addresses: list[int] = []
+        # One plan of a step is for all layers of a shape.
+        self._planned = {layer.shape: layer for layer in self.layers}
+        self._chunks = {layer.chunk for layer in self.layers}
 
     @staticmethod
     def supports(layers: list[Heads], dtype: torch.dtype) -> bool:
@@ -84,12 +87,11 @@ class NativeBackend(Pooled):
         from millrace_kernels import Step
 
         steps = {}
-        for chunk in {layer.chunk for layer in self.layers}:
+        for chunk in self._chunks:
             seen = batch if chunk is None else batch.in_chunks(chunk, self.page_size)
             rows, starts, counts = map(np.ascontiguousarray, (seen.rows, seen.starts, seen.counts))
             steps[chunk] = Step(rows, starts, counts, seen.page_table_host, self.pool.num_pages)
-        layers = {layer.shape: layer for layer in self.layers}
-        plans = {shape: layer.kernel.plan(steps[layer.chunk]) for shape, layer in layers.items()}
+        plans = {shape: layer.kernel.plan(steps[layer.chunk]) for shape, layer in self._planned.items()}
         return NativeStep(batch.num_tokens, plans)
 
     def attend(self, heads: Heads, qkv_TC: Tensor, rotation: Rotation | None, step: NativeStep) -> Tensor:
@@ -134,7 +136,7 @@ def _is_plain(x: Tensor) -> bool:
 
 
 def turns_of(rotation: Rotation, num_tokens: int) -> tuple[int, int]:
-    """The address of cosines and sines side by side, as `RotaryTable.gather` makes them, and how many are rotated."""
+    """As `address_of_turns`, of cosines and sines that lie side by side."""
     cos, sin = rotation
     width = cos.shape[-1]
     first, rows = cos.data_ptr(), (num_tokens, 1, width)
@@ -142,3 +144,12 @@ def turns_of(rotation: Rotation, num_tokens: int) -> tuple[int, int]:
     if cos.dtype is not ROTARY_DTYPE or cos.shape != rows or not side_by_side:
         raise ValueError(f"rotations are float32 rows of cosines and sines, not {tuple(cos.shape)} {cos.dtype}")
     return first, width
+
+
+def address_of_turns(rows_T1C: Tensor, num_tokens: int) -> tuple[int, int]:
+    """The address of cosines and sines side by side, as `RotaryTable.rows` makes them, and how many are rotated."""
+    columns = rows_T1C.shape[-1]
+    is_wrong = rows_T1C.dtype is not ROTARY_DTYPE or not rows_T1C.is_contiguous()
+    if is_wrong or rows_T1C.shape != (num_tokens, 1, columns):
+        raise ValueError(f"rotations are float32 rows of all tokens, not {tuple(rows_T1C.shape)} {rows_T1C.dtype}")
+    return rows_T1C.data_ptr(), columns // 2

@@ -37,7 +37,14 @@ class Rotation(NamedTuple):
 class StepRotation(Protocol):
     """Where the rows of one step come from."""
 
-    def gather(self, positions_T: Tensor) -> Rotation: ...
+    def rows(self, positions_T: Tensor) -> Tensor:
+        """[T, 1, 2 R], contiguous: cosines and sines of each token, as `split` takes them."""
+        ...
+
+
+def split(rows_T1C: Tensor) -> Rotation:
+    width = rows_T1C.shape[-1] // 2
+    return Rotation(rows_T1C[..., :width], rows_T1C[..., width:])
 
 
 class RotaryTable:
@@ -67,15 +74,9 @@ class RotaryTable:
             self._make_blocks(batch.starts // BLOCK, (ends - 1) // BLOCK)
         return self
 
-    def gather(self, positions_T: Tensor) -> Rotation:
-        """The rows of positions whose step has been planned."""
-        return self.split(self.rows(positions_T))
-
     def rows(self, positions_T: Tensor) -> Tensor:
+        """Of positions whose step has been planned."""
         return self._rows.index_select(0, positions_T)[:, None]
-
-    def split(self, rows: Tensor) -> Rotation:
-        return Rotation(rows[..., : self.width], rows[..., self.width :])
 
     @torch.inference_mode()
     def _make_blocks(self, firsts: np.ndarray, lasts: np.ndarray) -> None:
@@ -134,11 +135,11 @@ class MixedRotation:
     long: RotaryTable
     longer: Tensor  # bool [T]
 
-    def gather(self, positions_T: Tensor) -> Rotation:
+    def rows(self, positions_T: Tensor) -> Tensor:
         nothing = torch.zeros_like(positions_T)
         short = self.short.rows(positions_T.where(~self.longer, nothing))
         long = self.long.rows(positions_T.where(self.longer, nothing))
-        return self.long.split(torch.where(self.longer[:, None, None], long, short))
+        return torch.where(self.longer[:, None, None], long, short)
 
 
 def rotate_(x_TNH: Tensor, rotation: Rotation, pairs: Pairs = "halves") -> None:

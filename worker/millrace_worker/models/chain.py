@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from millrace_worker.attention.native_backend import NativeBackend, NativeStep, turns_of
+from millrace_worker.attention.native_backend import NativeBackend, NativeStep, address_of_turns
 from millrace_worker.layers.linear import NativeLinear
 from millrace_worker.layers.norm import NativeNorm
 from millrace_worker.layers.quantized import NativeQuantizedLinear
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from millrace_worker.attention.interface import AttentionBackend
     from millrace_worker.attention.native_backend import Shape
-    from millrace_worker.layers.qkv import Places
     from millrace_worker.models.decoder import Block
 
 # The slot of the residual stream; then come the layers' pages, then workspaces.
@@ -59,16 +58,17 @@ class Chain:
         assert delta is not None
         self._width, self._delta = delta.width, delta
 
-    def run(self, x_TD: Tensor, places: Places, step: NativeStep) -> tuple[Tensor, Tensor]:
-        """The stream, changed in place, and what is still to be added to it, in a workspace."""
+    def run(self, x_TD: Tensor, turns: list[Tensor], step: NativeStep) -> tuple[Tensor, Tensor]:
+        """The stream, changed in place, and what is still to be added to it, in a workspace. `turns`: the rows of each
+        rotation [T, 1, 2 R]."""
         number = len(x_TD)
         if x_TD.shape != (number, self._width) or x_TD.dtype is not torch.float32 or not x_TD.is_contiguous():
             raise ValueError(f"a stream of [T, {self._width}] float32, contiguous, is {tuple(x_TD.shape)} {x_TD.dtype}")
         for workspace in self._workspaces:
             workspace.rows(number)
         slots = [x_TD.data_ptr(), *self._backend.addresses, *(each.address for each in self._workspaces)]
-        turns = [turns_of(rotation, number) for rotation in places.rotations]
-        self._chain.run(number, slots, [step.plans[shape] for shape in self._shapes], turns)
+        plans = [step.plans[shape] for shape in self._shapes]
+        self._chain.run(number, slots, plans, [address_of_turns(rows, number) for rows in turns])
         return x_TD, self._delta.rows(number)
 
     def _add(self, layer: Block, delta: Workspace | None) -> Workspace:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from millrace_worker.attention.interface import AttentionBackend, Heads
-from millrace_worker.attention.rotary import RotaryTable, StepRotation, SwitchedRotaryTable
+from millrace_worker.attention.rotary import RotaryTable, StepRotation, SwitchedRotaryTable, split
 from millrace_worker.distributed import Group
 from millrace_worker.layers.embedding import Embed, Head
 from millrace_worker.layers.linear import Linear, Named
@@ -141,9 +141,9 @@ class NormedStreamLayer:
 
 
 class BlockChain(Protocol):
-    """All blocks at once (`chain.py`), as `Block` of each."""
+    """All blocks at once (`chain.py`), as `Block` of each; `turns` are the rows of each rotation [T, 1, 2 R]."""
 
-    def run(self, x_TD: Tensor, places: Places, step: Any) -> tuple[Tensor, Tensor | None]: ...
+    def run(self, x_TD: Tensor, turns: list[Tensor], step: Any) -> tuple[Tensor, Tensor | None]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,13 +209,11 @@ class CausalLM:
         `token_ids_T` and `positions_T` are int64 on the device; `step` is `plan(batch)` of the same tokens.
         """
         x, delta = self._ends.first(token_ids_T, positions_T), None
-        places = Places(
-            [rotary.gather(positions_T) for rotary in step.rotaries],
-            [growth(positions_T) for growth in self._ends.growths],
-        )
+        turns = [rotary.rows(positions_T) for rotary in step.rotaries]
         if self.chain is not None:
-            x, delta = self.chain.run(x, places, step.attention)
+            x, delta = self.chain.run(x, turns, step.attention)
         else:
+            places = Places(list(map(split, turns)), [growth(positions_T) for growth in self._ends.growths])
             for layer in self._layers:
                 x, delta = layer(x, delta, places, step.attention)
         return x if delta is None else x.add_(delta)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from millrace_worker.attention.rotary import BLOCK, RotaryTable, SwitchedRotaryTable, rotate_
+from millrace_worker.attention.rotary import BLOCK, RotaryTable, SwitchedRotaryTable, rotate_, split
 from millrace_worker.step import Batch
 
 CPU = torch.device("cpu")
@@ -43,7 +43,7 @@ def test_a_rotation_equals_the_complex_product() -> None:
     angles = positions[:, None] * FREQUENCIES
     turned = torch.complex(x[..., :6], x[..., 6:12]) * torch.polar(torch.ones(4, 6), angles).unsqueeze(1)
     expected = torch.cat((turned.real, turned.imag, x[..., 12:]), dim=-1)
-    rotate_(x, table(100).plan(batch((0, 100))).gather(positions))
+    rotate_(x, split(table(100).plan(batch((0, 100))).rows(positions)))
     torch.testing.assert_close(x, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -58,7 +58,7 @@ def test_rows_are_the_same_whatever_came_before(seed: int) -> None:
         counts = np.minimum(rng.choice([1, 30, 3 * BLOCK], 3), last - starts)
         grown.plan(batch(*zip(starts.tolist(), counts.tolist(), strict=True)))
         positions = torch.from_numpy(np.concatenate([np.arange(s, s + n) for s, n in zip(starts, counts, strict=True)]))
-        assert torch.equal(grown.gather(positions).cos, cosines(positions))
+        assert torch.equal(split(grown.rows(positions)).cos, cosines(positions))
 
 
 def test_a_long_context_costs_nothing_until_it_is_used() -> None:
@@ -66,7 +66,7 @@ def test_a_long_context_costs_nothing_until_it_is_used() -> None:
     untouched = table(40_000_000)
     assert untouched._rows.numel() == 0
     at = torch.tensor([2_000_000])
-    assert torch.equal(untouched.plan(batch((2_000_000, 1))).gather(at).cos, cosines(at))
+    assert torch.equal(split(untouched.plan(batch((2_000_000, 1))).rows(at)).cos, cosines(at))
     assert untouched._made.sum() == 1
 
 
@@ -78,7 +78,7 @@ def test_longer_sequences_turn_by_the_second_table_at_every_position() -> None:
         ([21, 50, 100], [True] * 7),
         ([20, 21, 20], [False, True, True, False, False, False, False]),
     ):
-        found = switched.plan(batch(*work, lengths=lengths)).gather(positions)
+        found = split(switched.plan(batch(*work, lengths=lengths)).rows(positions))
         slow, fast = cosines(positions, speed=0.5), cosines(positions)
         expected = torch.where(torch.tensor(is_long)[:, None, None], slow, fast)
         assert torch.equal(found.cos, expected)
@@ -88,5 +88,5 @@ def test_longer_sequences_turn_by_the_second_table_at_every_position() -> None:
 def test_without_known_lengths_a_sequence_ends_with_its_step() -> None:
     switched = SwitchedRotaryTable(table(20), table(100, speed=0.5), switch=20)
     at = torch.tensor([19, 20])
-    assert torch.equal(switched.plan(batch((19, 2))).gather(at).cos, cosines(at, speed=0.5))
-    assert torch.equal(switched.plan(batch((19, 1))).gather(at[:1]).cos, cosines(at[:1]))
+    assert torch.equal(split(switched.plan(batch((19, 2))).rows(at)).cos, cosines(at, speed=0.5))
+    assert torch.equal(split(switched.plan(batch((19, 1))).rows(at[:1])).cos, cosines(at[:1]))

@@ -12,7 +12,7 @@ from millrace_worker.answer import NO_TOKEN
 from millrace_worker.distributed import Group, Outcome, RankGoneError
 from millrace_worker.engine import OUT_OF_MEMORY, Engine, EngineParts, RankLostError
 from millrace_worker.proto import worker_pb2
-from millrace_worker.rows import PlanError
+from millrace_worker.work import PlanError
 
 from .conftest import POSITIONS, VOCAB, Bench, Reference
 from .plans import Answers, greedy, read_u32, u32

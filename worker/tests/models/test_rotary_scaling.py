@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from millrace_worker import cpu_kernels
+from millrace_worker.attention.rotary import split
 from millrace_worker.distributed import Group
 from millrace_worker.models.architectures import describe
 from millrace_worker.models.decoder import DecoderStep
@@ -92,7 +93,7 @@ def ours(name: str, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
     """[T, DIM] cosines and sines of a sequence that ends with the last position."""
     table = rotary_table(rotary_of(values(name)), LONGEST, torch.float32, CPU)
     first, last = int(positions[0]), int(positions[-1])
-    cos, sin = table.plan(one_row(first, last + 1 - first)).gather(positions)
+    cos, sin = split(table.plan(one_row(first, last + 1 - first)).rows(positions))
     half = DIM // 2
     assert torch.equal(sin[:, 0, :half], -sin[:, 0, half:])
     return cos[:, 0], sin[:, 0, half:].repeat(1, 2)
