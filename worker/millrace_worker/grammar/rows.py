@@ -101,6 +101,8 @@ class GrammarRows:
         """Makes the masks, from now on and in another thread, of those of `rows` [R] that have a grammar; the tokens
         that will be sampled stand at `positions` [R]."""
         self._settle()
+        if not self._rows:
+            return
         places = np.flatnonzero(self._constrained[rows])
         if self.failures:
             places = places[~np.isin(rows[places], np.fromiter(self.failures, dtype=np.int64))]

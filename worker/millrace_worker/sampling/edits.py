@@ -62,9 +62,9 @@ class ScoreEdits:
 
     def apply(self, scores_RV: Tensor, context: SampleContext) -> None:
         """Edits the scores in place. Ids beyond the vocabulary fail the step: whoever admits requests checks them."""
-        edited = self._edited[context.rows]
-        if not edited.any():
+        if not self._rows:
             return
+        edited = self._edited[context.rows]
         for place in np.flatnonzero(edited):
             edits, scores_V = self._rows[int(context.rows[place])], scores_RV[place]
             scores_V.index_add_(0, edits.biased, edits.bias)

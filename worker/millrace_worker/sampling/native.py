@@ -30,7 +30,7 @@ NUMBERS = ("temperature", "top_p", "typical_p", "min_p", "repetition_penalty", "
 
 @dataclass(frozen=True)
 class Columns:
-    """Parameters of `rows` as the kernel takes them; valid until those of a row change.
+    """Parameters of `rows` as the kernel takes them; valid until those of a row change. Nobody writes to `rows`.
 
     `numbers` float32 [R, 8], `whole` int64 [R, 4]. `penalized`: the places of rows with penalties.
     """
@@ -93,7 +93,7 @@ class NativeSampler:
             known is None
             or known.version != state.version
             or known.vocab_size != vocab_size
-            or not np.array_equal(known.rows, rows)
+            or not (known.rows is rows or np.array_equal(known.rows, rows))
         ):
             known = self._columns = make_columns(rows, vocab_size, state)
         return known
@@ -112,7 +112,7 @@ def make_columns(rows: NDArray[np.int64], vocab_size: int, state: SamplingRows) 
     nothing = features == 0  # such a row may have another sequence's numbers still
     numbers[nothing, 0], whole[nothing, 2] = 1.0, 0
     return Columns(
-        rows=rows.copy(),
+        rows=rows,
         vocab_size=vocab_size,
         version=state.version,
         used=Feature(int(np.bitwise_or.reduce(features, initial=0))),
