@@ -1,13 +1,12 @@
 """Sides that take turns: each does the same work in every round while the others are stopped (SIGSTOP).
 
-Figures from different runs do not compare, so a claim is the ratio of two sides in one run, round by round. A batch
-that is short is asked several times in a turn, after one that is not counted: who was stopped has cold caches, and
-timers that are all due at once.
+Figures from different runs do not compare, so a claim is the ratio of two sides in one run, round by round. A turn
+begins with a short request that is not counted: who was stopped has cold caches, and timers that are all due at once.
+Then come as many batches as make it long enough. Each round begins with another side.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import signal
@@ -26,6 +25,8 @@ from benchmarks import load, models, processes
 # Ours is measured for about so long in a turn, if one batch takes less; so many batches at most.
 TURN_SECONDS = 1.0
 MOST_BATCHES = 20
+# What is asked of one stream at the beginning of a turn.
+WAKING_TOKENS = 8
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,14 @@ class InProcess:
         return line
 
 
+@dataclass(frozen=True)
+class Prompts:
+    """Of a turn, made before it begins: one to wake the side, and those of each batch."""
+
+    waking: list[str]
+    batches: list[list[str]]
+
+
 @dataclass
 class Side:
     """One contestant and what was measured of it."""
@@ -125,19 +134,16 @@ class Side:
     resident_bytes: int = 0
     opening: list[str] = field(default_factory=list)
 
-    def turn(self, point: Point, prompts: Callable[[int], list[str]], repeats: int | None = None) -> tuple[Answer, int]:
-        """Runs a batch while nothing else runs, and `repeats` more, which then count in its place; notes the memory
-        held after them. `prompts` gives those of a batch. Without `repeats` the first says how many; answered too.
-        """
+    def turn(self, point: Point, prompts: Prompts) -> Answer:
+        """Runs batches while nothing else runs, and notes the memory held after them. Answers their mean."""
         self.signal(signal.SIGCONT)
         try:
-            first = self.asked.ask(prompts(0), point.new_tokens)
-            repeats = repeats_of(first) if repeats is None else repeats
-            again = [self.asked.ask(prompts(1 + number), point.new_tokens) for number in range(repeats)]
+            self.asked.ask(prompts.waking, WAKING_TOKENS)
+            answers = [self.asked.ask(batch, point.new_tokens) for batch in prompts.batches]
         finally:
             self.signal(signal.SIGSTOP)
         self.resident_bytes = max(self.resident_bytes, processes.resident_bytes(self.process.pid))
-        return mean(again or [first]), repeats
+        return mean(answers)
 
     def signal(self, number: int) -> None:
         processes.send(processes.family(self.process.pid), number)
@@ -148,11 +154,6 @@ class Side:
 
     def first_token(self, point: Point) -> float:
         return statistics.median(a.first_token_seconds for a in self.answers[point])
-
-
-def repeats_of(first: Answer) -> int:
-    """How many batches like this one make a turn long enough; none where it is so itself."""
-    return 0 if first.seconds >= TURN_SECONDS else min(math.ceil(TURN_SECONDS / first.seconds), MOST_BATCHES)
 
 
 def mean(answers: list[Answer]) -> Answer:
@@ -166,16 +167,27 @@ Starter = Callable[[Path, ExitStack], Side]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a contest over one model gave: the sides, ours first, and why others are missing or stopped."""
+    """What a contest over one model gave: the sides, ours first, and why others are missing or stopped. `bandwidth`:
+    bytes per second that the machine read beside the points of one stream, the median; 0 where it was not asked for."""
 
     model: str
     points: list[Point]
     sides: list[Side]
     failures: dict[str, str]
+    bandwidth: float = 0.0
 
 
-def contest(model: str, starters: dict[str, Starter], points: list[Point], limits: Limits) -> Outcome:
-    """Starts the sides, then measures all of them at each point. Only the first side's failure ends the contest."""
+def contest(
+    model: str,
+    starters: dict[str, Starter],
+    points: list[Point],
+    limits: Limits,
+    read_bandwidth: Callable[[], float] | None = None,
+) -> Outcome:
+    """Starts the sides, then measures all of them at each point. Only the first side's failure ends the contest.
+
+    `read_bandwidth` is asked before and after each point of one stream, while all sides are stopped.
+    """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     folder = models.path(model)
     failures: dict[str, str] = {}
@@ -192,45 +204,60 @@ def contest(model: str, starters: dict[str, Starter], points: list[Point], limit
                 failures[name] = f"did not start: {error} ({processes.last_words(name)})"
                 if not sides:
                     raise processes.DidNotStartError(f"{name} {failures[name]}") from error
+        speeds: list[float] = []
         for point in points:
+            asked = read_bandwidth if point.streams == 1 else None
+            speeds += [asked()] if asked else []
             measure(point, sides, folder, limits, failures)
-        return Outcome(model, points, sides, failures)
+            speeds += [asked()] if asked else []
+        return Outcome(model, points, sides, failures, statistics.median(speeds) if speeds else 0.0)
 
 
 def warm_up(side: Side, folder: Path, points: list[Point]) -> None:
     """A short batch, the same for every side; its texts show that all of them serve the same model."""
     point = Point(points[0].prompt_tokens, 16, min(16, max(point.streams for point in points)))
     prompts = models.prompts(folder, point.streams, point.prompt_tokens, seed=0)
-    side.opening = side.turn(point, lambda _: prompts, repeats=0)[0].texts
+    side.opening = side.turn(point, Prompts(prompts[:1], [prompts])).texts
 
 
 def measure(point: Point, sides: list[Side], folder: Path, limits: Limits, failures: dict[str, str]) -> None:
-    begun, repeats = time.monotonic(), None
+    begun, ours = time.monotonic(), sides[0]
+    num_batches = 1
     for turn in range(limits.rounds):
         spent = time.monotonic() - begun
         if turn and spent * (turn + 1) / turn > limits.point_seconds:
             return
-        prompts = prompts_of(point, turn, folder)
-        for side in sides:
+        prompts = prompts_of(point, turn, folder, num_batches)
+        for side in rotated(sides, turn):
             if side.name in failures:
                 continue
             try:
-                answer, repeats = side.turn(point, prompts, repeats)
+                answer = side.turn(point, prompts)
+                if turn == 0 and side is ours and answer.seconds < TURN_SECONDS:
+                    num_batches = min(math.ceil(TURN_SECONDS / answer.seconds), MOST_BATCHES)
+                    prompts = prompts_of(point, turn, folder, num_batches)
+                    answer = side.turn(point, prompts)
                 side.answers.setdefault(point, []).append(answer)
             except (RuntimeError, OSError) as error:
-                if side is sides[0]:
+                if side is ours:
                     raise
                 side.answers.pop(point, None)
                 failures[side.name] = f"stopped at {point}: {error} ({processes.last_words(side.name)})"
 
 
-def prompts_of(point: Point, turn: int, folder: Path) -> Callable[[int], list[str]]:
-    """The prompts of each batch of a turn, the same for every side; no prompt is seen twice in a contest."""
+def rotated(sides: list[Side], turn: int) -> list[Side]:
+    """Ours begins the first round."""
+    first = turn % len(sides)
+    return sides[first:] + sides[:first]
 
-    @functools.cache
-    def batch(number: int) -> list[str]:
+
+def prompts_of(point: Point, turn: int, folder: Path, num_batches: int) -> Prompts:
+    """The same for every side; no prompt is seen twice in a contest, also where ours showed that one batch is short."""
+
+    def made(number: int, streams: int) -> list[str]:
         # Never the warm-up's seed, 0.
         seed = 1 + number + 100 * turn + 10_000 * point.streams + 10_000_000 * point.prompt_tokens
-        return models.prompts(folder, point.streams, point.prompt_tokens, seed)
+        return models.prompts(folder, streams, point.prompt_tokens, seed)
 
-    return batch
+    waking, first = (0, 2) if num_batches == 1 else (1, 3)
+    return Prompts(made(waking, 1), [made(first + number, point.streams) for number in range(num_batches)])

@@ -53,30 +53,40 @@ def speed(outcomes: list[Outcome], names: list[str], targets: dict[str, float]) 
     return table(rows)
 
 
-def first_token(outcomes: list[Outcome], names: list[str]) -> list[str]:
-    """Milliseconds until the median stream's first token."""
-    head = ["model", "in/out", "streams", "rounds", names[0]]
+def first_token(outcomes: list[Outcome], names: list[str], target: float) -> list[str]:
+    """Milliseconds until the median stream's first token; ratios below the target are marked. Of ours also how many
+    tokens of prompts it computes in a second until then, where one stream has the machine to itself."""
+    head = ["model", "in/out", "streams", "rounds", names[0], "prompt tokens/s"]
     rows = [head + [cell for name in names[1:] for cell in (name, "ratio")]]
     for outcome in outcomes:
         ours, *others = in_order(outcome, names)
         assert ours is not None
         for point in outcome.points:
-            row = [*place(outcome, ours, point), f"{ours.first_token(point) * 1e3:.0f}"]
+            seconds = ours.first_token(point)
+            speed = f"{point.prompt_tokens / seconds:.0f}" if point.streams == 1 else "–"
+            row = [*place(outcome, ours, point), f"{seconds * 1e3:.0f}", speed]
             for side in others:
                 if side is None or point not in side.answers:
                     row += ["–", "–"]
                     continue
-                row += [f"{side.first_token(point) * 1e3:.0f}", str(first_token_ratio(ours, side, point))]
+                ratio = first_token_ratio(ours, side, point)
+                missed = f" below {target}" if ratio.median < target else ""
+                row += [f"{side.first_token(point) * 1e3:.0f}", f"{ratio}{missed}"]
             rows.append(row)
     return table(rows)
 
 
 def memory(outcomes: list[Outcome], names: list[str]) -> list[str]:
-    """Resident MiB, the most seen after any batch."""
+    """Resident MiB, the most seen after any turn."""
     rows = [["model", *names]]
     for outcome in outcomes:
-        sides = in_order(outcome, names)
-        rows.append([outcome.model, *(f"{side.resident_bytes / 2**20:.0f}" if side else "–" for side in sides)])
+        ours, *others = in_order(outcome, names)
+        assert ours is not None
+        cells = [f"{ours.resident_bytes / 2**20:.0f}"]
+        for side in others:
+            less = " (less than ours)" if side and side.resident_bytes < ours.resident_bytes else ""
+            cells.append(f"{side.resident_bytes / 2**20:.0f}{less}" if side else "–")
+        rows.append([outcome.model, *cells])
     return table(rows)
 
 

@@ -62,7 +62,12 @@ def start_millrace(folder: Path, stack: ExitStack, shared: Shared) -> Side:
     if form == "int8":
         command += ["--quantize", "eetq"]
     side = serving.start_server(processes.Program("millrace", command, {}), Server(port, "tgi", WHOLE_ANSWERS), stack)
-    weights = {"": dtype, "int8": "int8, a scale for each output", "int4": "int4 (GPTQ), groups of 128"}[form]
+    rest = "; embedding and head bfloat16"
+    weights = {
+        "": dtype,
+        "int8": f"int8, a scale for each output{rest}",
+        "int4": f"int4 (GPTQ), groups of 128{rest}",
+    }[form]
     return replace(side, about=f"through HTTP; weights {weights}; activations and KV {dtype}")
 
 
@@ -81,7 +86,8 @@ def start_openvino(folder: Path, stack: ExitStack, shared: Shared, its_defaults:
     program = processes.Program(name, command, offline("openvino"), asked_by_pipe=True)
     side = serving.start_in_process(program, folder, stack)
     precision = "its own choice of precision" if its_defaults else " and ".join(properties)
-    return replace(side, about=f"in process, token ids in and out; weights stored as {stored}, {precision}")
+    rest = " (embedding and head int8)" if form == "int4" else ""
+    return replace(side, about=f"in process, token ids in and out; weights stored as {stored}{rest}, {precision}")
 
 
 def exported_for_openvino(folder: Path, stored: str) -> Path:
@@ -134,8 +140,13 @@ def start_llama(folder: Path, stack: ExitStack, streams: int, longest: int) -> S
     command += ["--parallel", str(streams), "--ctx-size", str(streams * slot), "--cache-ram", "0"]
     command += ["--cache-type-k", cache, "--cache-type-v", cache]
     side = serving.start_server(processes.Program("llama", command, {}), Server(port, "m", WHOLE_ANSWERS), stack)
-    weights = {"": f"weights and activations {dtype}", "int8": "Q8_0", "int4": "Q4_0"}[models.form_of(folder)]
-    return replace(side, about=f"through HTTP; {weights}, KV {cache}, {streams} x {slot} tokens")
+    quantized = "and activations rounded to 8 bits for each product: less precision than ours"
+    weights = {
+        "": f"weights and activations {dtype}",
+        "int8": f"weights Q8_0 {quantized}",
+        "int4": f"weights Q4_0 {quantized}",
+    }[models.form_of(folder)]
+    return replace(side, about=f"through HTTP; {weights}; KV {cache}, {streams} x {slot} tokens")
 
 
 def as_gguf(folder: Path) -> Path:

@@ -71,39 +71,83 @@ def test_ratios_are_theirs_over_ours(scripted):
     assert table[2] == "| m | 128/32 | 1 | 3 | 16 | 11 | **1.50** (1.50 to 1.50) below 1.6 |"
     assert table[3] == "| m | 128/32 | 4 | 3 | 64 | 43 | **1.50** (1.50 to 1.50) below 1.6 |"
     assert "below" not in "".join(report.speed([outcome], ["ours", "theirs"], {"theirs": 1.5}))
-    assert report.first_token([outcome], ["ours", "theirs"])[2].startswith("| m | 128/32 | 1 | 3 | 200 | 300 |")
+    first = report.first_token([outcome], ["ours", "theirs"], 1.0)
+    assert first[2] == "| m | 128/32 | 1 | 3 | 200 | 640 | 300 | **1.50** (1.50 to 1.50) |"
+    assert report.first_token([outcome], ["ours", "theirs"], 2.0)[2].endswith("**1.50** (1.50 to 1.50) below 2.0 |")
+
+
+def test_memory_of_a_side_that_holds_less_is_marked(scripted):
+    starters = {"ours": scripted("ours", 1.0), "theirs": scripted("theirs", 1.0)}
+    outcome = contest.contest("m", starters, POINTS[:1], Limits(1, 60))
+    outcome.sides[0].resident_bytes, outcome.sides[1].resident_bytes = 300 << 20, 200 << 20
+    assert report.memory([outcome], ["ours", "theirs"])[2] == "| m | 300 | 200 (less than ours) |"
 
 
 def test_sides_see_the_same_prompts_and_none_twice(scripted):
     contest.contest("m", {"a": scripted("a", 1.0), "b": scripted("b", 1.0)}, POINTS, Limits(2, 60))
     seen = scripted.asked["a"].seen
     assert seen == scripted.asked["b"].seen
-    texts = [text for batch in seen for text in batch]
-    assert len(texts) == len(set(texts)) == 4 + 2 * (1 + 4)
+    texts = [text for batch in seen[1:] for text in batch]  # the warm-up's batch has its waking prompt once more
+    assert len(texts) == len(set(texts)) == 4 + 2 * (2 + 5)
 
 
-def test_short_batches_are_asked_again_and_the_first_is_not_counted(scripted):
-    class Waking(Scripted):
-        """Its first batch in each turn takes ten times as long."""
-
-        def ask(self, prompts: list[str], new_tokens: int) -> Answer:
-            answer = super().ask(prompts, new_tokens)
-            is_first = (len(self.seen) - 2) % 5 == 0
-            return Answer(answer.seconds * (10 if is_first else 1), answer.first_token_seconds, answer.texts)
-
-    def waking(folder: Path, stack: ExitStack) -> Side:
-        side = scripted("b", 0.5)(folder, stack)
-        side.asked = scripted.asked["b"] = Waking(0.5, side.process)
-        return side
-
-    outcome = contest.contest("m", {"a": scripted("a", 0.25), "b": waking}, POINTS[:1], Limits(2, 60))
+def test_short_batches_are_asked_several_times_in_a_turn(scripted):
+    starters = {"a": scripted("a", 0.25), "b": scripted("b", 0.5)}
+    outcome = contest.contest("m", starters, POINTS[:1], Limits(2, 60))
     ours, theirs = outcome.sides
     assert [each.seconds for each in ours.answers[POINTS[0]]] == [0.25] * 2
     assert [each.seconds for each in theirs.answers[POINTS[0]]] == [0.5] * 2
-    seen = scripted.asked["a"].seen
-    assert seen == scripted.asked["b"].seen
-    texts = [text for batch in seen[1:] for text in batch]
-    assert len(texts) == len(set(texts)) == 2 * (1 + 4)
+    of_ours, of_theirs = scripted.asked["a"].seen, scripted.asked["b"].seen
+    # Warm-up, a turn of one batch that shows how short it is, two of four; each with its waking request.
+    assert len(of_ours) == 2 + 2 + 2 * 5
+    assert of_ours[:2] + of_ours[4:] == of_theirs
+    texts = [text for batch in of_ours[1:] for text in batch]
+    assert len(texts) == len(set(texts))
+
+
+def test_a_waking_request_counts_neither_in_time_nor_in_texts(scripted):
+    class Waking(Scripted):
+        def ask(self, prompts: list[str], new_tokens: int) -> Answer:
+            answer = super().ask(prompts, new_tokens)
+            return Answer(100.0, 100.0, []) if new_tokens == contest.WAKING_TOKENS else answer
+
+    def waking(folder: Path, stack: ExitStack) -> Side:
+        side = scripted("a", 2.0)(folder, stack)
+        side.asked = Waking(2.0, side.process)
+        return side
+
+    outcome = contest.contest("m", {"a": waking}, POINTS[:1], Limits(2, 60))
+    assert [each.seconds for each in outcome.sides[0].answers[POINTS[0]]] == [2.0, 2.0]
+
+
+def test_bandwidth_is_that_beside_the_points_of_one_stream(scripted):
+    read = iter([1e9, 5e9])
+    outcome = contest.contest("m", {"a": scripted("a", 1.0)}, POINTS, Limits(1, 60), lambda: next(read))
+    assert outcome.bandwidth == 3e9
+
+
+def test_each_round_begins_with_another_side(scripted):
+    order: list[str] = []
+
+    class Noting(Scripted):
+        def ask(self, prompts: list[str], new_tokens: int) -> Answer:
+            if new_tokens == POINTS[0].new_tokens:
+                order.append(names[self.process.pid])
+            return super().ask(prompts, new_tokens)
+
+    names: dict[int, str] = {}
+
+    def noting(name: str) -> contest.Starter:
+        def start(folder: Path, stack: ExitStack) -> Side:
+            side = scripted(name, 1.0)(folder, stack)
+            names[side.process.pid] = name
+            side.asked = Noting(1.0, side.process)
+            return side
+
+        return start
+
+    contest.contest("m", {"a": noting("a"), "b": noting("b")}, POINTS[:1], Limits(3, 60))
+    assert order == ["a", "b", "b", "a", "a", "b"]
 
 
 def test_who_is_not_measured_is_stopped(scripted):
@@ -120,7 +164,7 @@ def test_who_is_not_measured_is_stopped(scripted):
         return side
 
     contest.contest("m", {"a": scripted("a", 1.0), "b": watching}, POINTS, Limits(1, 60))
-    assert observed == [("T", True)] * 3
+    assert observed == [("T", True)] * 6
 
 
 def settled(pid: int) -> str:
@@ -161,7 +205,7 @@ def test_what_fails_in_its_warm_up_is_ended_at_once(scripted):
 
 
 def test_a_peer_that_fails_later_keeps_what_it_did(scripted):
-    starters = {"ours": scripted("ours", 1.0), "theirs": scripted("theirs", 1.0, fails_at=2)}
+    starters = {"ours": scripted("ours", 1.0), "theirs": scripted("theirs", 1.0, fails_at=4)}
     outcome = contest.contest("m", starters, POINTS, Limits(1, 60))
     assert "it fell" in outcome.failures["theirs"]
     rows = report.speed([outcome], ["ours", "theirs"], {})
@@ -171,7 +215,7 @@ def test_a_peer_that_fails_later_keeps_what_it_did(scripted):
 
 def test_our_own_failure_ends_it(scripted):
     with pytest.raises(RuntimeError, match="it fell"):
-        contest.contest("m", {"ours": scripted("ours", 1.0, fails_at=1)}, POINTS, Limits(1, 60))
+        contest.contest("m", {"ours": scripted("ours", 1.0, fails_at=2)}, POINTS, Limits(1, 60))
     assert scripted.asked["ours"].process.poll() is not None
 
 
@@ -181,7 +225,7 @@ def test_no_round_begins_that_would_pass_the_limit(scripted, monkeypatch: pytest
 
     class Slow(Scripted):
         def ask(self, prompts: list[str], new_tokens: int) -> Answer:
-            clock[0] += 10.0
+            clock[0] += 10.0 if new_tokens == POINTS[0].new_tokens else 0.0
             return super().ask(prompts, new_tokens)
 
     def slow(folder: Path, stack: ExitStack) -> Side:
