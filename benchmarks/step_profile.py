@@ -2,9 +2,9 @@
 
 `make bench-step`, or `python -m benchmarks.step_profile [--models tiny mid] [--rows 16] [--steps 200]`. First a
 worker's engine by itself, in this process: each kernel's calls are timed, the rest of a step is Python (and torch,
-where it is still called). Then a server of the same model with as many streams: what a step takes there, and the
-processor time of the router and of the worker's other threads, which read plans and send results meanwhile. Greedy,
-medians.
+where it is still called). Then a server of the same model with as many streams of as many tokens: what a step takes
+there, its own timings, and the processor time of the router and of the worker's other threads, which read plans and
+send results meanwhile. Greedy, medians.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from millrace_worker.sampling import Watermark
 from millrace_worker.vectors import avoid_slow_vectors
 
 from benchmarks import load as clients
-from benchmarks import machine, models, processes, report, serving
+from benchmarks import machine, models, overload, processes, report, serving
 from benchmarks.worker_host_work import CONTEXT, decode_plan, shape_for
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 KERNELS = [
     (millrace_kernels.Linear, ["apply", "lookup"]),
+    (millrace_kernels.QuantizedLinear, ["apply"]),
+    (millrace_kernels.Experts, ["apply"]),
     (millrace_kernels.Norm, ["add_norm"]),
     (millrace_kernels.Attention, ["plan", "attend"]),
     (millrace_kernels.Chain, ["run"]),
@@ -51,20 +53,25 @@ KERNELS = [
 
 @dataclass(frozen=True)
 class Alone:
-    """Microseconds of a step in the worker: inputs, forward pass and the rest, and what kernels take of the two."""
+    """Microseconds of a step in the worker: inputs, forward pass and the rest, what kernels take of the two, and the
+    plan read from bytes and the result made into bytes."""
 
     inputs: float
     forward: float
     sample: float
     total: float
+    bytes: float
     kernels: dict[str, float]
 
 
 @dataclass(frozen=True)
 class Served:
-    """Microseconds of a step as clients see it, and processor time for it."""
+    """Microseconds of a step as clients see it, what the worker says of its forward pass and of the rest, and
+    processor time beside the threads that compute."""
 
     period: float
+    forward: float
+    sample: float
     router: float
     other_threads: float
 
@@ -101,17 +108,21 @@ class Timed:
 def alone(model: str, num_rows: int, num_steps: int) -> Alone:
     with torch.inference_mode(), Timed() as timed:  # layers keep the methods that they find when they are made
         engine = made(model, num_rows, num_steps)
-        timings, spent = [], []
+        timings, spent, whole = [], [], []
         for step in range(1, num_steps + 1):
             timed.seconds = {}
-            result = engine.compute(decode_plan(engine.shape, "greedy", step))
+            data = decode_plan(engine.shape, "greedy", step).SerializeToString()
+            begun = time.perf_counter()
+            result = engine.compute(worker_pb2.StepPlan.FromString(data))
+            result.SerializeToString()
+            whole.append((time.perf_counter() - begun) * 1e6)
             timings.append(result.timings)
             spent.append(timed.seconds)
     settled = slice(num_steps // 10, None)
     middle = {name: statistics.median(one.get(name, 0.0) for one in spent[settled]) * 1e6 for name in spent[-1]}
     columns = zip(*((t.inputs_us, t.forward_us, t.sample_us, t.total_us) for t in timings[settled]), strict=True)
     inputs, forward, sample, total = (statistics.median(column) for column in columns)
-    return Alone(inputs, forward, sample, total, middle)
+    return Alone(inputs, forward, sample, total, statistics.median(whole[settled]) - total, middle)
 
 
 def made(model: str, num_rows: int, num_steps: int) -> Engine:
@@ -151,12 +162,21 @@ def served(model: str, num_rows: int, new_tokens: int) -> Served:
         batch = Thread(target=ask, args=(port, folder, num_rows, new_tokens, 2))
         batch.start()
         time.sleep(max(whole.first_token_seconds) + 0.2 * period * new_tokens)
-        before, begun = spent(process.pid), time.perf_counter()
+        before, begun = (spent(process.pid), said(port)), time.perf_counter()
         time.sleep(0.5 * period * new_tokens)
-        after, ended = spent(process.pid), time.perf_counter()
+        after, ended = (spent(process.pid), said(port)), time.perf_counter()
         batch.join()
     steps = (ended - begun) / period
-    return Served(period * 1e6, *((b - a) / steps * 1e6 for a, b in zip(before, after, strict=True)))
+    forward, sample, computed = (b - a for a, b in zip(before[1], after[1], strict=True))
+    beside = ((b - a) / steps * 1e6 for a, b in zip(before[0], after[0], strict=True))
+    return Served(period * 1e6, forward / computed * 1e6, sample / computed * 1e6, *beside)
+
+
+def said(port: int) -> tuple[float, float, float]:
+    """Of all decoding steps until now: seconds of their forward passes and of what follows them, and how many."""
+    names = ("forward_duration_sum", "decode_duration_sum", "forward_duration_count")
+    forward, sample, count = (overload.metric(port, f'tgi_batch_{name}{{method="decode"}}') for name in names)
+    return forward, sample, count
 
 
 def ask(port: int, folder: Path, num_rows: int, new_tokens: int, seed: int) -> clients.Measured:
@@ -181,13 +201,16 @@ def spent(launcher: int) -> tuple[float, float]:
 def lines_of(model: str, own: Alone, seen: Served) -> list[str]:
     kernels = sum(own.kernels.values())
     sampling = own.kernels.get("Sampler.sample", 0.0)
+    longer = seen.forward + seen.sample - own.forward - own.sample
     parts = {
         "kernels: " + ", ".join(f"{name} {value:.0f}" for name, value in sorted(own.kernels.items())): kernels,
         "Python of the forward pass": own.forward - (kernels - sampling),
         "Python of inputs": own.inputs,
         "Python of sampling and answer": own.sample - sampling,
+        "plan and result, from bytes and to bytes": own.bytes,
         "the rest of the worker's step": own.total - own.inputs - own.forward - own.sample,
-        "between worker and client, not hidden behind computing": seen.period - own.total,
+        "forward pass, sampling and answer: longer beside router and clients": longer,
+        "between two steps: transport, waiting for a plan": seen.period - own.total - own.bytes - longer,
     }
     rows = [["part of a step", "µs", "share"]]
     rows += [[name, f"{value:.0f}", f"{value / seen.period:.1%}"] for name, value in parts.items()]
@@ -214,7 +237,7 @@ def main() -> None:
     ]
     for model in options.models:
         own = alone(model, options.rows, options.steps)
-        lines += lines_of(model, own, served(model, options.rows, 2 * options.steps))
+        lines += lines_of(model, own, served(model, options.rows, options.steps))
     print(*lines, sep="\n")
     serving.keep("step-profile", lines)
 
