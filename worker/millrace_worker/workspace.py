@@ -42,17 +42,18 @@ class Workspace:
     def __init__(self, width: int, dtype: torch.dtype) -> None:
         self.width, self.dtype = width, dtype
         self._memory = torch.empty(0, width, dtype=dtype)
-        self._rows = self._memory
+        self._rows, self._number = self._memory, 0
         self.address = self._memory.data_ptr()
 
     def rows(self, number: int) -> Tensor:
         """[number, width], contiguous, at `address`; its values are whatever was there."""
-        if len(self._rows) != number:
-            if len(self._memory) < number:
+        if self._number != number:
+            if self._memory.shape[0] < number:
+                self._number = 0
                 self._memory = self._rows = torch.empty(0)  # the old one goes before the new one comes
                 self._memory = torch.empty(number, self.width, dtype=self.dtype)
                 self.address = self._memory.data_ptr()
-            self._rows = self._memory[:number]
+            self._rows, self._number = self._memory[:number], number
         return self._rows
 
 

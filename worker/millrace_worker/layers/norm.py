@@ -117,7 +117,7 @@ class NativeNorm:
         return self.add(x, None)
 
     def add(self, residual: Tensor, delta: Tensor | None) -> Tensor:
-        number = len(residual)
+        number = residual.shape[0]
         address = 0
         self._check(residual, number)
         if delta is not None:

@@ -61,7 +61,7 @@ class Chain:
     def run(self, x_TD: Tensor, turns: list[Tensor], step: NativeStep) -> tuple[Tensor, Tensor]:
         """The stream, changed in place, and what is still to be added to it, in a workspace. `turns`: the rows of each
         rotation [T, 1, 2 R]."""
-        number = len(x_TD)
+        number = x_TD.shape[0]
         if x_TD.shape != (number, self._width) or x_TD.dtype is not torch.float32 or not x_TD.is_contiguous():
             raise ValueError(f"a stream of [T, {self._width}] float32, contiguous, is {tuple(x_TD.shape)} {x_TD.dtype}")
         for workspace in self._workspaces:
