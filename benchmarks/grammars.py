@@ -27,6 +27,7 @@ from millrace_worker.engine import Engine
 from millrace_worker.grammar import Vocabulary, read_vocabulary
 from millrace_worker.grammar.matchers import Matchers
 from millrace_worker.load import load_rank
+from millrace_worker.placement import Place
 from millrace_worker.proto import worker_pb2
 from millrace_worker.vectors import avoid_slow_vectors
 
@@ -133,7 +134,7 @@ def wide_folder() -> Path:
 def streams(arguments: argparse.Namespace) -> Iterator[tuple[float, float]]:
     """Tokens per second of each round: without a grammar, and with one."""
     torch.set_num_threads(arguments.threads)
-    config = WorkerConfig(model_path=models.path("mid"), uds_path="unused", threads=arguments.threads)
+    config = WorkerConfig(model_path=models.path("mid"), uds_path="unused", place=Place(arguments.threads))
     rank = load_rank(config)
     tokens = arguments.streams * (PROMPT + arguments.steps + 32)
     rank.prepare(

@@ -28,6 +28,7 @@ from millrace_worker.config import WorkerConfig
 from millrace_worker.distributed import Group
 from millrace_worker.engine import Engine, EngineParts
 from millrace_worker.models.choice import ModelAsk, choose, load
+from millrace_worker.placement import Place
 from millrace_worker.proto import worker_pb2
 from millrace_worker.rank import Identity, Rank
 from millrace_worker.sampling import Watermark
@@ -134,7 +135,7 @@ def made(model: str, num_rows: int, num_steps: int) -> Engine:
     loaded = load(ask, choose(folder, "native"))
     parts = EngineParts(model=loaded, group=group, device=ask.device, watermark=Watermark(), kernels=kernels)
     shape = shape_for(num_rows, loaded.vocab_size, num_steps)
-    config = WorkerConfig(model_path=folder, uds_path="unused", threads=torch.get_num_threads())
+    config = WorkerConfig(model_path=folder, uds_path="unused", place=Place(torch.get_num_threads()))
     rank = Rank(config, parts, Identity("LlamaForCausalLM", dtype, "cpu", weight_bytes=1))
     rank.prepare(
         worker_pb2.PrepareRequest(

@@ -8,6 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from millrace_worker import placement
+from millrace_worker.placement import ONE_THREAD, Cpus, Place
+
 DTYPES = ("float32", "bfloat16", "float16")
 # Who computes the model: see `models.choice`.
 MODEL_IMPLS = ("auto", "native", "transformers")
@@ -47,7 +50,7 @@ class WorkerConfig:
     log_level: str = "info"
     lifeline: bool = False
     generation: int = 0  # of the group, as its launcher counts
-    threads: int = 1
+    place: Place = ONE_THREAD
     cpu_kernels: str = ""  # see `cpu_kernels.find`
 
     @property
@@ -55,9 +58,17 @@ class WorkerConfig:
         """Where this rank listens."""
         return Path(f"{self.uds_path}-{self.rank}")
 
+    @property
+    def threads(self) -> int:
+        """Of one operator."""
+        return self.place.threads
 
-def read_config(argv: Sequence[str], environment: Mapping[str, str]) -> WorkerConfig:
-    """Exits with status 2 and a message that names the argument when something is missing or wrong."""
+
+def read_config(argv: Sequence[str], environment: Mapping[str, str], cpus: Cpus | None = None) -> WorkerConfig:
+    """Exits with status 2 and a message that names the argument when something is missing or wrong.
+
+    `cpus` None means those that this process may use.
+    """
     parser = _parser()
     arguments = parser.parse_args(argv)
     world_size = _integer(parser, environment, "WORLD_SIZE", default=1, minimum=1)
@@ -75,7 +86,7 @@ def read_config(argv: Sequence[str], environment: Mapping[str, str]) -> WorkerCo
         log_level=_log_level(parser, environment),
         lifeline=_lifeline(parser, environment),
         generation=_integer(parser, environment, "MILLRACE_GENERATION", default=0, minimum=0),
-        threads=_threads(parser, environment, world_size),
+        place=placement.choose(cpus or placement.look(environment), rank, world_size, _threads(parser, environment)),
         cpu_kernels=environment.get("MILLRACE_CPU_KERNELS", ""),
     )
     _check_paths(parser, config)
@@ -87,7 +98,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m millrace_worker",
         description="One rank of the model. The launcher starts it; RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT, "
         "LOG_LEVEL, OMP_NUM_THREADS, MILLRACE_CPU_KERNELS, MILLRACE_GENERATION and MILLRACE_LIFELINE come from the "
-        "environment.",
+        "environment. Without OMP_NUM_THREADS, ranks on CPUs share the cores that affinity and the container's limit "
+        "allow, each near memory of its own.",
         allow_abbrev=False,
     )
     parser.add_argument("--model-path", type=Path, required=True, help="folder with config.json and safetensors")
@@ -165,10 +177,8 @@ def _lifeline(parser: argparse.ArgumentParser, environment: Mapping[str, str]) -
     return value == "stdin"
 
 
-def _threads(parser: argparse.ArgumentParser, environment: Mapping[str, str], world_size: int) -> int:
-    """Threads of one operator: OMP_NUM_THREADS, else this rank's share of the cores that it may use."""
-    cores = len(os.sched_getaffinity(0))
-    return _integer(parser, environment, "OMP_NUM_THREADS", default=max(1, cores // world_size), minimum=1)
+def _threads(parser: argparse.ArgumentParser, environment: Mapping[str, str]) -> int | None:
+    return _integer(parser, environment, "OMP_NUM_THREADS", default=0, minimum=1) or None
 
 
 def _check_paths(parser: argparse.ArgumentParser, config: WorkerConfig) -> None:

@@ -114,7 +114,7 @@ def figures(path: str, asked: dict[str, Any]) -> dict[str, int]:
     parts = EngineParts(model=model, group=Group(), device=CPU, watermark=Watermark(), kernels=kernels)
     num_bytes = sum(file.stat().st_size for file in Path(path).glob("*.safetensors"))
     identity = Identity("ForCausalLM", torch.float32, "test", weight_bytes=num_bytes)
-    config = WorkerConfig(model_path=Path(path), uds_path="unused", kv_cache_memory=asked.pop("pool"), threads=1)
+    config = WorkerConfig(model_path=Path(path), uds_path="unused", kv_cache_memory=asked.pop("pool"))
     prepared, held = None, 0
     loaded = Rank(config, parts, identity)
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from millrace_worker import load, logs
 from millrace_worker.config import WorkerConfig, read_config
+from millrace_worker.placement import Cpus, Place
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def test_everything_is_read_once(model_path: Path) -> None:
     arguments += ["--watermark-gamma", "0.25", "--watermark-delta", "1.5"]
     environment = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
     environment |= {"LOG_LEVEL": "h2=warn,debug", "OMP_NUM_THREADS": "3", "MILLRACE_LIFELINE": "stdin"}
-    config = read_config(arguments, environment)
+    config = read_config(arguments, environment, Cpus(frozenset(range(16))))
     assert config == WorkerConfig(
         model_path=model_path,
         uds_path="/run/m",
@@ -38,9 +39,30 @@ def test_everything_is_read_once(model_path: Path) -> None:
         world_size=2,
         log_level="debug",
         lifeline=True,
-        threads=3,
+        place=Place(3),
     )
     assert config.socket_path == Path("/run/m-1")
+
+
+def test_threads_are_what_the_user_says_else_the_ranks_share(model_path: Path) -> None:
+    """Of two nodes with four cores each, and of a quota of four cores."""
+    nodes = {0: frozenset(range(4)), 1: frozenset(range(4, 8))}
+    two = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+
+    def place(environment: dict[str, str], quota: int | None = None) -> Place:
+        argv = ["--model-path", str(model_path), "--uds-path", "/run/m"]
+        config = read_config(argv, environment, Cpus(frozenset(range(8)), nodes, quota))
+        assert config.threads == config.place.threads
+        return config.place
+
+    assert place({}) == Place(8)
+    assert place({}, quota=4) == Place(4, quota=4)
+    assert place({"OMP_NUM_THREADS": "6"}, quota=4) == Place(6, quota=4)
+    assert place(two) == Place(4, (1,), nodes[1])
+    assert place(two, quota=4) == Place(2, (1,), nodes[1], quota=4)
+    assert place(two | {"OMP_NUM_THREADS": "3"}) == Place(3, (1,), nodes[1])
+    # Of more threads than its node has cores, some would wait for others.
+    assert place(two | {"OMP_NUM_THREADS": "5"}) == Place(5)
 
 
 @pytest.mark.parametrize(
