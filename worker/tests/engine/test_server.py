@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -30,6 +31,8 @@ PREPARE = worker_pb2.PrepareRequest(max_rows=4, max_step_tokens=64, max_pool_tok
 class Worker:
     """One rank in a process of its own, its output in a file."""
 
+    program = ("-m", "millrace_worker")
+
     def __init__(self, folder: Path, model: Path, environment: dict[str, str] | None = None, *extra: str) -> None:
         ranked = environment or {}
         self.rank = ranked.get("RANK", "0")
@@ -40,7 +43,7 @@ class Worker:
         arguments = ["--model-path", str(model), "--uds-path", str(folder / "w"), "--dtype", "float32", *extra]
         with self.log.open("wb") as log, self.errors.open("wb") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "millrace_worker", *arguments],
+                [sys.executable, *self.program, *arguments],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=errors,
@@ -261,6 +264,46 @@ def _two_ranks(workers: list[Worker], folder: Path, reference: Reference) -> tup
     pair = [Worker(folder, reference.path, shared | {"RANK": str(rank)}) for rank in (0, 1)]
     workers.extend(pair)
     return pair[0], pair[1]
+
+
+class WorkerOnTwoNodes(Worker):
+    """As if the first half of this machine's cores were one NUMA node and the second another."""
+
+    program = (
+        "-c",
+        "import os; from millrace_worker import __main__, placement; cores = sorted(os.sched_getaffinity(0)); "
+        "half = len(cores) // 2; nodes = {0: frozenset(cores[:half]), 1: frozenset(cores[half:])}; "
+        "placement.read_nodes = lambda _: nodes; __main__.main()",
+    )
+
+
+def _affinities(pid: int) -> dict[int, set[int]]:
+    """The cores of each thread of a process, without those that end meanwhile."""
+    found = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(ProcessLookupError):
+            found[int(task.name)] = os.sched_getaffinity(int(task.name))
+    return found
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core")
+def test_all_threads_of_a_rank_keep_to_its_node(workers: list[Worker], folder: Path, reference: Reference) -> None:
+    """Also those that were there when the place was taken, and the one that computes, which comes later."""
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    ranks = [WorkerOnTwoNodes(folder, reference.path, shared | {"RANK": str(rank)}) for rank in (0, 1)]
+    workers.extend(ranks)
+    for rank in ranks:
+        rank.describe()
+    for call in [rank.stub.Prepare.future(PREPARE, timeout=SECONDS) for rank in ranks]:
+        call.result()
+    cores = sorted(os.sched_getaffinity(0))
+    halves = cores[: len(cores) // 2], cores[len(cores) // 2 :]
+    for rank, half in zip(ranks, halves, strict=True):
+        found = _affinities(rank.process.pid)
+        assert len(found) > 2
+        assert [task for task, mask in found.items() if mask != set(half)] == []
+        (told,) = (line for line in rank.log.read_text().splitlines() if '"computing on CPUs"' in line)
+        assert json.loads(told)["nodes"] == rank.rank
 
 
 def test_two_ranks_agree_and_the_death_of_one_ends_the_other(
