@@ -8,7 +8,8 @@ pub mod exchange;
 pub mod experts;
 pub mod level;
 pub mod linear;
-mod memory;
+#[doc(hidden)] // for its test
+pub mod memory;
 pub mod norm;
 pub mod quantized;
 pub mod sampling;
