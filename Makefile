@@ -23,7 +23,7 @@ PYTEST := $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --max-worker-resta
 ROUTER := --workspace --locked --exclude millrace-kernels --exclude millrace-kernels-core --exclude millrace-transport
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false MILLRACE_ROUTER=$(CURDIR)/target/debug/millrace-router
 
-.PHONY: chaos check-aarch64 docs fuzz fuzz-api help sanitize setup serve test test-rust test-python check check-rust check-python fmt bench bench-worker bench-quantized bench-step bench-grammars bench-health bench-router bench-overload bench-tenants bench-peers models soak proto lock lock-peers clean
+.PHONY: chaos check-aarch64 check-without-avx512 docs fuzz fuzz-api help sanitize setup serve test test-rust test-python check check-rust check-python fmt bench bench-worker bench-quantized bench-step bench-grammars bench-health bench-router bench-overload bench-tenants bench-peers models soak proto lock lock-peers clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -89,6 +89,16 @@ AARCH64 := aarch64-unknown-linux-gnu
 check-aarch64: ## that the worker's Rust compiles for AArch64 (fetches rustup's standard library for it)
 	rustup target add $(AARCH64)
 	PYO3_NO_PYTHON=1 cargo check --locked -p millrace-kernels -p millrace-transport --target $(AARCH64)
+
+# Kernels as one would have them who never wrote AVX-512. The levels that are left say so, and so do the instructions.
+WITHOUT_AVX512 := target/without-avx512
+check-without-avx512: $(VENV)/.python $(VENV)/.native ## the tests of the kernels, built without AVX-512 (on x86-64, with objdump)
+	CARGO_TARGET_DIR=$(WITHOUT_AVX512) cargo test --release --locked -p millrace-kernels-core --features without-avx512
+	CARGO_TARGET_DIR=$(WITHOUT_AVX512) cargo build --release --locked -p millrace-kernels --features without-avx512
+	cp $(WITHOUT_AVX512)/release/libmillrace_kernels.so $(WITHOUT_AVX512)/millrace_kernels.abi3.so
+	objdump -d $(WITHOUT_AVX512)/millrace_kernels.abi3.so | awk '/%zmm/ { exit 1 }'
+	PYTHONPATH=$(WITHOUT_AVX512) $(BIN)/python -c 'from millrace_kernels import Machine; assert not [each for each in Machine.levels() if "512" in each]'
+	$(TEST_ENV) PYTHONPATH=$(CURDIR)/$(WITHOUT_AVX512) $(PYTEST) worker/tests/kernels
 
 fmt: $(VENV)/.python ## format everything
 	cargo fmt --all
@@ -175,8 +185,10 @@ sanitize: $(VENV)/.python $(VENV)/.native ## the worker's tests over kernels und
 models: $(VENV)/.python $(VENV)/.native ## parity of every architecture, native and through transformers, on 1 and 2 ranks, into docs/models.md
 	$(TEST_ENV) $(BIN)/python -m worker.tests.models.table $(ARGS)
 
-soak: $(VENV)/.python $(VENV)/.native ## long runs: a change of every tensor of every model, memory refused at every operator of a step, 10^7 scheduler operations, kernels under the address sanitizer, 10,000 requests with memory held flat, a step of more than 30 s with health held true
+soak: $(VENV)/.python $(VENV)/.native ## long runs: a change of every tensor of every model, memory refused at every operator of a step, 10^7 scheduler operations, kernels under the address sanitizer (in Rust and as Python calls them) and without AVX-512, 10,000 requests with memory held flat, a step of more than 30 s with health held true
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address -Cdebug-assertions" cargo test --release --locked -p millrace-kernels-core --target $$(rustc -vV | sed -n 's/^host: //p')
+	$(MAKE) sanitize
+	$(MAKE) check-without-avx512
 	$(MAKE) check-aarch64
 	$(TEST_ENV) MILLRACE_SOAK=1 $(PYTEST) worker/tests/models/test_sensitivity.py
 	$(TEST_ENV) MILLRACE_SOAK_FAULTS=100000 $(PYTEST) worker/tests/models/test_shortage.py

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 #[cfg(target_arch = "x86_64")]
 use crate::simd::avx2::Avx2;
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", not(feature = "without-avx512")))]
 use crate::simd::avx512::{Avx512, Avx512Bf16};
 use crate::simd::portable::Portable;
 use crate::simd::{Kernel, Simd, Whole};
@@ -19,9 +19,9 @@ enum Set {
     Portable,
     #[cfg(target_arch = "x86_64")]
     Avx2,
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(all(target_arch = "x86_64", not(feature = "without-avx512")))]
     Avx512,
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(all(target_arch = "x86_64", not(feature = "without-avx512")))]
     Avx512Bf16,
 }
 
@@ -56,6 +56,9 @@ impl Level {
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
                 levels.push(Self(Set::Avx2));
             }
+        }
+        #[cfg(all(target_arch = "x86_64", not(feature = "without-avx512")))]
+        {
             let wide = is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512vl")
@@ -81,9 +84,9 @@ impl Level {
             Set::Portable => "portable",
             #[cfg(target_arch = "x86_64")]
             Set::Avx2 => "avx2",
-            #[cfg(target_arch = "x86_64")]
+            #[cfg(all(target_arch = "x86_64", not(feature = "without-avx512")))]
             Set::Avx512 => "avx512",
-            #[cfg(target_arch = "x86_64")]
+            #[cfg(all(target_arch = "x86_64", not(feature = "without-avx512")))]
             Set::Avx512Bf16 => "avx512_bf16",
         }
     }
@@ -91,7 +94,7 @@ impl Level {
     /// Whether the CPU multiplies bfloat16 itself.
     pub const fn multiplies_bf16(self) -> bool {
         match self.0 {
-            #[cfg(target_arch = "x86_64")]
+            #[cfg(all(target_arch = "x86_64", not(feature = "without-avx512")))]
             Set::Avx512Bf16 => true,
             _ => false,
         }
@@ -101,7 +104,7 @@ impl Level {
     #[must_use]
     pub const fn for_float32(self) -> Self {
         match self.0 {
-            #[cfg(target_arch = "x86_64")]
+            #[cfg(all(target_arch = "x86_64", not(feature = "without-avx512")))]
             Set::Avx512Bf16 => Self(Set::Avx512),
             set => Self(set),
         }
@@ -120,9 +123,9 @@ impl Level {
                 Set::Portable => Portable::run(kernel),
                 #[cfg(target_arch = "x86_64")]
                 Set::Avx2 => Avx2::run(kernel),
-                #[cfg(target_arch = "x86_64")]
+                #[cfg(all(target_arch = "x86_64", not(feature = "without-avx512")))]
                 Set::Avx512 => Avx512::run(kernel),
-                #[cfg(target_arch = "x86_64")]
+                #[cfg(all(target_arch = "x86_64", not(feature = "without-avx512")))]
                 Set::Avx512Bf16 => Avx512Bf16::run(kernel),
             }
         }

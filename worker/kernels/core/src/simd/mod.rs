@@ -9,7 +9,7 @@
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", not(feature = "without-avx512")))]
 pub(crate) mod avx512;
 pub(crate) mod portable;
 
