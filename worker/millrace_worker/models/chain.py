@@ -50,23 +50,30 @@ class Chain:
     def __init__(self, layers: Sequence[Block], backend: NativeBackend) -> None:
         """Raises NotNativeError."""
         self._chain, self._backend, self._num_layers = backend.empty_chain(), backend, len(layers)
+        # Workspaces' slots follow those of the layers' pages, of which the backend has one for each of its own layers.
+        _check(len(backend.layers) == len(layers))
+        self._width = 0  # of the stream, as its first norm takes it
         self._workspaces: list[Workspace] = []
         self._shapes: list[Shape] = []
         delta: Workspace | None = None
         for layer in layers:
             delta = self._add(layer, delta)
         assert delta is not None
-        self._width, self._delta = delta.width, delta
+        _check(delta.width == self._width)
+        self._delta = delta
 
     def run(self, x_TD: Tensor, turns: list[Tensor], step: NativeStep) -> tuple[Tensor, Tensor]:
         """The stream, changed in place, and what is still to be added to it, in a workspace. `turns`: the rows of each
-        rotation [T, 1, 2 R]."""
+        rotation [T, 1, 2 R]. Raises ValueError for a stream of another form, or without the pages of all layers."""
         number = x_TD.shape[0]
         if x_TD.shape != (number, self._width) or x_TD.dtype is not torch.float32 or not x_TD.is_contiguous():
             raise ValueError(f"a stream of [T, {self._width}] float32, contiguous, is {tuple(x_TD.shape)} {x_TD.dtype}")
+        pages = self._backend.addresses
+        if len(pages) != self._num_layers:
+            raise ValueError(f"a chain of {self._num_layers} layers got the pages of {len(pages)}")
         for workspace in self._workspaces:
             workspace.rows(number)
-        slots = [x_TD.data_ptr(), *self._backend.addresses, *(each.address for each in self._workspaces)]
+        slots = [x_TD.data_ptr(), *pages, *(each.address for each in self._workspaces)]
         plans = [step.plans[shape] for shape in self._shapes]
         self._chain.run(number, slots, plans, [address_of_turns(rows, number) for rows in turns])
         return x_TD, self._delta.rows(number)
@@ -93,6 +100,10 @@ class Chain:
         if not isinstance(norm, NativeNorm):
             raise NotNativeError
         out = _kept(norm.out)
+        if residual is None:
+            self._width = self._width or norm.width
+            _check(norm.width == self._width)
+        _check(out.width == norm.width)
         for given in (residual, delta):
             _check(given is None or (given.dtype, given.width) == (torch.float32, norm.width))
         stream = STREAM if residual is None else self._slot(residual)

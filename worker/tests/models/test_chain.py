@@ -4,19 +4,33 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from millrace_worker import cpu_kernels
+from millrace_worker.attention.native_backend import NativeBackend, NativeStep
 from millrace_worker.distributed import Group
-from millrace_worker.models.decoder import CausalLM
+from millrace_worker.layers.linear import NativeLinear
+from millrace_worker.layers.norm import NativeNorm, NormWeights
+from millrace_worker.layers.quantized import NativeQuantizedLinear
+from millrace_worker.models.chain import chained
+from millrace_worker.models.decoder import AttentionLayer, CausalLM, DecoderLayer, MlpLayer
 from millrace_worker.models.load import load_model
+from millrace_worker.workspace import Workspace
 
 from .checkpoints import Saved
+from .packed_files import Form, rewritten
 from .paged import PagedRun
 
 # Plain blocks, biases, norms on all sides, windows on some layers, norms of heads, two rotations, or none at all.
 CHAINED = ["llama", "qwen2, windows", "qwen3", "gemma2, window 18", "gemma3", "gpt2", "bloom", "phi3, partial, tied"]
+# All linear layers in one form; beside some that stay plain.
+QUANTIZED = {
+    "gptq, 8 bits": (Form("gptq", bits=8, symmetric=True), {NativeQuantizedLinear}),
+    "awq, some plain": (Form("awq", kept="down_proj|o_proj"), {NativeQuantizedLinear, NativeLinear}),
+}
 # A mixture; a sum beside the attention; a norm of all heads as one.
 NOT_CHAINED = ["mixtral", "gpt-neox, parallel", "olmo2"]
 
@@ -31,7 +45,22 @@ def loaded(saved: Saved, dtype: torch.dtype) -> CausalLM:
 def test_a_chain_gives_the_bits_of_its_blocks(
     case: str, dtype: torch.dtype, saved: Callable[[str], Saved], sequences: list[list[int]]
 ) -> None:
-    model = loaded(saved(case), dtype)
+    check_bits(loaded(saved(case), dtype), sequences)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_quantized_linear_layers_are_chained_to_the_bit(
+    name: str, dtype: torch.dtype, saved: Callable[[str], Saved], sequences: list[list[int]], tmp_path: Path
+) -> None:
+    form, kinds = QUANTIZED[name]
+    model = loaded(rewritten(saved("llama"), tmp_path, form), dtype)
+    linears = [each for layer in model._layers for each in (*layer.attn.linears, *layer.mlp.linears)]
+    assert {type(each) for each in linears} == kinds
+    check_bits(model, sequences)
+
+
+def check_bits(model: CausalLM, sequences: list[list[int]]) -> None:
     assert model.chain is not None
     seed = random.randrange(2**32)
     at_once = PagedRun(model, seed=seed).logits(sequences)
@@ -55,3 +84,97 @@ def test_a_chain_of_too_little_is_refused(saved: Callable[[str], Saved]) -> None
     for slots, turns in (([0] * 3, [(0, 0)]), ([0] * 4, []), ([0] * 4, [(0, 0)])):
         with pytest.raises(ValueError, match="4 slots, 2 plans and 1 turns"):
             chain.run(1, slots, [], turns)
+
+
+def first_norm(layers: list[DecoderLayer], width: int) -> None:
+    """The first norm, and what takes it, made for a stream of `width`."""
+    attn, out = layers[0].attn, Workspace(width, torch.float32)
+    assert isinstance(attn, AttentionLayer)
+    layers[0] = replace(layers[0], attn_norm=norm(width, out), attn=replace(attn, qkv=linear(attn.qkv, width)))
+
+
+def norm_in_between(layers: list[DecoderLayer], width: int) -> None:
+    """What the first attention adds, and the norm of the sum, made for a stream of `width`."""
+    attn, mlp = layers[0].attn, layers[0].mlp
+    assert isinstance(attn, AttentionLayer)
+    assert isinstance(mlp, MlpLayer)
+    assert isinstance(attn.out, NativeLinear)
+    attn = replace(attn, out=linear(attn.out, attn.out.num_inputs, width))
+    after = norm(width, Workspace(width, torch.float32))
+    layers[0] = replace(layers[0], attn=attn, mlp_norm=after, mlp=MlpLayer(linear(mlp.up, width), mlp.down))
+
+
+def last_update(layers: list[DecoderLayer], width: int) -> None:
+    """What the last block adds to the stream, of `width`."""
+    mlp = layers[-1].mlp
+    assert isinstance(mlp, MlpLayer)
+    assert isinstance(mlp.down, NativeLinear)
+    layers[-1] = replace(layers[-1], mlp=MlpLayer(mlp.up, linear(mlp.down, mlp.down.num_inputs, width)))
+
+
+def room_of_a_norm(layers: list[DecoderLayer], width: int) -> None:
+    """The first norm as it is, writing into rows of `width`, which is what the linear layer after it takes."""
+    attn, before = layers[0].attn, layers[0].attn_norm
+    assert isinstance(attn, AttentionLayer)
+    assert isinstance(before, NativeNorm)
+    after = norm(before.width, Workspace(width, torch.float32))
+    layers[0] = replace(layers[0], attn_norm=after, attn=replace(attn, qkv=linear(attn.qkv, width)))
+
+
+def norm(width: int, out: Workspace) -> NativeNorm:
+    machine = cpu_kernels.find("", 1)
+    assert machine is not None
+    return NativeNorm(machine, NormWeights(True, 1e-5, torch.ones(width)), out)
+
+
+def linear(like: object, num_inputs: int, num_outputs: int | None = None) -> NativeLinear:
+    """As wide as `like`, or as told, into memory like that of `like`."""
+    machine = cpu_kernels.find("", 1)
+    assert machine is not None
+    assert isinstance(like, NativeLinear)
+    assert isinstance(like.out, Workspace)
+    out = like.out if num_outputs is None else Workspace(num_outputs, like.out.dtype)
+    return NativeLinear(machine, torch.zeros(out.width, num_inputs), None, out)
+
+
+@pytest.mark.parametrize("misfit", [first_norm, norm_in_between, last_update, room_of_a_norm])
+def test_blocks_of_different_widths_are_not_chained(
+    misfit: Callable[[list[DecoderLayer], int], None], saved: Callable[[str], Saved]
+) -> None:
+    model = loaded(saved("llama"), torch.float32)
+    layers = [layer for layer in model._layers if isinstance(layer, DecoderLayer)]
+    width = model.spec.hidden
+    misfit(layers, width)
+    assert chained(layers, model.backend) is not None
+    for other in (width // 2, 2 * width):
+        misfit(layers, other)
+        assert chained(layers, model.backend) is None
+
+
+def test_some_blocks_of_a_backend_are_not_chained(saved: Callable[[str], Saved]) -> None:
+    """Workspaces' slots are counted from those of all layers' pages."""
+    model = loaded(saved("llama"), torch.float32)
+    assert chained(model._layers, model.backend) is not None
+    assert chained(model._layers[:-1], model.backend) is None
+
+
+def test_a_chain_takes_the_pages_of_its_layers_and_no_other(saved: Callable[[str], Saved]) -> None:
+    model = loaded(saved("llama"), torch.float32)
+    assert model.chain is not None
+    backend, count = model.backend, len(model._layers)
+    assert isinstance(backend, NativeBackend)
+    x = torch.zeros(1, model.spec.hidden)
+    for given in ([], [1] * (count - 1), [1] * (count + 1)):
+        backend.addresses = given
+        with pytest.raises(ValueError, match=f"a chain of {count} layers got the pages of {len(given)}"):
+            model.chain.run(x, [], NativeStep(1, {}))
+
+
+def test_a_stream_of_another_form_is_refused(saved: Callable[[str], Saved]) -> None:
+    model = loaded(saved("llama"), torch.float32)
+    assert model.chain is not None
+    model.allocate_kv(1)
+    width = model.spec.hidden
+    for x in (torch.zeros(1, width + 16), torch.zeros(1, width).double(), torch.zeros(width, 2).t()):
+        with pytest.raises(ValueError, match=f"a stream of \\[T, {width}\\] float32, contiguous"):
+            model.chain.run(x, [], NativeStep(1, {}))
