@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -46,3 +47,22 @@ def test_across_the_death_of_a_worker(server: Server, alone: list[list[int]]) ->
     transcripts = crowd.transcripts()
     assert [t.error for t in transcripts] == [None] * len(REQUESTS)
     assert [t.ids for t in transcripts] == alone
+
+
+def test_across_the_death_of_a_worker_of_two_threads(launch: Launch) -> None:
+    """Greedy and seeded. The other tests' workers compute in one thread."""
+    server = launch("demo", "--dtype", DTYPE, OMP_NUM_THREADS="2")
+    requests = streams.mixed_requests(8, new_tokens=150)
+    undisturbed = streams.crowd_ids(server.url, requests)
+    [worker] = server.children("millrace_worker")
+    assert b"OMP_NUM_THREADS=2" in Path(f"/proc/{worker}/environ").read_bytes().split(b"\0")
+    if DTYPE == "bfloat16":
+        assert re.search(r"model loaded.* linear=\"?native", server.output())
+    crowd = streams.Crowd(server.url, requests)
+    crowd.wait_started()
+    os.kill(worker, signal.SIGKILL)
+    transcripts = crowd.transcripts()
+    assert [t.error for t in transcripts] == [None] * len(requests)
+    assert [t.ids for t in transcripts] == undisturbed
+    server.wait_healthy()
+    assert server.children("millrace_worker") != [worker]
