@@ -54,23 +54,28 @@ def choose(cpus: Cpus, rank: int, size: int, asked: int | None = None) -> Place:
     """The place of one of `size` ranks. `asked`: the user's number of threads, which counts whatever the machine has.
 
     Ranks share the nodes out: each has one, together with others where there are more ranks, or a run of neighbours
-    where there are fewer. A rank keeps to no node where all have one and the same, or where its nodes have fewer cores
-    than `asked`.
+    where there are fewer. All have as many threads, since the slowest holds up a step. So none keeps to a node where
+    all have one and the same, nor where some rank's part of its nodes is too small for its threads.
     """
     usable = len(cpus.mask) if cpus.quota is None else min(len(cpus.mask), cpus.quota)
-    anywhere = Place(asked or max(1, usable // size), quota=cpus.quota)
+    even = max(1, usable // size)
+    anywhere = Place(asked or even, quota=cpus.quota)
     nodes = reached(cpus)
     if size == 1 or len(nodes) < 2:
         return anywhere
+    parts = [_part(tuple(nodes), each, size) for each in range(size)]
+    cores = {part: frozenset[int]().union(*(nodes[node] for node in part)) for part in parts}
+    if asked is None:
+        fits = all(len(cores[part]) // parts.count(part) >= even for part in cores)
+    else:
+        fits = all(len(cores[part]) >= asked for part in cores)
+    return Place(asked or even, parts[rank], cores[parts[rank]], cpus.quota) if fits else anywhere
+
+
+def _part(nodes: tuple[int, ...], rank: int, size: int) -> tuple[int, ...]:
+    """Of all nodes, those of one of `size` ranks."""
     first = rank * len(nodes) // size
-    own = tuple(nodes)[first : max(first + 1, (rank + 1) * len(nodes) // size)]
-    cores = frozenset[int]().union(*(nodes[node] for node in own))
-    if asked is not None and asked > len(cores):
-        return anywhere
-    company = sum(other * len(nodes) // size == first for other in range(size))
-    # Of a quota each node has the part that it has of the cores.
-    share = len(cores) * usable // (company * len(cpus.mask))
-    return Place(asked or max(1, share), own, cores, cpus.quota)
+    return nodes[first : max(first + 1, (rank + 1) * len(nodes) // size)]
 
 
 def reached(cpus: Cpus) -> dict[int, frozenset[int]]:
@@ -85,7 +90,7 @@ def reached(cpus: Cpus) -> dict[int, frozenset[int]]:
 
 def look(environment: Mapping[str, str], root: Path = Path("/")) -> Cpus:
     """What there is. Nodes are not looked for where `environment` binds threads to cores itself."""
-    is_bound = any(environment.get(name) for name in BINDINGS)
+    is_bound = any(environment.get(name, "").lower() not in ("", "false") for name in BINDINGS)
     return Cpus(frozenset(os.sched_getaffinity(0)), {} if is_bound else read_nodes(root), read_quota(root))
 
 

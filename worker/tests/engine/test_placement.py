@@ -32,16 +32,17 @@ def on_nodes(cpus: Cpus) -> dict[int, frozenset[int]]:
     return {node: cores & cpus.mask for node, cores in cpus.nodes.items() if cores & cpus.mask}
 
 
-@given(machines(), st.integers(1, 12))
-def test_ranks_share_the_nodes(cpus: Cpus, size: int) -> None:
+@given(machines(), st.integers(1, 12), st.none() | st.integers(1, 12))
+def test_ranks_share_the_nodes_or_none_keeps_to_any(cpus: Cpus, size: int, asked: int | None) -> None:
     nodes = on_nodes(cpus)
-    places = [choose(cpus, rank, size) for rank in range(size)]
-    if size == 1 or len(nodes) < 2:
+    places = [choose(cpus, rank, size, asked) for rank in range(size)]
+    if not all(place.cores for place in places):
         assert all(not place.cores and not place.nodes for place in places)
         return
+    assert size > 1
+    assert len(nodes) > 1
     assert frozenset[int]().union(*(place.cores for place in places)) == cpus.mask
     for place in places:
-        assert place.cores
         assert place.cores == frozenset[int]().union(*(nodes[node] for node in place.nodes))
         assert len(place.nodes) == 1 or size < len(nodes)
         for other in places:
@@ -55,19 +56,13 @@ def test_ranks_share_the_nodes(cpus: Cpus, size: int) -> None:
 
 
 @given(machines(), st.integers(1, 12))
-def test_threads_fit_the_cores_and_the_quota(cpus: Cpus, size: int) -> None:
+def test_all_ranks_have_as_many_threads_and_cores_for_them(cpus: Cpus, size: int) -> None:
     places = [choose(cpus, rank, size) for rank in range(size)]
     usable = min(len(cpus.mask), cpus.quota or len(cpus.mask))
-    assert all(place.threads >= 1 for place in places)
-    assert all(place.threads <= len(place.cores or cpus.mask) for place in places)
-    # More than there are, only because every rank has one.
-    assert sum(place.threads for place in places if place.threads > 1) <= usable
-    if not any(place.cores for place in places):
-        assert {place.threads for place in places} == {max(1, usable // size)}
-    elif cpus.quota is None:
-        for place in places:
-            company = sum(other.nodes == place.nodes for other in places)
-            assert place.threads == max(1, len(place.cores) // company)
+    assert {place.threads for place in places} == {max(1, usable // size)}
+    for place in (each for each in places if each.cores):
+        company = sum(other.nodes == place.nodes for other in places)
+        assert company * place.threads <= len(place.cores)
 
 
 @given(machines(), st.integers(1, 12), st.integers(1, 100))
@@ -76,6 +71,26 @@ def test_the_user_decides_how_many_threads(cpus: Cpus, size: int, asked: int) ->
         place = choose(cpus, rank, size, asked)
         assert place.threads == asked
         assert not place.cores or asked <= len(place.cores)
+
+
+@pytest.mark.parametrize(
+    ("counts", "size", "is_near"),
+    [
+        ((8, 8), 2, True),
+        ((8, 8), 4, True),
+        ((3, 2), 2, True),
+        ((15, 1), 2, False),
+        ((4, 2), 2, False),
+        ((8, 8), 3, False),
+    ],
+)
+def test_no_rank_has_fewer_cores_for_being_near_its_memory(counts: tuple[int, int], size: int, is_near: bool) -> None:
+    first = frozenset(range(counts[0]))
+    cpus = Cpus(frozenset(range(sum(counts))), {0: first, 1: frozenset(range(sum(counts))) - first})
+    for rank in range(size):
+        place = choose(cpus, rank, size)
+        assert bool(place.cores) == is_near
+        assert place.threads == sum(counts) // size
 
 
 @pytest.mark.parametrize(
