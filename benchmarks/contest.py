@@ -12,7 +12,6 @@ import math
 import signal
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -188,7 +187,6 @@ def contest(
 
     `read_bandwidth` is asked before and after each point of one stream, while all sides are stopped.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     folder = models.path(model)
     failures: dict[str, str] = {}
     with ExitStack() as stack:

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -43,9 +44,11 @@ def last_words(name: str) -> str:
 
 @contextmanager
 def started(program: Program) -> Iterator[subprocess.Popen[str]]:
-    """The running program; at the end it and all its descendants are gone."""
+    """The running program; at the end it and all its descendants are gone, also when SIGTERM ends us. Of the main
+    thread only, which is the one that handles signals."""
     LOGS.mkdir(parents=True, exist_ok=True)
     pipe = subprocess.PIPE if program.asked_by_pipe else subprocess.DEVNULL
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with log_of(program.name).open("wb") as log:
         process = subprocess.Popen(
             program.command,
@@ -59,6 +62,7 @@ def started(program: Program) -> Iterator[subprocess.Popen[str]]:
         yield process
     finally:
         end(process)
+        signal.signal(signal.SIGTERM, before)
 
 
 def end(process: subprocess.Popen[str]) -> None:

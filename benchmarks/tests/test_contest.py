@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import time
 from contextlib import ExitStack
@@ -45,7 +44,6 @@ def scripted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(models, "path", lambda _: tmp_path)
     monkeypatch.setattr(models, "prompts", lambda _, count, tokens, seed: [f"{seed} {n}" for n in range(count)])
     monkeypatch.setattr(processes, "LOGS", tmp_path)
-    handler = signal.getsignal(signal.SIGTERM)
 
     @dataclass
     class Factory:
@@ -59,8 +57,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
             return start
 
-    yield Factory()
-    signal.signal(signal.SIGTERM, handler)
+    return Factory()
 
 
 def test_ratios_are_theirs_over_ours(scripted):

@@ -1,0 +1,45 @@
+"""What a measurement starts does not outlive it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import processes
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+# Says the number of the process that it started.
+MEASURING = """
+import sys, time
+from pathlib import Path
+from benchmarks import processes
+processes.LOGS = Path(sys.argv[1])
+with processes.started(processes.Program("sleeping", ["sleep", "300"], {})) as process:
+    print(process.pid, flush=True)
+    time.sleep(300)
+"""
+
+
+def test_who_is_told_to_end_ends_what_it_started(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", MEASURING, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as measuring:
+        assert measuring.stdout is not None
+        started = int(measuring.stdout.readline())
+        os.kill(started, 0)
+        measuring.terminate()
+        assert measuring.wait(60) == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(started, 0)
+
+
+def test_afterwards_signals_are_handled_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "LOGS", tmp_path)
+    before = signal.getsignal(signal.SIGTERM)
+    with processes.started(processes.Program("sleeping", ["sleep", "300"], {})):
+        assert signal.getsignal(signal.SIGTERM) is not before
+    assert signal.getsignal(signal.SIGTERM) is before
