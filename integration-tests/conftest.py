@@ -73,6 +73,20 @@ class Server:
         )
         return [int(line.split()[0]) for line in listed.stdout.splitlines() if program in line]
 
+    def kill_worker(self, rank: int = 0) -> list[int]:
+        """Process ids of the workers there were; `wait_replaced` takes them."""
+        workers = self.children("millrace_worker")
+        os.kill(workers[rank], signal.SIGKILL)
+        return workers
+
+    def wait_replaced(self, workers: list[int], seconds: float = START_SECONDS) -> None:
+        """Until as many others are there, and healthy: right after a kill, nobody has seen it."""
+        deadline = time.monotonic() + seconds
+        while len(now := self.children("millrace_worker")) != len(workers) or set(now) & set(workers):
+            assert time.monotonic() < deadline, f"workers {workers} not replaced after {seconds} s:\n{self.output()}"
+            time.sleep(0.05)
+        self.wait_healthy(seconds)
+
     def output(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace")
 

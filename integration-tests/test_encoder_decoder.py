@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +105,8 @@ def test_a_killed_rank_costs_no_request(folder: Path, reference: PreTrainedModel
     assert undisturbed[::2] == [greedy(reference, inputs) for inputs, _ in requests(8)[::2]]  # the others sample
     crowd = streams.Crowd(server.url, requests(8))
     crowd.wait_started()
-    os.kill(server.children("millrace_worker")[0], signal.SIGKILL)
+    workers = server.kill_worker()
     transcripts = crowd.transcripts()
     assert [each.error for each in transcripts] == [None] * 8
     assert [each.ids for each in transcripts] == undisturbed
+    server.wait_replaced(workers)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import socket
@@ -46,24 +45,22 @@ def undisturbed(server: Server) -> list[list[int]]:
 
 
 def test_a_killed_rank_costs_no_request(server: Server, undisturbed: list[list[int]]) -> None:
-    [worker] = server.children("millrace_worker")
     expected = list(streams.events(server.url, PROMPT, **EVERYTHING))
     assert len(expected) == EVERYTHING["max_new_tokens"]
     assert all(len(event["top_tokens"]) == EVERYTHING["top_n_tokens"] for event in expected)
-    crowd, seen = streams.Crowd(server.url, REQUESTS), []
+    crowd, seen, workers = streams.Crowd(server.url, REQUESTS), [], []
     for event in streams.events(server.url, PROMPT, **EVERYTHING):
         seen.append(event)
         if len(seen) == 20:
             crowd.wait_started()
-            os.kill(worker, signal.SIGKILL)
+            workers = server.kill_worker()
             check_information(server)
     transcripts = crowd.transcripts()
     assert seen == expected, "with the logprobs of tokens and of the likeliest others"
     assert [t.error for t in transcripts] == [None] * 16
     assert [t.ids for t in transcripts] == undisturbed
     assert all(t.indices == list(range(1, len(t.ids) + 1)) for t in transcripts)
-    server.wait_healthy()
-    assert server.children("millrace_worker") != [worker]
+    server.wait_replaced(workers)
     assert streams.crowd_ids(server.url, REQUESTS[:4]) == undisturbed[:4]
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
-import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -192,11 +190,11 @@ def test_neither_preemption_nor_a_killed_rank_changes_a_constrained_text(server:
     assert server.metric("millrace_preemptions_total") > before
     crowd = streams.Crowd(server.url, asked)
     crowd.wait_started()
-    os.kill(server.children("millrace_worker")[1], signal.SIGKILL)
+    workers = server.kill_worker(1)
     transcripts = crowd.transcripts()
     assert [transcript.error for transcript in transcripts] == [None] * len(asked)
     assert [transcript.ids for transcript in transcripts] == alone
-    server.wait_healthy()
+    server.wait_replaced(workers)
 
 
 def nested(depth: int) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -53,12 +51,11 @@ def test_a_crowd_agrees_with_transformers_and_with_itself(
 def test_a_killed_worker_costs_no_token(server: Server, undisturbed: list[list[int]]) -> None:
     crowd = streams.Crowd(server.url, REQUESTS)
     crowd.wait_started()
-    [worker] = server.children("millrace_worker")
-    os.kill(worker, signal.SIGKILL)
+    workers = server.kill_worker()
     transcripts = crowd.transcripts()
     assert [t.error for t in transcripts] == [None] * len(REQUESTS)
     assert [t.ids for t in transcripts] == undisturbed
-    server.wait_healthy()
+    server.wait_replaced(workers)
 
 
 def test_each_of_several_choices_computes_its_prompt(server: Server) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +40,11 @@ def test_in_a_crowd(server: Server, alone: list[list[int]]) -> None:
 def test_across_the_death_of_a_worker(server: Server, alone: list[list[int]]) -> None:
     crowd = streams.Crowd(server.url, REQUESTS)
     crowd.wait_started()
-    [worker] = server.children("millrace_worker")
-    os.kill(worker, signal.SIGKILL)
+    workers = server.kill_worker()
     transcripts = crowd.transcripts()
     assert [t.error for t in transcripts] == [None] * len(REQUESTS)
     assert [t.ids for t in transcripts] == alone
+    server.wait_replaced(workers)
 
 
 def test_across_the_death_of_a_worker_of_two_threads(launch: Launch) -> None:
@@ -60,9 +58,8 @@ def test_across_the_death_of_a_worker_of_two_threads(launch: Launch) -> None:
         assert re.search(r"model loaded.* linear=\"?native", server.output())
     crowd = streams.Crowd(server.url, requests)
     crowd.wait_started()
-    os.kill(worker, signal.SIGKILL)
+    workers = server.kill_worker()
     transcripts = crowd.transcripts()
     assert [t.error for t in transcripts] == [None] * len(requests)
     assert [t.ids for t in transcripts] == undisturbed
-    server.wait_healthy()
-    assert server.children("millrace_worker") != [worker]
+    server.wait_replaced(workers)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,7 +85,8 @@ def test_a_killed_worker_and_preemption_cost_nothing(
     assert tight.metric("millrace_preemptions_total") > 0
     crowd = streams.Crowd(hosted.url, REQUESTS)
     crowd.wait_started()
-    os.kill(hosted.children("millrace_worker")[0], signal.SIGKILL)
+    workers = hosted.kill_worker()
     transcripts = crowd.transcripts()
     assert [t.error for t in transcripts] == [None] * len(REQUESTS)
     assert [t.ids for t in transcripts] == native_ids
+    hosted.wait_replaced(workers)

@@ -130,7 +130,9 @@ def _typical(given: Sorted, end: Tensor, mass_S1: Tensor, workspace: Workspace) 
     def distances(begin: Tensor) -> tuple[Tensor, Tensor]:
         """From the mean: of token `begin`, and of the last token of the shortest interval from there."""
         reached = torch.searchsorted(given.sums, given.sums.gather(1, begin) + needed)
-        last = gaps_SK.gather(1, (reached - 1).clamp_(0, width - 1))
+        # The smallest share may be lost in the sum: an interval holds the token it begins at.
+        reached = torch.maximum(reached, begin + 1)
+        last = gaps_SK.gather(1, (reached - 1).clamp_(max=width - 1))
         return mean - gaps_SK.gather(1, begin), torch.where(reached > end, torch.inf, last - mean)
 
     low = torch.zeros_like(end)
@@ -150,9 +152,9 @@ def _typical(given: Sorted, end: Tensor, mass_S1: Tensor, workspace: Workspace) 
     earlier, _ = distances((high - 1).clamp_(min=0))
     radius = torch.where(high > 0, torch.minimum(radius, earlier), radius)
     # The bounds are tokens' own gaps, to which float32 rounds them.
-    first = torch.searchsorted(gaps_SK, (mean - radius).float())
+    first = torch.minimum(torch.searchsorted(gaps_SK, (mean - radius).float()), end - 1)
     last = torch.searchsorted(gaps_SK, (mean + radius).float(), right=True)
-    return torch.minimum(first, end - 1), torch.minimum(last, end)
+    return first, torch.minimum(torch.maximum(last, first + 1), end)
 
 
 def _mean_gap(given: Sorted, end: Tensor, workspace: Workspace) -> Tensor:

@@ -39,6 +39,8 @@ _NUMBERS: dict[str, tuple[tuple[str, Callable[[float], bool]], float, Feature]] 
     "presence_penalty": (_ANY, 0.0, Feature.OUTPUT_COUNTS),
     "count_penalty": (_ANY, 0.0, Feature.OUTPUT_COUNTS),
 }
+# A score divided by less, or multiplied by more, may be infinite; this is beyond what any use has for it.
+REPETITION_LIMIT = 1e30
 
 
 class SamplingRows:
@@ -90,6 +92,8 @@ class SamplingRows:
         self.edits.set(row, params, num_prompt_tokens)
         for name, column in self.numbers.items():
             column[row] = getattr(params, name)
+        penalties = self.numbers["repetition_penalty"]
+        penalties[row] = penalties[row].clip(1 / REPETITION_LIMIT, REPETITION_LIMIT)
         self.top_k[row] = params.top_k
         self.top_n_tokens[row] = params.top_n_tokens
         self.num_prompt_tokens[row] = num_prompt_tokens

@@ -111,6 +111,40 @@ def test_greedy_rows_take_the_argmax_and_its_log_softmax(seed, kernels):
     assert sampled.top_tokens is None
 
 
+EXTREMES: dict[str, list[float]] = {
+    "temperature": [1e-45, 3e38],
+    "top_k": [1, VOCAB - 1, 2**31 - 1],
+    "top_p": [1e-45, 1e-20, 1 - 2**-24],
+    "typical_p": [1e-45, 1e-20, 1 - 2**-24],
+    "min_p": [1e-45, 1.0],
+    "repetition_penalty": [1e-45, 1e-20, 3e38],
+    "frequency_penalty": [-2.0, 2.0],
+    "presence_penalty": [-2.0, 2.0],
+}
+
+
+@pytest.mark.parametrize("number_of_extremes", [1, 2, 3, 8])
+def test_the_smallest_and_largest_of_what_is_allowed_leaves_a_token(number_of_extremes, seed, kernels):
+    rng = np.random.default_rng(seed)
+    for _ in range(20):
+        given: list[dict] = [{"do_sample": bool(rng.integers(2)), "top_n_tokens": 3} for _ in range(16)]
+        for row in given:
+            for name in rng.choice(list(EXTREMES), number_of_extremes, replace=False):
+                row[name] = EXTREMES[name][rng.integers(len(EXTREMES[name]))]
+        for token, _, _ in Case(given, int(rng.integers(2**32)), kernels).run(range(16)):  # its logprob is a number
+            assert 0 <= token < VOCAB
+
+
+@pytest.mark.parametrize("share", [1e-45, 1e-30, 1e-20])
+def test_the_smallest_typical_share_leaves_the_token_nearest_to_the_entropy(share, seed, kernels):
+    case = Case([{"do_sample": True, "typical_p": share}] * 16, seed, kernels)
+    logprobs = case.logits.double().log_softmax(1)
+    entropy = -(logprobs.exp() * logprobs).sum(1)
+    distances = (-logprobs - entropy[:, None]).abs()
+    for row, (token, _, _) in enumerate(case.run(range(16))):
+        assert distances[row, token] <= distances[row].min() + 1e-5
+
+
 def reference_scores(case, place, given):
     """The features in the contract's order, each by transformers or by hand; a watermark is not among them."""
     history = case.token_ids[case.rows[place], : case.positions[place]]

@@ -77,8 +77,9 @@ fn typical(found: &Found, end: usize, share: f32) -> (usize, usize) {
     let needed = sums[end] * f64::from(share);
     let begins = |first: usize| mean - f64::from(gaps[first]);
     let ends = |first: usize| {
-        let reached = sums.partition_point(|sum| *sum < sums[first] + needed);
-        if reached > end { f64::INFINITY } else { f64::from(gaps[reached.max(1) - 1]) - mean }
+        // The smallest share may be lost in the sum: an interval holds the token it begins at.
+        let reached = sums.partition_point(|sum| *sum < sums[first] + needed).max(first + 1);
+        if reached > end { f64::INFINITY } else { f64::from(gaps[reached - 1]) - mean }
     };
     // There they have crossed: this gap is not below the mean.
     let last = gaps.partition_point(|gap| *gap < mean as f32).min(end - 1);
@@ -96,6 +97,6 @@ fn typical(found: &Found, end: usize, share: f32) -> (usize, usize) {
         radius = radius.min(begins(high - 1));
     }
     // The bounds are tokens' own gaps, to which float32 rounds them.
-    let first = gaps.partition_point(|gap| *gap < (mean - radius) as f32);
-    (first.min(end - 1), up_to(gaps, (mean + radius) as f32).min(end))
+    let first = gaps.partition_point(|gap| *gap < (mean - radius) as f32).min(end - 1);
+    (first, up_to(gaps, (mean + radius) as f32).clamp(first + 1, end))
 }
