@@ -230,6 +230,8 @@ def measure(point: Point, sides: list[Side], folder: Path, limits: Limits, failu
             if side.name in failures:
                 continue
             try:
+                if turn == 0 and side is not ours and num_batches > 1:
+                    side.turn(point, prompts_of(point, turn, folder, 1))  # a rehearsal, as ours has had
                 answer = side.turn(point, prompts)
                 if turn == 0 and side is ours and answer.seconds < TURN_SECONDS:
                     num_batches = min(math.ceil(TURN_SECONDS / answer.seconds), MOST_BATCHES)

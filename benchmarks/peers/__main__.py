@@ -30,16 +30,20 @@ def main() -> None:
     limits = Limits(options.rounds, options.point_seconds)
     description = machine.describe()
     outcomes: list[Outcome] = []
-    for model in options.models:
-        outcomes.append(contest(model, sides.starters(names, points), points, limits, machine.read_bandwidth))
-        print(*report.speed(outcomes[-1:], names, sides.TARGETS), *report.failures(outcomes[-1:]), sep="\n", flush=True)
-    lines = [
-        f"# Ours and the peers, {datetime.date.today().isoformat()}\n",
-        f'`make bench-peers PEERS="{" ".join(options.peers)}" ARGS="{" ".join(options.given)}"`\n',
-        f"Machine: {description}; after {machine.load()}\n",
-        *whole_report(outcomes, names),
-    ]
-    serving.keep("peers", lines)
+    try:
+        for model in options.models:
+            outcomes.append(contest(model, sides.starters(names, points), points, limits, machine.read_bandwidth))
+            now = outcomes[-1:]
+            print(*report.speed(now, names, sides.TARGETS), *report.failures(now), sep="\n", flush=True)
+    finally:  # what was measured is kept when a later model's run is ended
+        lines = [
+            f"# Ours and the peers, {datetime.date.today().isoformat()}\n",
+            f'`make bench-peers PEERS="{" ".join(options.peers)}" ARGS="{" ".join(options.given)}"`\n',
+            f"Machine: {description}; after {machine.load()}\n",
+            *whole_report(outcomes, names),
+        ]
+        if outcomes:
+            serving.keep("peers", lines)
 
 
 def parsed() -> argparse.Namespace:
