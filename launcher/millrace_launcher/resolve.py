@@ -15,6 +15,8 @@ from millrace_launcher.flags import FLAG_TABLE, Arguments
 from millrace_launcher.hardware import Machine
 
 DEFAULT_STEP_TOKENS = 4096
+# On CPUs more tokens are computed no faster each, and who generates waits for all of them.
+DEFAULT_STEP_TOKENS_ON_CPUS = 512
 SECRET_ENVIRONMENT = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_API_TOKEN", "NGROK_AUTHTOKEN", "API_KEY")
 PANIC_EXIT_CODE = 101  # what the original's process ends with here
 
@@ -97,7 +99,7 @@ class LaunchPlan:
 def settle(arguments: Arguments, machine: Machine, environment: Mapping[str, str]) -> Settled:
     """Checks and completes the flags. Raises `LauncherError`; needs neither the model nor the network."""
     _refuse_what_is_not_served(arguments)
-    settled = _settle_limits(_on_clouds_port(arguments, environment))
+    settled = _settle_limits(_on_clouds_port(arguments, environment), machine)
     _check_ranges(settled)
     hostname, notices = _settle_hostname(settled.hostname)
     settled = replace(settled, hostname=hostname)
@@ -185,14 +187,15 @@ def _refuse_what_is_not_served(arguments: Arguments) -> None:
             raise argument_error(f"`{row.long} {value}` (or {row.environment}) is refused: {row.flag.note}")
 
 
-def _settle_limits(arguments: Arguments) -> Arguments:
+def _settle_limits(arguments: Arguments, machine: Machine) -> Arguments:
     """The old name of --max-input-tokens, and the default of --max-batch-prefill-tokens."""
     if arguments.max_input_tokens is not None and arguments.max_input_length is not None:
         raise argument_error("`--max-input-tokens` and `--max-input-length` are one limit: give only the first")
     max_input_tokens = arguments.max_input_length if arguments.max_input_tokens is None else arguments.max_input_tokens
     step_tokens = arguments.max_batch_prefill_tokens
     if step_tokens is None:
-        step_tokens = min(DEFAULT_STEP_TOKENS, arguments.max_batch_total_tokens or DEFAULT_STEP_TOKENS)
+        default = DEFAULT_STEP_TOKENS if machine.usable else DEFAULT_STEP_TOKENS_ON_CPUS
+        step_tokens = min(default, arguments.max_batch_total_tokens or default)
     return replace(arguments, max_input_tokens=max_input_tokens, max_batch_prefill_tokens=step_tokens)
 
 

@@ -206,15 +206,17 @@ def test_what_asks_for_nothing_is_accepted(line: str) -> None:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("", 4096),
+        ("", 512),
         ("--max-batch-prefill-tokens 100", 100),
         ("--max-batch-total-tokens 500", 500),
-        ("--max-batch-total-tokens 9000", 4096),
+        ("--max-batch-total-tokens 9000", 512),
         ("--max-batch-total-tokens 500 --max-batch-prefill-tokens 100", 100),
     ],
 )
 def test_tokens_of_a_step(line: str, expected: int) -> None:
     assert settled(line).arguments.max_batch_prefill_tokens == expected
+    on_gpus = settled(line, machine=Machine(None, 1, "NVIDIA H200")).arguments.max_batch_prefill_tokens
+    assert on_gpus == {"": 4096, "--max-batch-total-tokens 9000": 4096}.get(line, expected)
 
 
 @pytest.mark.parametrize(
@@ -272,7 +274,7 @@ def test_the_router_gets_every_flag_of_its_own() -> None:
         "--model-id=org/name --model-path=/m --worker-uds-path=/s/worker --num-shard=2 --revision=main "
         "--served-model-name=a --served-model-name=b --max-input-tokens=10 --max-total-tokens=20 --max-best-of=2 "
         "--max-stop-sequences=4 --max-top-n-tokens=5 --max-client-batch-size=4 --payload-limit=2000000 "
-        "--disable-grammar-support --max-concurrent-requests=128 --max-batch-prefill-tokens=4096 --max-batch-size=3 "
+        "--disable-grammar-support --max-concurrent-requests=128 --max-batch-prefill-tokens=512 --max-batch-size=3 "
         "--waiting-served-ratio=1.2 --max-waiting-tokens=20 --prefix-caching=false --validation-workers=2 "
         "--hostname=0.0.0.0 --port=8080 --cors-allow-origin=http://a --json-output --hung-step-seconds=30 "
         "--head-timeout-seconds=60 --max-connections=4096 --lame-duck-seconds=0 --graceful-termination-timeout=90 "

@@ -20,6 +20,9 @@ class Machine:
     def __new__(cls, level: str | None, threads: int, parallel: int, thread_num: int) -> Machine:
         """`level`: one of `levels()`, None for the best. `parallel`, `thread_num`: addresses of GOMP_parallel and
         omp_get_thread_num, or 0: then one thread computes. Raises ValueError for a level that this CPU has not."""
+    def start_helpers(self) -> None:
+        """From here on kernels are shared by threads of their own, and not by OpenMP's, in the whole process. Raises
+        OSError when the system starts no further thread."""
     @staticmethod
     def levels() -> list[str]:
         """The levels of this CPU, the best last."""

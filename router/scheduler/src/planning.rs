@@ -25,8 +25,8 @@ pub(crate) struct Draft {
     pub(crate) lanes: Vec<TenantId>,
     /// What the gate says, once it has been asked.
     pub(crate) gate: OnceCell<Option<JoinReason>>,
-    /// Why the gate was open, if a waiting sequence has come through it.
-    admitted: Option<JoinReason>,
+    /// Why the gate was open, and how many waiting sequences have come through it, if any has.
+    admitted: Option<(JoinReason, usize)>,
 }
 
 /// What became of an attempt to give a sequence a row.
@@ -172,7 +172,8 @@ impl Scheduler {
         draft.take_tokens(chunk, count);
         self.add_work(place.id, count, draft);
         if is_new {
-            draft.admitted = draft.gate.get().copied().flatten();
+            let count = draft.admitted.map_or(0, |(_, count)| count);
+            draft.admitted = draft.gate.get().copied().flatten().map(|reason| (reason, count + 1));
         }
         Entrance::Admitted
     }
@@ -304,14 +305,15 @@ impl Scheduler {
     fn send(&mut self, draft: Draft) -> StepPlan {
         let tenant_of = |id| self.sequences.get(&id).map(|sequence| sequence.place.tenant);
         self.last_parts = if self.shares.num_tenants() > 1 { draft.parts(tenant_of) } else { Vec::new() };
-        let Draft { mut plan, admitted, .. } = draft;
+        let Draft { mut plan, admitted, num_prefill_tokens, .. } = draft;
         plan.released = self.rows.take_released();
         let work = plan.work.iter().map(|work| self.commit(work)).collect();
         let sources = plan.copies.iter().map(|copy| copy.source).collect();
         self.in_flight.push_back(SentStep { step: plan.step, work, sources });
         self.num_steps_sent = plan.step;
         self.totals.steps += 1;
-        self.gate.step_sent(admitted.is_some());
+        self.gate.step_sent(admitted, self.waiting.len(), num_prefill_tokens == 0);
+        let admitted = admitted.map(|(reason, _)| reason);
         self.settle();
         self.last_join = joins(&plan).then(|| admitted.unwrap_or(JoinReason::Chunking));
         plan

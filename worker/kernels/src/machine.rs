@@ -3,7 +3,7 @@
 use millrace_kernels_core::Dtype;
 use millrace_kernels_core::level::Level;
 use millrace_kernels_core::team::{GompParallel, GompThreadNum, OpenMp, Team};
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 
 #[pyclass(frozen, from_py_object)]
@@ -33,6 +33,11 @@ impl Machine {
             }
         });
         Ok(Self { level, team: Team::new(openmp, threads) })
+    }
+
+    /// From here on kernels are shared by threads of their own, as many as this machine's, and not by OpenMP's.
+    fn start_helpers(&self) -> PyResult<()> {
+        self.team.start_helpers().map_err(|error| PyOSError::new_err(format!("a thread for kernels: {error}")))
     }
 
     /// The levels of this CPU, the best last.

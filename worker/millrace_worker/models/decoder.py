@@ -5,6 +5,8 @@ T tokens of a step, D hidden width, R positions whose logits are wanted, V vocab
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -143,7 +145,7 @@ class NormedStreamLayer:
 class BlockChain(Protocol):
     """All blocks at once (`chain.py`), as `Block` of each; `turns` are the rows of each rotation [T, 1, 2 R]."""
 
-    def run(self, x_TD: Tensor, turns: list[Tensor], step: Any) -> tuple[Tensor, Tensor | None]: ...
+    def run(self, x_TD: Tensor, turns: list[Tensor], step: Any) -> tuple[Tensor, Tensor]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +186,18 @@ class DecoderStep:
     rotaries: list[StepRotation]
 
 
+@contextmanager
+def one_thread_of_torch() -> Iterator[None]:
+    """Around a chain torch only copies. Its other threads would go on looking out for work for milliseconds, on cores
+    that the kernels' helpers need."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 class CausalLM:
     """A loaded model on this rank, as `model.Model` describes it."""
 
@@ -208,14 +222,17 @@ class CausalLM:
 
         `token_ids_T` and `positions_T` are int64 on the device; `step` is `plan(batch)` of the same tokens.
         """
+        if self.chain is not None:
+            with one_thread_of_torch():
+                x = self._ends.first(token_ids_T, positions_T)
+                turns = [rotary.rows(positions_T) for rotary in step.rotaries]
+                x, delta = self.chain.run(x, turns, step.attention)
+                return x.add_(delta)
         x, delta = self._ends.first(token_ids_T, positions_T), None
         turns = [rotary.rows(positions_T) for rotary in step.rotaries]
-        if self.chain is not None:
-            x, delta = self.chain.run(x, turns, step.attention)
-        else:
-            places = Places(list(map(split, turns)), [growth(positions_T) for growth in self._ends.growths])
-            for layer in self._layers:
-                x, delta = layer(x, delta, places, step.attention)
+        places = Places(list(map(split, turns)), [growth(positions_T) for growth in self._ends.growths])
+        for layer in self._layers:
+            x, delta = layer(x, delta, places, step.attention)
         return x if delta is None else x.add_(delta)
 
     @torch.inference_mode()

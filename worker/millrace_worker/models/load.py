@@ -87,6 +87,8 @@ def load_native(
             quantizer = Quantizer(group) if further.changes.quantize else None
             operators = partial(choose_operators, kernels, quantizer=quantizer)
             model = _load(spec, names, weights, group, operators)
+            if kernels is not None and model.chain is not None:
+                kernels.start_helpers()  # torch computes next to nothing in a step: its threads need not be shared
     # A tied head may be stored all the same; the embedding is what counts.
     tied = (f"{names.head}.weight",) if frame.tied else ()
     checkpoint.check_all_read(names.ignored + tied)

@@ -253,6 +253,21 @@ fn the_gate_opens_for_enough_of_those_who_wait() {
 }
 
 #[test]
+fn who_waits_when_the_gate_opens_comes_in_over_as_many_steps_as_it_takes() {
+    picture(
+        "pages 20 of 4 tokens, budget 4, ratio 1, patience 100
+         add a prompt 3 new 50
+         add b prompt 3 new 50
+         add c prompt 3 new 50
+         step a+3@0 b+1@1
+         step a+1@0 b+2@1 c+1@2        # one for two, but it was there
+         add d prompt 2                # later
+         step a+1@0,3 b+1@1 c+2@2
+         step a+1@0,3 b+1@1,4 c+1@2",
+    );
+}
+
+#[test]
 fn the_gate_opens_after_enough_steps() {
     picture(
         "pages 20 of 4 tokens, ratio 100, patience 2

@@ -6,6 +6,7 @@
 pub mod attention;
 pub mod exchange;
 pub mod experts;
+mod helpers;
 pub mod level;
 pub mod linear;
 #[doc(hidden)] // for its test

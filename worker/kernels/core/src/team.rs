@@ -1,8 +1,14 @@
-//! Threads that share a kernel. They are torch's own: a region runs in the OpenMP pool that torch's operators use, so
-//! that there are never more threads than cores, and no second pool that spins against the first.
+//! Threads that share a kernel: torch's own, or the process's helpers.
+//!
+//! Where torch computes a part of a model itself, a region runs in the OpenMP pool that its operators use, so that there
+//! are never more threads than cores, and no second pool that spins against the first. But OpenMP waits for every thread
+//! of its pool, also for those whose core somebody else has. Where kernels are all that computes, helpers take part
+//! instead (`Team::start_helpers`), for whom nobody waits.
 
 use std::ffi::{c_int, c_uint, c_void};
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::helpers;
 
 /// `GOMP_parallel(function, data, num_threads, flags)` of libgomp: runs the function on every thread of a team.
 pub type GompParallel = unsafe extern "C" fn(unsafe extern "C" fn(*mut c_void), *mut c_void, c_uint, c_uint);
@@ -48,11 +54,21 @@ impl Team {
         self.threads
     }
 
-    /// Calls `body(thread)` once on each thread `0 .. threads`. OpenMP may grant fewer threads than asked for (its
-    /// limits, its dynamic mode): this one then does the others' parts too, so that bodies must not wait for one another.
-    /// A panic ends the process: there is nobody above an OpenMP thread to catch it.
-    pub fn run(self, body: &(dyn Fn(usize) + Sync)) {
+    /// From here on no team of this process uses OpenMP.
+    ///
+    /// # Errors
+    /// The system's, when it starts no thread.
+    pub fn start_helpers(self) -> std::io::Result<()> {
+        helpers::start(self.threads - 1)
+    }
+
+    /// Calls `body(thread)` once on each thread `0 .. threads` that comes, and on the caller's, 0, for all others that
+    /// OpenMP does not grant (its limits, its dynamic mode); so bodies must not wait for one another, and one of them has
+    /// to do everything if the others do nothing. A panic ends the process: there is nobody above these threads to
+    /// catch it.
+    fn run(self, body: &(dyn Fn(usize) + Sync)) {
         match self.openmp {
+            _ if helpers::are_started() => helpers::with(self.threads - 1, body),
             Some(openmp) if self.threads > 1 => {
                 let region = Region { body, thread_num: openmp.thread_num, entered: AtomicUsize::new(0) };
                 // SAFETY: the region outlives the call, which returns when every thread has left `enter`.
@@ -71,14 +87,8 @@ impl Team {
         if len <= serial || self.threads == 1 {
             return body(0, len);
         }
-        let share = len.div_ceil(self.threads).next_multiple_of(grain);
-        self.run(&|thread| {
-            let first = (thread * share).min(len);
-            let end = (first + share).min(len);
-            if first < end {
-                body(first, end);
-            }
-        });
+        let part = len.div_ceil(self.threads).next_multiple_of(grain);
+        self.share(len.div_ceil(part), &|index| body(index * part, ((index + 1) * part).min(len)));
     }
 
     /// Calls `body(task)` once for each task in `0 .. tasks`. Every thread has a range of its own, always the same for

@@ -26,7 +26,7 @@ fn refused() -> Team {
 #[test]
 fn every_part_is_done_when_openmp_grants_one_thread_of_four() {
     let done = Mutex::new(Vec::new());
-    refused().run(&|thread| done.lock().expect("no body panics").push(thread));
+    refused().split(4, 1, 0, &|first, _| done.lock().expect("no body panics").push(first));
     assert_eq!(done.into_inner().expect("no body panics"), [0, 1, 2, 3]);
 }
 
