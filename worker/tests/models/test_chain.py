@@ -35,8 +35,8 @@ QUANTIZED = {
 NOT_CHAINED = ["mixtral", "gpt-neox, parallel", "olmo2"]
 
 
-def loaded(saved: Saved, dtype: torch.dtype) -> CausalLM:
-    kernels = cpu_kernels.find("", 1)
+def loaded(saved: Saved, dtype: torch.dtype, threads: int = 1) -> CausalLM:
+    kernels = cpu_kernels.find("", threads)
     return load_model(saved.folder, dtype=dtype, device=torch.device("cpu"), group=Group(), kernels=kernels)
 
 
@@ -67,6 +67,24 @@ def check_bits(model: CausalLM, sequences: list[list[int]]) -> None:
     model.chain = None
     for logits, again in zip(at_once, PagedRun(model, seed=seed).logits(sequences), strict=True):
         assert torch.equal(logits, again)
+
+
+def test_helpers_give_the_same_bits_and_torch_keeps_its_threads(
+    saved: Callable[[str], Saved], sequences: list[list[int]]
+) -> None:
+    seed = random.randrange(2**32)
+    alone = PagedRun(loaded(saved("llama"), torch.float32), seed=seed).logits(sequences)
+    model = loaded(saved("llama"), torch.float32, threads=3)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        shared = PagedRun(model, seed=seed).logits(sequences)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(*pair) for pair in zip(alone, shared, strict=True))
+    names = {file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")}
+    assert {"kernels-1", "kernels-2"} <= names
 
 
 @pytest.mark.parametrize("case", NOT_CHAINED)
