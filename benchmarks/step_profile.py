@@ -4,7 +4,7 @@
 worker's engine by itself, in this process: each kernel's calls are timed, the rest of a step is Python (and torch,
 where it is still called). Then a server of the same model with as many streams of as many tokens: what a step takes
 there, its own timings, and the processor time of the router and of the worker's other threads, which read plans and
-send results meanwhile. Greedy, medians.
+send results meanwhile. Greedy. Of the engine by itself medians, of the server means, which is all that it counts.
 """
 
 from __future__ import annotations
@@ -23,12 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 import millrace_kernels
 import torch
-from millrace_worker import cpu_kernels
+from millrace_worker import cpu_kernels, placement
 from millrace_worker.config import WorkerConfig
 from millrace_worker.distributed import Group
 from millrace_worker.engine import Engine, EngineParts
 from millrace_worker.models.choice import ModelAsk, choose, load
-from millrace_worker.placement import Place
 from millrace_worker.proto import worker_pb2
 from millrace_worker.rank import Identity, Rank
 from millrace_worker.sampling import Watermark
@@ -135,7 +134,7 @@ def made(model: str, num_rows: int, num_steps: int) -> Engine:
     loaded = load(ask, choose(folder, "native"))
     parts = EngineParts(model=loaded, group=group, device=ask.device, watermark=Watermark(), kernels=kernels)
     shape = shape_for(num_rows, loaded.vocab_size, num_steps)
-    config = WorkerConfig(model_path=folder, uds_path="unused", place=Place(torch.get_num_threads()))
+    config = WorkerConfig(model_path=folder, uds_path="unused", place=placement.Place(torch.get_num_threads()))
     rank = Rank(config, parts, Identity("LlamaForCausalLM", dtype, "cpu", weight_bytes=1))
     rank.prepare(
         worker_pb2.PrepareRequest(
@@ -169,6 +168,8 @@ def served(model: str, num_rows: int, new_tokens: int) -> Served:
         batch.join()
     steps = (ended - begun) / period
     forward, sample, computed = (b - a for a, b in zip(before[1], after[1], strict=True))
+    if not computed:
+        raise SystemExit(f"no step ended in {ended - begun:.3f} s: give more --steps than {new_tokens}")
     beside = ((b - a) / steps * 1e6 for a, b in zip(before[0], after[0], strict=True))
     return Served(period * 1e6, forward / computed * 1e6, sample / computed * 1e6, *beside)
 
@@ -186,17 +187,22 @@ def ask(port: int, folder: Path, num_rows: int, new_tokens: int, seed: int) -> c
 
 
 def spent(launcher: int) -> tuple[float, float]:
-    """Processor seconds of the router, and of the worker without the threads that compute: its two busiest kinds are
-    the computing one and OpenMP's, of which there are as many as cores."""
+    """Processor seconds of the router, and of the worker without the threads that compute: the kernels' helpers, and
+    the one that calls them, the busiest of all."""
     router = other = 0.0
     for pid in processes.family(launcher):
-        threads = [processes.processor_seconds(task / "stat") for task in Path(f"/proc/{pid}/task").iterdir()]
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+        threads = [processes.processor_seconds(task / "stat") for task in tasks if not is_helper(task)]
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
         if b"millrace-router" in command:
             router += sum(threads)
         elif b"millrace_worker" in command:
-            other += sum(sorted(threads)[: -(os.cpu_count() or 1)])
+            other += sum(threads) - max(threads)
     return router, other
+
+
+def is_helper(task: Path) -> bool:
+    return (task / "comm").read_text(encoding="utf-8").startswith("kernels-")
 
 
 def lines_of(model: str, own: Alone, seen: Served) -> list[str]:
@@ -230,7 +236,7 @@ def main() -> None:
     options = parser.parse_args()
     if avoid_slow_vectors(os.environ):  # numpy is here already: begin again, as a worker begins
         os.execv(sys.executable, [sys.executable, "-m", "benchmarks.step_profile", *sys.argv[1:]])
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(placement.choose(placement.look(os.environ), 0, 1).threads)
     description = machine.describe()
     lines = [
         f"# A step of {options.rows} rows, {datetime.date.today().isoformat()}\n",

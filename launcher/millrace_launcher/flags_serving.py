@@ -131,7 +131,7 @@ class ServingFlags:
             Group.BATCHING,
             v.COUNT_32,
             "Most tokens computed in one step; longer prompts are cut into chunks.",
-            default_text="4096, on CPUs 512, or --max-batch-total-tokens if that is less",
+            default_text="4096, without a GPU 512, or --max-batch-total-tokens if that is less",
             targets=_ROUTER,
         ),
     )

@@ -99,7 +99,8 @@ _TOPICS_HEAD = """
 _FLAGS_HEAD = """
 ## Flags
 
-Every flag of TGI is accepted under its name and environment variable, with its default, but for those below.
+Every flag of TGI is accepted under its name and environment variable, with its default, but for those below and for
+`--max-batch-prefill-tokens`, whose default is 512 without a GPU.
 [flags.md](flags.md) lists all of them."""
 
 

@@ -89,7 +89,7 @@ pub struct Config {
     #[arg(long, env, default_value_t = 2_000_000)]
     pub payload_limit: usize,
 
-    /// Waiting sequences join a running batch when there are at least this many per running one.
+    /// Waiting sequences join a running batch when there are at least this many per running one; then all of them do.
     #[arg(long, env, default_value_t = 0.3)]
     pub waiting_served_ratio: f32,
     /// Tokens that one step may compute; 4096 or `max_batch_total_tokens`, whichever is less, if absent.

@@ -1,4 +1,4 @@
-"""The native kernels of this CPU: the module `millrace_kernels`, on the threads of torch's own OpenMP.
+"""The native kernels of this CPU: the module `millrace_kernels`, on threads of its own or of torch's OpenMP.
 
 The module is a distribution of its own. Where it is not installed, everything runs on torch.
 """

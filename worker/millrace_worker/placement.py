@@ -90,8 +90,13 @@ def reached(cpus: Cpus) -> dict[int, frozenset[int]]:
 
 def look(environment: Mapping[str, str], root: Path = Path("/")) -> Cpus:
     """What there is. Nodes are not looked for where `environment` binds threads to cores itself."""
-    is_bound = any(environment.get(name, "").lower() not in ("", "false") for name in BINDINGS)
-    return Cpus(frozenset(os.sched_getaffinity(0)), {} if is_bound else read_nodes(root), read_quota(root))
+    nodes = {} if is_bound(environment) else read_nodes(root)
+    return Cpus(frozenset(os.sched_getaffinity(0)), nodes, read_quota(root))
+
+
+def is_bound(environment: Mapping[str, str]) -> bool:
+    """Whether the user says on which cores OpenMP's threads run."""
+    return any(environment.get(name, "").lower() not in ("", "false") for name in BINDINGS)
 
 
 def pin(cores: Collection[int]) -> None:

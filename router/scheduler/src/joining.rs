@@ -55,6 +55,7 @@ impl Scheduler {
                 if self.has_tokens(place, draft) {
                     may_join = self.admit(place, draft) != Entrance::Full;
                 } else {
+                    draft.is_rationed = true;
                     // What comes back needs no ration.
                     queue.go_on(if queue.stage == Stage::Sooner { Stage::Back } else { Stage::Over });
                 }

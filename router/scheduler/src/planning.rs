@@ -27,6 +27,8 @@ pub(crate) struct Draft {
     pub(crate) gate: OnceCell<Option<JoinReason>>,
     /// Why the gate was open, and how many waiting sequences have come through it, if any has.
     admitted: Option<(JoinReason, usize)>,
+    /// Whether somebody could not join because its tenant's tokens were used up.
+    pub(crate) is_rationed: bool,
 }
 
 /// What became of an attempt to give a sequence a row.
@@ -55,6 +57,7 @@ impl Scheduler {
             lanes,
             gate: OnceCell::new(),
             admitted: None,
+            is_rationed: false,
         };
         if let Some(set) = self.on_trial() {
             self.try_alone(&set, &mut draft);
@@ -140,6 +143,7 @@ impl Scheduler {
         // A row that was made free for it must not stand empty.
         let num_tokens_left = draft.num_tokens_left(chunk).max(usize::from(self.invited == Some(place.id)));
         if num_tokens_left == 0 {
+            draft.is_rationed = true;
             return Entrance::NotYet;
         }
         let (Some(row), Some(sequence)) = (self.rows.take(), self.sequences.get_mut(&place.id)) else {
@@ -305,14 +309,14 @@ impl Scheduler {
     fn send(&mut self, draft: Draft) -> StepPlan {
         let tenant_of = |id| self.sequences.get(&id).map(|sequence| sequence.place.tenant);
         self.last_parts = if self.shares.num_tenants() > 1 { draft.parts(tenant_of) } else { Vec::new() };
-        let Draft { mut plan, admitted, num_prefill_tokens, .. } = draft;
+        let Draft { mut plan, admitted, num_prefill_tokens, is_rationed, .. } = draft;
         plan.released = self.rows.take_released();
         let work = plan.work.iter().map(|work| self.commit(work)).collect();
         let sources = plan.copies.iter().map(|copy| copy.source).collect();
         self.in_flight.push_back(SentStep { step: plan.step, work, sources });
         self.num_steps_sent = plan.step;
         self.totals.steps += 1;
-        self.gate.step_sent(admitted, self.waiting.len(), num_prefill_tokens == 0);
+        self.gate.step_sent(admitted, self.waiting.len(), num_prefill_tokens == 0 || is_rationed);
         let admitted = admitted.map(|(reason, _)| reason);
         self.settle();
         self.last_join = joins(&plan).then(|| admitted.unwrap_or(JoinReason::Chunking));

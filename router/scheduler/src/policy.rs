@@ -7,13 +7,13 @@ pub enum JoinReason {
     Backpressure,
     /// `max_waiting_tokens` steps had let nobody in.
     WaitExceeded,
-    /// Neither was asked for: they come back after a preemption, or nothing ran that they could slow down.
+    /// Neither was asked for: they come back after a preemption, or nothing ran that they could slow down when it opened.
     Chunking,
 }
 
 /// TGI's meaning of `waiting_served_ratio` and `max_waiting_tokens`, on top of chunked prefill: joining costs those that
-/// run slower steps, so it is done for several at once, or after a bounded wait. Who waits when it opens comes in, over
-/// as many steps as their prompts take: a part of them would come later, and cost those that run the same.
+/// run slower steps, so it is done for several at once, or after a bounded wait. As many as wait when it opens come in, in
+/// the usual order, over as many steps as their prompts take: later the rest of them would cost those that run the same.
 #[derive(Debug)]
 pub(crate) struct Gate {
     waiting_served_ratio: f32,
@@ -28,7 +28,7 @@ impl Gate {
         Self { waiting_served_ratio, max_waiting_tokens, steps_since_admission: 0, opened: None }
     }
 
-    /// Why waiting sequences may join now; `None` if they may not. As in TGI the product is rounded down, and a wait that
+    /// Why waiting sequences may join now; `None` if they may not. It may stand open from an earlier step. As in TGI the product is rounded down, and a wait that
     /// has been long enough counts before the ratio.
     pub(crate) fn open(&self, num_waiting: usize, num_running: usize) -> Option<JoinReason> {
         if let Some((reason, _)) = self.opened {
@@ -43,8 +43,8 @@ impl Gate {
         }
     }
 
-    /// `joined`: why some came in, and how many. `num_waiting`: those who are left outside; `for_tokens`: because the
-    /// step had no tokens left for them.
+    /// `joined`: why some came in, and how many. `num_waiting`: those who are left outside; `for_tokens`: because
+    /// the step had no tokens left, or none for them.
     pub(crate) fn step_sent(&mut self, joined: Option<(JoinReason, usize)>, num_waiting: usize, for_tokens: bool) {
         self.steps_since_admission = if joined.is_some() { 0 } else { self.steps_since_admission.saturating_add(1) };
         let still_open = match (self.opened, joined) {

@@ -188,8 +188,8 @@ class DecoderStep:
 
 @contextmanager
 def one_thread_of_torch() -> Iterator[None]:
-    """Around a chain torch only copies. Its other threads would go on looking out for work for milliseconds, on cores
-    that the kernels' helpers need."""
+    """Around a chain torch only copies and adds. Its other threads would go on looking out for work for milliseconds,
+    on cores that the kernels' helpers need."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

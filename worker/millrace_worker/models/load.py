@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,6 +34,7 @@ from millrace_worker.models.recurrent.model import RecurrentLM
 from millrace_worker.models.recurrent.spec import Recurrent
 from millrace_worker.models.sharding import Rank
 from millrace_worker.models.weights import Weights
+from millrace_worker.placement import is_bound
 
 if TYPE_CHECKING:
     from millrace_worker.cpu_kernels import Machine
@@ -87,8 +89,10 @@ def load_native(
             quantizer = Quantizer(group) if further.changes.quantize else None
             operators = partial(choose_operators, kernels, quantizer=quantizer)
             model = _load(spec, names, weights, group, operators)
-            if kernels is not None and model.chain is not None:
-                kernels.start_helpers()  # torch computes next to nothing in a step: its threads need not be shared
+            # Torch computes next to nothing in a step, so its threads need not be shared. But who is bound to cores is
+            # bound to them as OpenMP's thread.
+            if kernels is not None and model.chain is not None and not is_bound(os.environ):
+                kernels.start_helpers()
     # A tied head may be stored all the same; the embedding is what counts.
     tied = (f"{names.head}.weight",) if frame.tied else ()
     checkpoint.check_all_read(names.ignored + tied)

@@ -17,9 +17,11 @@ use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 /// There are never more helpers.
-pub(crate) const MOST: usize = 255;
+pub(crate) const MOST: usize = 1023;
 /// How long a helper looks out for the next region.
 const LOOK_OUT: Duration = Duration::from_micros(50);
+/// How many others one wakes, the caller and each helper that was woken.
+const WAKES: usize = 2;
 /// How often it looks between two looks at the clock, and the caller before it lets others run.
 const LOOKS: u32 = 64;
 
@@ -61,13 +63,15 @@ impl Drop for AbortOnPanic {
     }
 }
 
-/// Starts helpers until there are so many, or `MOST`. Errors: the system's.
+/// Starts helpers until there are so many, or `MOST`. Nothing changes for who wants none. Errors: the system's.
 pub(crate) fn start(count: usize) -> std::io::Result<()> {
+    if count == 0 {
+        return Ok(());
+    }
     let mut started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
     while *started < count.min(MOST) {
         let index = *started;
-        let handle = thread::Builder::new().name(format!("kernels-{}", index + 1)).spawn(move || help(index))?;
-        HELPERS[index].thread.get_or_init(|| handle.thread().clone());
+        thread::Builder::new().name(format!("kernels-{}", index + 1)).spawn(move || help(index))?;
         *started += 1;
     }
     ARE_STARTED.store(true, Ordering::Release);
@@ -81,10 +85,10 @@ pub(crate) fn are_started() -> bool {
 /// Calls `body(0)` here and `body(1 + i)` on each of the first `count` helpers that comes meanwhile. A panic ends the
 /// process. While another caller has the helpers, and within a region, nobody helps.
 pub(crate) fn with(count: usize, body: &Body<'_>) {
+    let _ends = AbortOnPanic;
     if IS_BUSY.swap(true, Ordering::Acquire) {
         return body(0);
     }
-    let _ends = AbortOnPanic;
     // SAFETY: this caller alone has set IS_BUSY, the last region is closed and nobody is inside. Nobody calls the body
     // when this function has returned.
     unsafe {
@@ -93,7 +97,7 @@ pub(crate) fn with(count: usize, body: &Body<'_>) {
     }
     let number = (WORD.load(Ordering::Relaxed) / NUMBER).wrapping_add(1);
     WORD.store(number.wrapping_mul(NUMBER) | OPEN, Ordering::SeqCst);
-    HELPERS.iter().take(count).for_each(Helper::wake);
+    wake_some(count);
     body(0);
     WORD.fetch_and(!OPEN, Ordering::Relaxed);
     let mut looks = 0_u32;
@@ -104,20 +108,23 @@ pub(crate) fn with(count: usize, body: &Body<'_>) {
     IS_BUSY.store(false, Ordering::Release);
 }
 
-impl Helper {
-    fn wake(&self) {
-        // Of a helper that is about to sleep, this or its own last look sees the other.
-        if self.sleeps.load(Ordering::SeqCst) && self.sleeps.swap(false, Ordering::SeqCst) {
-            self.thread.get().inspect(|thread| thread.unpark());
-        }
-    }
+/// Wakes a few of the first `count` helpers, who wake others: it costs each of them microseconds.
+fn wake_some(count: usize) {
+    // Of a helper that is about to sleep, this or its own last look sees the other.
+    let sleepers = HELPERS
+        .iter()
+        .take(count)
+        .filter(|helper| helper.sleeps.load(Ordering::SeqCst) && helper.sleeps.swap(false, Ordering::SeqCst));
+    sleepers.take(WAKES).filter_map(|helper| helper.thread.get()).for_each(Thread::unpark);
 }
 
 /// A helper's life.
 fn help(index: usize) {
+    HELPERS[index].thread.get_or_init(thread::current);
     let mut last = 0;
     loop {
-        last = next(index, last);
+        let has_slept;
+        (last, has_slept) = next(index, last);
         if !enter(last) {
             continue;
         }
@@ -127,6 +134,9 @@ fn help(index: usize) {
             if let Some((body, count)) = *REGION.0.get()
                 && index < count
             {
+                if has_slept {
+                    wake_some(count);
+                }
                 body(1 + index);
             }
         }
@@ -134,16 +144,16 @@ fn help(index: usize) {
     }
 }
 
-/// Waits for a region other than the last one.
-fn next(index: usize, last: u64) -> u64 {
-    let helper = &HELPERS[index];
+/// Waits for a region other than the last one. Answers its number, and whether it has slept meanwhile.
+fn next(index: usize, last: u64) -> (u64, bool) {
+    let (helper, mut has_slept) = (&HELPERS[index], false);
     loop {
         let since = Instant::now();
         while since.elapsed() < LOOK_OUT {
             for _ in 0..LOOKS {
                 let number = WORD.load(Ordering::Relaxed) / NUMBER;
                 if number != last {
-                    return number;
+                    return (number, has_slept);
                 }
                 spin_loop();
             }
@@ -151,6 +161,7 @@ fn next(index: usize, last: u64) -> u64 {
         helper.sleeps.store(true, Ordering::SeqCst);
         if WORD.load(Ordering::SeqCst) / NUMBER == last {
             thread::park();
+            has_slept = true;
         }
         helper.sleeps.store(false, Ordering::SeqCst);
     }

@@ -62,13 +62,13 @@ impl Team {
         helpers::start(self.threads - 1)
     }
 
-    /// Calls `body(thread)` once on each thread `0 .. threads` that comes, and on the caller's, 0, for all others that
-    /// OpenMP does not grant (its limits, its dynamic mode); so bodies must not wait for one another, and one of them has
-    /// to do everything if the others do nothing. A panic ends the process: there is nobody above these threads to
-    /// catch it.
-    fn run(self, body: &(dyn Fn(usize) + Sync)) {
+    /// Calls `body(0)` here, and `body(thread)` once on each other thread that comes, of at most so many `wanted`. One body
+    /// has to do everything when the others do nothing, and they must not wait for one another: helpers may not come,
+    /// and OpenMP may grant fewer threads than asked for (its limits, its dynamic mode); their bodies are then called
+    /// here. A panic ends the process: there is nobody above these threads to catch it.
+    fn run(self, wanted: usize, body: &(dyn Fn(usize) + Sync)) {
         match self.openmp {
-            _ if helpers::are_started() => helpers::with(self.threads - 1, body),
+            _ if helpers::are_started() => helpers::with(wanted - 1, body),
             Some(openmp) if self.threads > 1 => {
                 let region = Region { body, thread_num: openmp.thread_num, entered: AtomicUsize::new(0) };
                 // SAFETY: the region outlives the call, which returns when every thread has left `enter`.
@@ -106,7 +106,7 @@ impl Team {
         let end = |thread: usize| tasks * (thread + 1) / self.threads;
         let ranges: Vec<_> =
             (0..self.threads).map(|thread| Next(AtomicUsize::new(tasks * thread / self.threads))).collect();
-        self.run(&|thread| {
+        self.run(tasks.min(self.threads), &|thread| {
             let mut own = make();
             for owner in (thread..self.threads).chain(0..thread) {
                 loop {

@@ -130,7 +130,7 @@ fn helpers_take_part() {
 
 #[test]
 fn there_are_helpers_up_to_a_limit() {
-    let (team, counts) = (team(1000), Counts::new(5000));
+    let (team, counts) = (team(1100), Counts::new(5000));
     team.share(5000, &|task| counts.add(task));
     assert!(counts.are(1));
 }
