@@ -302,3 +302,19 @@ fn a_sooner_priority_goes_before_what_comes_back_and_a_later_one_does_not() {
          step b+1@0",
     );
 }
+
+#[test]
+fn a_ration_does_not_close_the_gate_on_those_who_waited_when_it_opened() {
+    picture(
+        "pages 20 of 4 tokens, budget 8, ratio 2, patience 100
+         add a prompt 2 tenant 1 new 50
+         step a+2@0
+         guests 2 used 0 9
+         add b prompt 2 tenant 2 new 50
+         add c prompt 2 tenant 2 new 50
+         add d prompt 2 tenant 2 new 50
+         step a+1@0 b+2@1
+         step a+1@0 b+1@1 c+2@2        # one for two, but it was there
+         step a+1@0,3 b+1@1 c+1@2 d+2@4",
+    );
+}
