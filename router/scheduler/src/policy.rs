@@ -28,8 +28,8 @@ impl Gate {
         Self { waiting_served_ratio, max_waiting_tokens, steps_since_admission: 0, opened: None }
     }
 
-    /// Why waiting sequences may join now; `None` if they may not. It may stand open from an earlier step. As in TGI the product is rounded down, and a wait that
-    /// has been long enough counts before the ratio.
+    /// Why waiting sequences may join now; `None` if they may not. It may stand open from an earlier step. As in TGI the
+    /// product is rounded down, and a wait that has been long enough counts before the ratio.
     pub(crate) fn open(&self, num_waiting: usize, num_running: usize) -> Option<JoinReason> {
         if let Some((reason, _)) = self.opened {
             Some(reason)

@@ -62,10 +62,10 @@ impl Team {
         helpers::start(self.threads - 1)
     }
 
-    /// Calls `body(0)` here, and `body(thread)` once on each other thread that comes, of at most so many `wanted`. One body
-    /// has to do everything when the others do nothing, and they must not wait for one another: helpers may not come,
-    /// and OpenMP may grant fewer threads than asked for (its limits, its dynamic mode); their bodies are then called
-    /// here. A panic ends the process: there is nobody above these threads to catch it.
+    /// Calls `body(0)` here, and `body(thread)` once on each other thread that comes; no more helpers than make so many
+    /// threads as are `wanted`. One body has to do everything when the others do nothing, and they must not wait for one
+    /// another: helpers may not come, and OpenMP may grant fewer threads than asked for (its limits, its dynamic mode);
+    /// their bodies are then called here. A panic ends the process: there is nobody above these threads to catch it.
     fn run(self, wanted: usize, body: &(dyn Fn(usize) + Sync)) {
         match self.openmp {
             _ if helpers::are_started() => helpers::with(wanted - 1, body),
