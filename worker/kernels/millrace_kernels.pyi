@@ -105,16 +105,26 @@ class Experts:
 class Chain:
     """Operators one after the other, in one call. What they read and write is named by numbers of slots."""
 
-    def __new__(cls) -> Chain: ...
+    def __new__(cls, machine: Machine) -> Chain: ...
+    def pick(self, table: int, dtype_name: Dtype, width: int, scale: float, out: int) -> None:
+        """Rows of a table [., width], as float32, times `scale`. `table`: which of those that `run` gets."""
+    def lookup(self, linear: Linear, table: int, first: int, scale: float, out: int) -> None:
+        """As `Linear.lookup`, of the rows that `run` wants of this table. Raises ValueError when gated."""
+    def add(self, x: int, delta: int, width: int) -> None:
+        """x += delta, float32 rows."""
     def norm(self, norm: Norm, residual: int, delta: int | None, out: int) -> None:
         """As `Norm.add_norm`."""
     def linear(self, linear: Linear | QuantizedLinear, x: int, out: int) -> None:
         """As its `apply`."""
-    def attend(self, attention: Attention, plan: int, turns: int | None, kv: int, qkv: int, out: int) -> None:
-        """As `Attention.attend`. `plan`, `turns`: numbers of those that `run` gets; None: nothing is turned."""
-    def run(self, rows: int, slots: list[int], plans: list[Plan], turns: list[tuple[int, int]]) -> None:
-        """All of them, on so many rows. `slots`: their addresses. Raises ValueError when an operator has too little to
-        go on, as it would by itself; those before it have run."""
+    def attend(
+        self, attention: Attention, plan: int, turns: tuple[int, int] | None, kv: int, qkv: int, out: int
+    ) -> None:
+        """As `Attention.attend`. `plan`: which of those that `run` gets. `turns`: the slot of cosines and sines, and
+        how many dimensions turn; None: none."""
+    def run(self, rows: int, slots: list[int], plans: list[Plan], tables: list[tuple[int, int, int]]) -> None:
+        """All of them, on so many rows. `slots`: their addresses. `tables`: the address of each, its rows, and the
+        address of the int64 numbers of those that are wanted. Raises ValueError when an operator has too little to go
+        on, as it would by itself, and for a row that a table has not; those before it have run."""
 
 @final
 class Exchange:

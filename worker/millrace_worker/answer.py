@@ -52,17 +52,14 @@ def add_tokens(
     if not num_answers:
         return
     # Answers of the sampled entries: all of them, but for those that are not living.
-    places = slice(None) if living is None else np.flatnonzero(living[samples])
-    token_ids = np.full(num_answers, NO_TOKEN, dtype="<u4")
-    logprobs = np.zeros(num_answers, dtype="<f4")
+    places = None if living is None else np.flatnonzero(living[samples])
+    token_ids, logprobs = _columns(sampled, num_answers, places)
     if sampled is not None:
-        token_ids[places] = sampled.token_ids.cpu().numpy()
-        logprobs[places] = sampled.logprobs.cpu().numpy()
         if rows.grammars.failures:
             left = np.isin(sampled_rows, np.fromiter(rows.grammars.failures, dtype=np.int64))
             token_ids[left], logprobs[left] = NO_TOKEN, 0.0
         are_numbers = np.isfinite(logprobs)
-        if not are_numbers.all():
+        if np.count_nonzero(are_numbers) < num_answers:
             token_ids[~are_numbers], logprobs[~are_numbers] = NO_TOKEN, 0.0
             for row in sampled_rows[~are_numbers].tolist():
                 add_failure(result, rows, row, "the model's scores are not numbers")
@@ -72,11 +69,21 @@ def add_tokens(
     result.logprobs = logprobs.tobytes()
 
 
-def _add_top_tokens(
-    result: worker_pb2.StepResult, num_answers: int, places: np.ndarray | slice, top: TopTokens
-) -> None:
+def _columns(sampled: Sampled | None, num_answers: int, places: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and logprobs of all answers. `places`: of those that were sampled; None: every one was."""
+    if sampled is not None and places is None:
+        return sampled.token_ids.cpu().numpy().astype("<u4"), sampled.logprobs.cpu().numpy().astype("<f4")
+    token_ids = np.full(num_answers, NO_TOKEN, dtype="<u4")
+    logprobs = np.zeros(num_answers, dtype="<f4")
+    if sampled is not None:
+        token_ids[places] = sampled.token_ids.cpu().numpy()
+        logprobs[places] = sampled.logprobs.cpu().numpy()
+    return token_ids, logprobs
+
+
+def _add_top_tokens(result: worker_pb2.StepResult, num_answers: int, places: np.ndarray | None, top: TopTokens) -> None:
     counts = np.zeros(num_answers, dtype="<u4")
-    counts[places] = np.asarray(top.counts)
+    counts[slice(None) if places is None else places] = np.asarray(top.counts)
     result.top_tokens.counts = counts.tobytes()
     result.top_tokens.token_ids = np.asarray(top.ids).astype("<u4").tobytes()
     result.top_tokens.logprobs = np.asarray(top.logprobs).astype("<f4").tobytes()

@@ -79,6 +79,7 @@ class InputBuilder:
         # Per token: its position, its place in the token table, and the two columns of prompt logprobs.
         self._staging = Staging(4 * shape.max_step_tokens + 2 * shape.max_rows, rows.device)
         self._token_ids = torch.zeros(shape.max_step_tokens, dtype=torch.int64, device=rows.device)
+        self._ids = self._token_ids[:0]  # as many of them as the last step had
         self._known: tuple[Layout, _Tokens] | None = None
 
     @property
@@ -102,6 +103,8 @@ class InputBuilder:
         if asked:
             columns += [asked[2], flat[asked[2]] + 1]
         positions_T, flat_T, store_R, *others = self._staging.upload(*columns)
+        if len(self._ids) != len(flat):
+            self._ids = self._token_ids[: len(flat)]
         return StepInputs(
             batch=Batch(
                 rows=layout.rows,
@@ -112,7 +115,7 @@ class InputBuilder:
                 page_table_host=rows.page_table_host,
                 lengths=rows.lengths[layout.rows],
             ),
-            token_ids=torch.index_select(rows.flat_token_ids, 0, flat_T, out=self._token_ids[: len(flat)]),
+            token_ids=torch.index_select(rows.flat_token_ids, 0, flat_T, out=self._ids),
             positions=positions_T,
             sampled_rows=layout.sampled_rows,
             sampled_positions=work.sampled_positions,
@@ -143,7 +146,7 @@ class InputBuilder:
         """
         rows = work.layout.rows
         asking = self._rows.prompt_logprobs[rows]
-        if not asking.any():
+        if not np.count_nonzero(asking):
             return None
         known = np.minimum(work.ends, self._rows.num_prompt_tokens[rows] - 1) - work.starts
         entries = np.flatnonzero(asking & (known > 0))

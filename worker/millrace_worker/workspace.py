@@ -48,13 +48,18 @@ class Workspace:
     def rows(self, number: int) -> Tensor:
         """[number, width], contiguous, at `address`; its values are whatever was there."""
         if self._number != number:
-            if self._memory.shape[0] < number:
-                self._number = 0
-                self._memory = self._rows = torch.empty(0)  # the old one goes before the new one comes
-                self._memory = torch.empty(number, self.width, dtype=self.dtype)
-                self.address = self._memory.data_ptr()
+            self.reach(number)
             self._rows, self._number = self._memory[:number], number
         return self._rows
+
+    def reach(self, number: int) -> int:
+        """The address, good for so many rows. Until `rows` is called nobody has a tensor of them."""
+        if self._memory.shape[0] < number:
+            self._number = 0
+            self._memory = self._rows = torch.empty(0)  # the old one goes before the new one comes
+            self._memory = torch.empty(number, self.width, dtype=self.dtype)
+            self.address = self._memory.data_ptr()
+        return self.address
 
 
 class FreshRows:

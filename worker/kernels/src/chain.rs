@@ -4,22 +4,28 @@
 
 use std::sync::Arc;
 
+use millrace_kernels_core::Dtype;
 use millrace_kernels_core::attention::Tensors;
-use millrace_kernels_core::linear::Linear as LinearCore;
+use millrace_kernels_core::linear::{Linear as LinearCore, Lookup};
 use millrace_kernels_core::quantized::QuantizedLinear as QuantizedCore;
+use millrace_kernels_core::rows::{self, Picked, Sum};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use crate::attention::{Attention, Plan};
 use crate::linear::Linear;
+use crate::machine::{Machine, dtype};
 use crate::norm::Norm;
 use crate::quantized::QuantizedLinear;
 
 enum Operator {
+    Pick { table: usize, dtype: Dtype, width: usize, scale: f32, out: usize },
+    Lookup { linear: Arc<LinearCore>, table: usize, first: i64, scale: f32, out: usize },
+    Add { x: usize, delta: usize, width: usize },
     Norm { norm: Py<Norm>, residual: usize, delta: Option<usize>, out: usize },
     Linear { linear: Arc<LinearCore>, x: usize, out: usize },
     Quantized { linear: Arc<QuantizedCore>, x: usize, out: usize },
-    Attend { attention: Py<Attention>, plan: usize, turns: Option<usize>, kv: usize, qkv: usize, out: usize },
+    Attend { attention: Py<Attention>, plan: usize, turns: Option<(usize, usize)>, kv: usize, qkv: usize, out: usize },
 }
 
 #[derive(FromPyObject)]
@@ -28,27 +34,55 @@ enum AnyLinear {
     Quantized(Py<QuantizedLinear>),
 }
 
-/// Addresses of slots, plans of the attention, and what turns queries and keys, as `Attention.attend` takes them.
+/// Addresses of slots, plans of the attention, and of each table its address, its rows and the address of the numbers
+/// of those that are wanted.
 struct Given<'a> {
+    rows: usize,
     slots: &'a [usize],
     plans: &'a [Py<Plan>],
-    turns: &'a [(usize, usize)],
+    tables: &'a [(usize, usize, usize)],
 }
 
 #[pyclass]
-#[derive(Default)]
 pub(crate) struct Chain {
+    machine: Machine,
     operators: Vec<Operator>,
     num_slots: usize,
     num_plans: usize,
-    num_turns: usize,
+    num_tables: usize,
 }
 
 #[pymethods]
 impl Chain {
     #[new]
-    fn new() -> Self {
-        Self::default()
+    fn new(machine: Machine) -> Self {
+        Self { machine, operators: Vec::new(), num_slots: 0, num_plans: 0, num_tables: 0 }
+    }
+
+    /// Rows of a table of so many columns, as float32, times `scale`.
+    fn pick(&mut self, table: usize, dtype_name: &str, width: usize, scale: f32, out: usize) -> PyResult<()> {
+        self.knows(&[out]);
+        self.num_tables = self.num_tables.max(table + 1);
+        self.operators.push(Operator::Pick { table, dtype: dtype(dtype_name)?, width, scale, out });
+        Ok(())
+    }
+
+    /// As `Linear.lookup`, of the rows whose numbers come with this table.
+    fn lookup(&mut self, linear: Py<Linear>, table: usize, first: i64, scale: f32, out: usize) -> PyResult<()> {
+        let linear = Arc::clone(&linear.get().core);
+        if linear.is_gated() {
+            return Err(PyValueError::new_err("rows of a weight with a gate cannot be looked up"));
+        }
+        self.knows(&[out]);
+        self.num_tables = self.num_tables.max(table + 1);
+        self.operators.push(Operator::Lookup { linear, table, first, scale, out });
+        Ok(())
+    }
+
+    /// x += delta, float32 rows of `width`.
+    fn add(&mut self, x: usize, delta: usize, width: usize) {
+        self.knows(&[x, delta]);
+        self.operators.push(Operator::Add { x, delta, width });
     }
 
     /// As `Norm.add_norm`.
@@ -67,20 +101,20 @@ impl Chain {
         });
     }
 
-    /// As `Attention.attend`, with the plan and the turns of these numbers (None: nothing is turned).
+    /// As `Attention.attend`, with the plan of this number and the turns in this slot, so many of each row (None: nothing
+    /// is turned).
     #[pyo3(signature = (attention, plan, turns, kv, qkv, out))]
     fn attend(
         &mut self,
         attention: Py<Attention>,
         plan: usize,
-        turns: Option<usize>,
+        turns: Option<(usize, usize)>,
         kv: usize,
         qkv: usize,
         out: usize,
     ) {
-        self.knows(&[kv, qkv, out]);
+        self.knows(&[kv, qkv, out, turns.map_or(0, |(slot, _)| slot)]);
         self.num_plans = self.num_plans.max(plan + 1);
-        self.num_turns = self.num_turns.max(turns.map_or(0, |turns| turns + 1));
         self.operators.push(Operator::Attend { attention, plan, turns, kv, qkv, out });
     }
 
@@ -91,21 +125,21 @@ impl Chain {
         rows: usize,
         slots: Vec<usize>,
         plans: Vec<Py<Plan>>,
-        turns: Vec<(usize, usize)>,
+        tables: Vec<(usize, usize, usize)>,
     ) -> PyResult<()> {
-        if slots.len() < self.num_slots || plans.len() < self.num_plans || turns.len() < self.num_turns {
+        if slots.len() < self.num_slots || plans.len() < self.num_plans || tables.len() < self.num_tables {
             return Err(PyValueError::new_err(format!(
-                "a chain of {} slots, {} plans and {} turns got {}, {} and {}",
+                "a chain of {} slots, {} plans and {} tables got {}, {} and {}",
                 self.num_slots,
                 self.num_plans,
-                self.num_turns,
+                self.num_tables,
                 slots.len(),
                 plans.len(),
-                turns.len()
+                tables.len()
             )));
         }
-        let given = Given { slots: &slots, plans: &plans, turns: &turns };
-        py.detach(|| self.operators.iter().try_for_each(|operator| operator.run(rows, &given)))
+        let given = Given { rows, slots: &slots, plans: &plans, tables: &tables };
+        py.detach(|| self.operators.iter().try_for_each(|operator| operator.run(self.machine, &given)))
             .map_err(PyValueError::new_err)
     }
 }
@@ -117,9 +151,35 @@ impl Chain {
 }
 
 impl Operator {
-    fn run(&self, rows: usize, given: &Given<'_>) -> Result<(), String> {
-        let at = |slot: &usize| given.slots[*slot];
+    fn run(&self, machine: Machine, given: &Given<'_>) -> Result<(), String> {
+        let (at, rows) = (|slot: &usize| given.slots[*slot], given.rows);
         match self {
+            Self::Pick { table, dtype, width, scale, out } => {
+                let (table, table_rows, numbers) = given.tables[*table];
+                let picked = Picked {
+                    table: table as *const u8,
+                    dtype: *dtype,
+                    rows: table_rows,
+                    width: *width,
+                    scale: *scale,
+                    numbers: numbers as *const i64,
+                    count: rows,
+                    out: at(out) as *mut f32,
+                };
+                // SAFETY: the caller has checked the tensors behind the addresses.
+                unsafe { rows::pick(machine.team, picked) }.map_err(|error| error.to_string())?;
+            }
+            Self::Lookup { linear, table, first, scale, out } => {
+                let ids = given.tables[*table].2 as *const i64;
+                let lookup = Lookup { ids, count: rows, first: *first, scale: *scale, out: at(out) as *mut f32 };
+                // SAFETY: as above; there is no gate.
+                unsafe { linear.lookup(lookup) }
+            }
+            Self::Add { x, delta, width } => {
+                let sum = Sum { x: at(x) as *mut f32, delta: at(delta) as *const f32, rows, width: *width };
+                // SAFETY: as above.
+                unsafe { rows::add(machine.team, sum) }
+            }
             Self::Norm { norm, residual, delta, out } => {
                 norm.get().run(at(residual), delta.as_ref().map_or(0, at), at(out), rows);
             }
@@ -134,7 +194,7 @@ impl Operator {
                 if plan.num_tokens() != rows {
                     return Err(format!("a plan of {} tokens for {rows} rows", plan.num_tokens()));
                 }
-                let (turns, rotated) = turns.map_or((0, 0), |turns| given.turns[turns]);
+                let (turns, rotated) = turns.map_or((0, 0), |(slot, rotated)| (at(&slot), rotated));
                 let tensors = Tensors {
                     kv: at(kv) as *mut u8,
                     qkv: at(qkv) as *const u8,

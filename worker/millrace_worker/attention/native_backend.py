@@ -55,8 +55,11 @@ class NativeBackend(Pooled):
 
     def __init__(self, machine: Machine, layers: list[Heads], dtype: torch.dtype, workspaces: Workspaces) -> None:
         """Results have `dtype` and are valid until the next call. Raises ValueError as `Pooled`."""
+        from millrace_kernels import Step
+
         super().__init__(layers, dtype, torch.device("cpu"))
-        self.name = f"native ({machine.level})"
+        self._make_step = Step
+        self._machine, self.name = machine, f"native ({machine.level})"
         self.layers = [_layer(machine, heads, dtype, workspaces) for heads in layers]
         self.addresses: list[int] = []
         # One plan of a step is for all layers of a shape.
@@ -70,12 +73,11 @@ class NativeBackend(Pooled):
             heads.head_dim % LANES == 0 and heads.head_dim <= MAX_HEAD_DIM for heads in layers
         )
 
-    @staticmethod
-    def empty_chain() -> Chain:
+    def empty_chain(self) -> Chain:
         """For operators of this CPU that are to run in one call, attention among them."""
         from millrace_kernels import Chain
 
-        return Chain()
+        return Chain(self._machine)
 
     def allocate(self, num_pages: int) -> None:
         self.addresses = []
@@ -84,15 +86,14 @@ class NativeBackend(Pooled):
 
     def plan(self, batch: Batch) -> NativeStep:
         """Raises ValueError for a position without a page of the pool."""
-        from millrace_kernels import Step
-
-        steps = {}
+        num_pages, num_tokens, steps = self.pool.num_pages, 0, {}
         for chunk in self._chunks:
             seen = batch if chunk is None else batch.in_chunks(chunk, self.page_size)
             rows, starts, counts = map(np.ascontiguousarray, (seen.rows, seen.starts, seen.counts))
-            steps[chunk] = Step(rows, starts, counts, seen.page_table_host, self.pool.num_pages)
+            steps[chunk] = step = self._make_step(rows, starts, counts, seen.page_table_host, num_pages)
+            num_tokens = step.num_tokens
         plans = {shape: layer.kernel.plan(steps[layer.chunk]) for shape, layer in self._planned.items()}
-        return NativeStep(batch.num_tokens, plans)
+        return NativeStep(num_tokens, plans)
 
     def attend(self, heads: Heads, qkv_TC: Tensor, rotation: Rotation | None, step: NativeStep) -> Tensor:
         layer = self.layers[heads.layer]
@@ -136,7 +137,8 @@ def _is_plain(x: Tensor) -> bool:
 
 
 def turns_of(rotation: Rotation, num_tokens: int) -> tuple[int, int]:
-    """As `address_of_turns`, of cosines and sines that lie side by side."""
+    """The address of cosines and sines that lie side by side, as `RotaryTable.rows` makes them, and how many dimensions
+    turn."""
     cos, sin = rotation
     width = cos.shape[-1]
     first, rows = cos.data_ptr(), (num_tokens, 1, width)
@@ -144,12 +146,3 @@ def turns_of(rotation: Rotation, num_tokens: int) -> tuple[int, int]:
     if cos.dtype is not ROTARY_DTYPE or cos.shape != rows or not side_by_side:
         raise ValueError(f"rotations are float32 rows of cosines and sines, not {tuple(cos.shape)} {cos.dtype}")
     return first, width
-
-
-def address_of_turns(rows_T1C: Tensor, num_tokens: int) -> tuple[int, int]:
-    """The address of cosines and sines side by side, as `RotaryTable.rows` makes them, and how many are rotated."""
-    columns = rows_T1C.shape[-1]
-    is_wrong = rows_T1C.dtype is not ROTARY_DTYPE or not rows_T1C.is_contiguous()
-    if is_wrong or rows_T1C.shape != (num_tokens, 1, columns):
-        raise ValueError(f"rotations are float32 rows of all tokens, not {tuple(rows_T1C.shape)} {rows_T1C.dtype}")
-    return rows_T1C.data_ptr(), columns // 2

@@ -41,6 +41,10 @@ class StepRotation(Protocol):
         """[T, 1, 2 R], contiguous: cosines and sines of each token, as `split` takes them."""
         ...
 
+    def table(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
+        """The same without copying them: a table [P, 2 R] and which of its rows are those of the tokens, [T] int64."""
+        ...
+
 
 def split(rows_T1C: Tensor) -> Rotation:
     width = rows_T1C.shape[-1] // 2
@@ -70,13 +74,16 @@ class RotaryTable:
     def plan(self, batch: Batch) -> RotaryTable:
         """Makes the rows that the step needs."""
         ends = batch.starts + batch.counts
-        if int(ends.max(initial=0)) > self._num_ready:
+        if np.count_nonzero(ends > self._num_ready):
             self._make_blocks(batch.starts // BLOCK, (ends - 1) // BLOCK)
         return self
 
     def rows(self, positions_T: Tensor) -> Tensor:
         """Of positions whose step has been planned."""
         return self._rows.index_select(0, positions_T)[:, None]
+
+    def table(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
+        return self._rows, positions_T
 
     @torch.inference_mode()
     def _make_blocks(self, firsts: np.ndarray, lasts: np.ndarray) -> None:
@@ -111,7 +118,7 @@ class SwitchedRotaryTable:
     """Two tables: a sequence of more than `switch` tokens takes its rows from the second one, at all its positions."""
 
     def __init__(self, short: RotaryTable, long: RotaryTable, switch: int) -> None:
-        self.switch = switch
+        self.switch, self.width = switch, short.width
         self._short, self._long = short, long
 
     def plan(self, batch: Batch) -> StepRotation:
@@ -140,6 +147,9 @@ class MixedRotation:
         short = self.short.rows(positions_T.where(~self.longer, nothing))
         long = self.long.rows(positions_T.where(self.longer, nothing))
         return torch.where(self.longer[:, None, None], long, short)
+
+    def table(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
+        return self.rows(positions_T)[:, 0], torch.arange(len(positions_T))
 
 
 def rotate_(x_TNH: Tensor, rotation: Rotation, pairs: Pairs = "halves") -> None:

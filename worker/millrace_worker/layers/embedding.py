@@ -40,21 +40,21 @@ class Embedding:
 
     def __init__(self, weight: Tensor, part: TableSlice, dtype: torch.dtype | None = None) -> None:
         """`dtype` is the result's; None: the weight's."""
-        self._weight, self._part = weight, part
-        self._dtype = dtype or weight.dtype
-        self._scale = part.scale_in(weight.dtype)
+        self.weight, self._part = weight, part
+        self.dtype = dtype or weight.dtype
+        self.scale = part.scale_in(weight.dtype)
 
     def __call__(self, token_ids_T: Tensor) -> Tensor:
         part = self._part
         if part.group.size == 1:
-            x_TD = F.embedding(token_ids_T, self._weight)
+            x_TD = F.embedding(token_ids_T, self.weight)
         else:
             local = token_ids_T - part.first
-            elsewhere = (local < 0) | (local >= len(self._weight))
-            x_TD = F.embedding(local.masked_fill(elsewhere, 0), self._weight)
+            elsewhere = (local < 0) | (local >= len(self.weight))
+            x_TD = F.embedding(local.masked_fill(elsewhere, 0), self.weight)
             x_TD = part.group.all_reduce(x_TD.masked_fill_(elsewhere[:, None], 0))
-        x_TD = x_TD.to(self._dtype)
-        return x_TD if self._scale == 1.0 else x_TD.mul_(self._scale)
+        x_TD = x_TD.to(self.dtype)
+        return x_TD if self.scale == 1.0 else x_TD.mul_(self.scale)
 
 
 class PackedEmbedding:
@@ -62,11 +62,11 @@ class PackedEmbedding:
 
     def __init__(self, head: NativeLinear, part: TableSlice, dtype: torch.dtype) -> None:
         """`dtype` is the table's."""
-        self._head, self._part, self.name = head, part, head.name
-        self._scale = part.scale_in(dtype)
+        self.head, self.part, self.name = head, part, head.name
+        self.scale = part.scale_in(dtype)
 
     def __call__(self, token_ids_T: Tensor) -> Tensor:
-        return self._part.group.all_reduce(self._head.lookup(token_ids_T, self._part.first, self._scale))
+        return self.part.group.all_reduce(self.head.lookup(token_ids_T, self.part.first, self.scale))
 
 
 class Head:
@@ -85,7 +85,9 @@ class Head:
         logits = self._group.gather_columns(self._linear(h_RD))
         if logits is None:
             return None
-        logits = logits[:, : self._vocab].float()  # the last rank's part is padded
+        if logits.shape[1] != self._vocab:  # the last rank's part is padded
+            logits = logits[:, : self._vocab]
+        logits = logits.float()
         if self._scale != 1.0:
             logits = logits.mul_(self._scale)
         if self._softcap is not None:

@@ -5,8 +5,6 @@ T tokens of a step, D hidden width, R positions whose logits are wanted, V vocab
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -142,12 +140,6 @@ class NormedStreamLayer:
         return self.mlp_norm.add(x, self.group.all_reduce(self.mlp(x.to(self.dtype)))), None
 
 
-class BlockChain(Protocol):
-    """All blocks at once (`chain.py`), as `Block` of each; `turns` are the rows of each rotation [T, 1, 2 R]."""
-
-    def run(self, x_TD: Tensor, turns: list[Tensor], step: Any) -> tuple[Tensor, Tensor]: ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class Ends:
     """What comes before and after the layers."""
@@ -186,16 +178,12 @@ class DecoderStep:
     rotaries: list[StepRotation]
 
 
-@contextmanager
-def one_thread_of_torch() -> Iterator[None]:
-    """Around a chain torch only copies and adds. Its other threads would go on looking out for work for milliseconds,
-    on cores that the kernels' helpers need."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+class BlockChain(Protocol):
+    """The embedding and all blocks at once (`chain.py`)."""
+
+    def run(self, token_ids_T: Tensor, positions_T: Tensor, step: DecoderStep) -> Tensor:
+        """As `CausalLM.hidden`; valid until the next call."""
+        ...
 
 
 class CausalLM:
@@ -220,14 +208,11 @@ class CausalLM:
     def hidden(self, token_ids_T: Tensor, positions_T: Tensor, step: DecoderStep) -> Tensor:
         """The residual stream [T, D] after the last layer, for `logits`; K and V of every token go to the pool.
 
-        `token_ids_T` and `positions_T` are int64 on the device; `step` is `plan(batch)` of the same tokens.
+        Valid until the next call. `token_ids_T` and `positions_T` are int64 on the device; `step` is `plan(batch)` of
+        the same tokens.
         """
         if self.chain is not None:
-            with one_thread_of_torch():
-                x = self._ends.first(token_ids_T, positions_T)
-                turns = [rotary.rows(positions_T) for rotary in step.rotaries]
-                x, delta = self.chain.run(x, turns, step.attention)
-                return x.add_(delta)
+            return self.chain.run(token_ids_T, positions_T, step)
         x, delta = self._ends.first(token_ids_T, positions_T), None
         turns = [rotary.rows(positions_T) for rotary in step.rotaries]
         places = Places(list(map(split, turns)), [growth(positions_T) for growth in self._ends.growths])

@@ -120,4 +120,4 @@ def _load(
     rotaries = list(dict.fromkeys(each for each in positions if isinstance(each, kinds.Rotary)))
     ends = build_ends(parts, rotaries)
     layers = [build_layer(parts, each, rotaries) for each in heads]
-    return CausalLM(spec, ends, layers, operators.backend, chained(layers, operators.backend))
+    return CausalLM(spec, ends, layers, operators.backend, chained(layers, ends, operators.backend))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from millrace_worker.layers.linear import NativeLinear
 from millrace_worker.layers.norm import NativeNorm, NormWeights
 from millrace_worker.layers.quantized import NativeQuantizedLinear
 from millrace_worker.models.chain import chained
-from millrace_worker.models.decoder import AttentionLayer, CausalLM, DecoderLayer, MlpLayer
+from millrace_worker.models.decoder import AttentionLayer, CausalLM, DecoderLayer, DecoderStep, Ends, MlpLayer
 from millrace_worker.models.load import load_model
 from millrace_worker.workspace import Workspace
 
@@ -106,13 +106,31 @@ def test_where_python_is_needed_in_between_there_is_no_chain(case: str, saved: C
 def test_a_chain_of_too_little_is_refused(saved: Callable[[str], Saved]) -> None:
     from millrace_kernels import Chain
 
-    chain = Chain()
+    machine = cpu_kernels.find("", 1)
+    assert machine is not None
+    chain = Chain(machine)
     model = loaded(saved("llama"), torch.float32)
     attention = model.backend.layers[0].kernel  # pyright: ignore[reportAttributeAccessIssue]
-    chain.attend(attention, 1, 0, 3, 1, 2)
-    for slots, turns in (([0] * 3, [(0, 0)]), ([0] * 4, []), ([0] * 4, [(0, 0)])):
-        with pytest.raises(ValueError, match="4 slots, 2 plans and 1 turns"):
-            chain.run(1, slots, [], turns)
+    chain.attend(attention, 1, (0, 16), 3, 1, 2)
+    chain.pick(0, "float32", 32, 1.0, 0)
+    for slots, tables in (([0] * 3, [(0, 0, 0)]), ([0] * 4, []), ([0] * 4, [(0, 0, 0)])):
+        with pytest.raises(ValueError, match="4 slots, 2 plans and 1 tables"):
+            chain.run(1, slots, [], tables)
+
+
+def test_a_row_that_a_table_has_not_is_refused() -> None:
+    from millrace_kernels import Chain
+
+    machine = cpu_kernels.find("", 1)
+    assert machine is not None
+    chain = Chain(machine)
+    chain.pick(0, "float32", 16, 1.0, 0)
+    table, out = torch.rand(3, 16), torch.full((2, 16), torch.nan)
+    for numbers in ([0, 3], [-1, 0]):
+        wanted = torch.tensor(numbers)
+        with pytest.raises(ValueError, match=r"row (3|-1) of a table of 3"):
+            chain.run(2, [out.data_ptr()], [], [(table.data_ptr(), 3, wanted.data_ptr())])
+    assert out.isnan().all()
 
 
 def first_norm(layers: list[DecoderLayer], width: int) -> None:
@@ -174,17 +192,17 @@ def test_blocks_of_different_widths_are_not_chained(
     layers = [layer for layer in model._layers if isinstance(layer, DecoderLayer)]
     width = model.spec.hidden
     misfit(layers, width)
-    assert chained(layers, model.backend) is not None
+    assert chained(layers, model._ends, model.backend) is not None
     for other in (width // 2, 2 * width):
         misfit(layers, other)
-        assert chained(layers, model.backend) is None
+        assert chained(layers, model._ends, model.backend) is None
 
 
 def test_some_blocks_of_a_backend_are_not_chained(saved: Callable[[str], Saved]) -> None:
     """Workspaces' slots are counted from those of all layers' pages."""
     model = loaded(saved("llama"), torch.float32)
-    assert chained(model._layers, model.backend) is not None
-    assert chained(model._layers[:-1], model.backend) is None
+    assert chained(model._layers, model._ends, model.backend) is not None
+    assert chained(model._layers[:-1], model._ends, model.backend) is None
 
 
 def test_a_chain_takes_the_pages_of_its_layers_and_no_other(saved: Callable[[str], Saved]) -> None:
@@ -192,18 +210,52 @@ def test_a_chain_takes_the_pages_of_its_layers_and_no_other(saved: Callable[[str
     assert model.chain is not None
     backend, count = model.backend, len(model._layers)
     assert isinstance(backend, NativeBackend)
-    x = torch.zeros(1, model.spec.hidden)
+    token, step = torch.zeros(1, dtype=torch.int64), DecoderStep(NativeStep(1, {}), [])
     for given in ([], [1] * (count - 1), [1] * (count + 1)):
         backend.addresses = given
         with pytest.raises(ValueError, match=f"a chain of {count} layers got the pages of {len(given)}"):
-            model.chain.run(x, [], NativeStep(1, {}))
+            model.chain.run(token, token, step)
 
 
-def test_a_stream_of_another_form_is_refused(saved: Callable[[str], Saved]) -> None:
+def test_tensors_of_another_form_are_refused(saved: Callable[[str], Saved]) -> None:
     model = loaded(saved("llama"), torch.float32)
     assert model.chain is not None
     model.allocate_kv(1)
-    width = model.spec.hidden
+    ids = torch.zeros(2, dtype=torch.int64)
+    turns = torch.zeros(4, 2 * model._ends.rotaries[0].width)
+    for wrong in (ids.int(), ids[:1], torch.zeros(4, dtype=torch.int64)[::2]):
+        with pytest.raises(ValueError, match="rows are named by"):
+            run_with(model, wrong if len(wrong) == 2 else ids, turns, wrong)
+    for table in (turns.double(), turns[:, 1:], turns.t().contiguous().t()):
+        with pytest.raises(ValueError, match="rotations are"):
+            run_with(model, ids, table, ids)
+
+
+def run_with(model: CausalLM, ids: torch.Tensor, turns: torch.Tensor, wanted: torch.Tensor) -> None:
+    """A step whose rotations are the `wanted` rows of `turns`."""
+    assert model.chain is not None
+    model.chain.run(ids, ids, DecoderStep(NativeStep(len(ids), {}), [Turns(turns, wanted)]))
+
+
+@dataclass(frozen=True)
+class Turns:
+    kept: torch.Tensor
+    wanted: torch.Tensor
+
+    def table(self, positions_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.kept, self.wanted
+
+    def rows(self, positions_T: torch.Tensor) -> torch.Tensor:
+        raise AssertionError
+
+
+def test_a_stream_of_another_form_is_refused(saved: Callable[[str], Saved], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where torch makes it: of learned positions, for one."""
+    model = loaded(saved("gpt2"), torch.float32)
+    assert model.chain is not None
+    model.allocate_kv(1)
+    width, ids = model.spec.hidden, torch.zeros(1, dtype=torch.int64)
     for x in (torch.zeros(1, width + 16), torch.zeros(1, width).double(), torch.zeros(width, 2).t()):
+        monkeypatch.setattr(Ends, "first", lambda *_, x=x: x)
         with pytest.raises(ValueError, match=f"a stream of \\[T, {width}\\] float32, contiguous"):
-            model.chain.run(x, [], NativeStep(1, {}))
+            model.chain.run(ids, ids, DecoderStep(NativeStep(1, {}), []))

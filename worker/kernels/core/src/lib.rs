@@ -13,6 +13,7 @@ pub mod linear;
 pub mod memory;
 pub mod norm;
 pub mod quantized;
+pub mod rows;
 pub mod sampling;
 pub mod simd;
 pub mod team;
