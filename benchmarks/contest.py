@@ -167,13 +167,24 @@ Starter = Callable[[Path, ExitStack], Side]
 @dataclass(frozen=True)
 class Outcome:
     """What a contest over one model gave: the sides, ours first, and why others are missing or stopped. `bandwidth`:
-    bytes per second that the machine read beside the points of one stream, the median; 0 where it was not asked for."""
+    bytes per second that the machine read beside the points of one stream; `products`: operations per second of its
+    matrix products beside the other points. Medians; 0 where nobody looked."""
 
     model: str
     points: list[Point]
     sides: list[Side]
     failures: dict[str, str]
     bandwidth: float = 0.0
+    products: float = 0.0
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What the machine itself can do, asked before and after each point while all sides are stopped: of one stream, and
+    of several."""
+
+    bandwidth: Callable[[], float]
+    products: Callable[[], float]
 
 
 def contest(
@@ -181,12 +192,9 @@ def contest(
     starters: dict[str, Starter],
     points: list[Point],
     limits: Limits,
-    read_bandwidth: Callable[[], float] | None = None,
+    looks: Looks | None = None,
 ) -> Outcome:
-    """Starts the sides, then measures all of them at each point. Only the first side's failure ends the contest.
-
-    `read_bandwidth` is asked before and after each point of one stream, while all sides are stopped.
-    """
+    """Starts the sides, then measures all of them at each point. Only the first side's failure ends the contest."""
     folder = models.path(model)
     failures: dict[str, str] = {}
     with ExitStack() as stack:
@@ -202,13 +210,15 @@ def contest(
                 failures[name] = f"did not start: {error} ({processes.last_words(name)})"
                 if not sides:
                     raise processes.DidNotStartError(f"{name} {failures[name]}") from error
-        speeds: list[float] = []
+        speeds: dict[bool, list[float]] = {True: [], False: []}
         for point in points:
-            asked = read_bandwidth if point.streams == 1 else None
-            speeds += [asked()] if asked else []
+            single = point.streams == 1
+            look = looks and (looks.bandwidth if single else looks.products)
+            speeds[single] += [look()] if look else []
             measure(point, sides, folder, limits, failures)
-            speeds += [asked()] if asked else []
-        return Outcome(model, points, sides, failures, statistics.median(speeds) if speeds else 0.0)
+            speeds[single] += [look()] if look else []
+        bandwidth, products = (statistics.median(speeds[single] or [0.0]) for single in (True, False))
+        return Outcome(model, points, sides, failures, bandwidth, products)
 
 
 def warm_up(side: Side, folder: Path, points: list[Point]) -> None:

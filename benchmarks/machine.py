@@ -25,6 +25,18 @@ def load() -> str:
     return " ".join(f"{value:.2f}" for value in os.getloadavg())
 
 
+def product_rate(dtype: torch.dtype) -> float:
+    """Floating-point operations per second of all cores together in a matrix product of torch's library, 2048 x 2048 x
+    2048: the best of eight."""
+    left, right = (torch.randn(2048, 2048).to(dtype) for _ in range(2))
+    seconds = []
+    for _ in range(8):
+        started = time.perf_counter()
+        torch.mm(left, right)
+        seconds.append(time.perf_counter() - started)
+    return 2 * 2048**3 / min(seconds)
+
+
 def read_bandwidth() -> float:
     """Bytes per second that all cores together read from memory: the best of eight sums over 1 GiB."""
     numbers = torch.ones(GIBIBYTE // 4)

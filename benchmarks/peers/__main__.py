@@ -13,8 +13,10 @@ import statistics
 import sys
 from pathlib import Path
 
+import torch
+
 from benchmarks import machine, models, report, serving
-from benchmarks.contest import Limits, Outcome, Point, contest
+from benchmarks.contest import Limits, Looks, Outcome, Point, contest
 from benchmarks.peers import sides
 
 POINTS = [Point(128, 128, 1), Point(128, 128, 16), Point(128, 128, 64), Point(1024, 128, 1), Point(1024, 128, 16)]
@@ -32,7 +34,8 @@ def main() -> None:
     outcomes: list[Outcome] = []
     try:
         for model in options.models:
-            outcomes.append(contest(model, sides.starters(names, points), points, limits, machine.read_bandwidth))
+            looks = Looks(machine.read_bandwidth, lambda model=model: machine.product_rate(number_format(model)))
+            outcomes.append(contest(model, sides.starters(names, points), points, limits, looks))
             now = outcomes[-1:]
             print(*report.speed(now, names, sides.TARGETS), *report.failures(now), sep="\n", flush=True)
     finally:  # what was measured is kept when a later model's run is ended
@@ -103,6 +106,10 @@ def whole_report(outcomes: list[Outcome], names: list[str]) -> list[str]:
         "per second after the first (median), over what all cores together read meanwhile (median of the looks before "
         "and after the points of one stream).\n",
         *roofline(outcomes, names),
+        "\nSeveral streams against the machine's limit: operations that a batch's products must do (two for each "
+        "weight and token; attention's own are not counted), over its seconds (median), over what a product of 2048 x "
+        "2048 x 2048 by torch's library reached on all cores meanwhile, in the number format of the activations.\n",
+        *arithmetic(outcomes, names),
         "\nSides:\n",
         *abouts,
         *(f"- not measured: {failure}" for failure in report.failures(outcomes)),
@@ -125,6 +132,40 @@ def roofline(outcomes: list[Outcome], names: list[str]) -> list[str]:
             cells.append(f"{(single.new_tokens - 1) / seconds * weights / outcome.bandwidth:.0%}")
         rows.append([outcome.model, f"{outcome.bandwidth / 1e9:.1f}", *cells])
     return report.table(rows)
+
+
+def arithmetic(outcomes: list[Outcome], names: list[str]) -> list[str]:
+    rows = [["model", "in/out", "streams", "GFLOP/s", *names]]
+    for outcome in outcomes:
+        for point in outcome.points:
+            if point.streams == 1:
+                continue
+            done = operations(models.path(outcome.model), point)
+            cells = []
+            for side in report.in_order(outcome, names):
+                if side is None or point not in side.answers:
+                    cells.append("–")
+                    continue
+                seconds = statistics.median(answer.seconds for answer in side.answers[point])
+                cells.append(f"{done / seconds / outcome.products:.0%}")
+            lengths = f"{point.prompt_tokens}/{point.new_tokens}"
+            rows.append([outcome.model, lengths, str(point.streams), f"{outcome.products / 1e9:.0f}", *cells])
+    return report.table(rows)
+
+
+def operations(folder: Path, point: Point) -> float:
+    """Of a batch's products. The last token is never an input; the head is for new tokens only."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    hidden, heads, kv_heads = (config[f] for f in ("hidden_size", "num_attention_heads", "num_key_value_heads"))
+    attention = hidden * (2 * heads + 2 * kv_heads) * (hidden // heads)
+    layers = config["num_hidden_layers"] * (attention + 3 * hidden * config["intermediate_size"])
+    inputs = point.prompt_tokens + point.new_tokens - 1
+    return 2.0 * point.streams * (layers * inputs + config["vocab_size"] * hidden * point.new_tokens)
+
+
+def number_format(model: str) -> torch.dtype:
+    """Of the activations."""
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[models.dtype_of(models.path(model))]
 
 
 def bytes_read_per_token(folder: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import time
 from contextlib import ExitStack
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import contest, models, processes, report
-from benchmarks.contest import Answer, Limits, Point, Side
+from benchmarks.contest import Answer, Limits, Looks, Point, Side
+from benchmarks.peers import __main__ as peers
 
 POINTS = [Point(128, 32, 1), Point(128, 32, 4)]
 
@@ -117,10 +119,20 @@ def test_a_waking_request_counts_neither_in_time_nor_in_texts(scripted):
     assert [each.seconds for each in outcome.sides[0].answers[POINTS[0]]] == [2.0, 2.0]
 
 
-def test_bandwidth_is_that_beside_the_points_of_one_stream(scripted):
-    read = iter([1e9, 5e9])
-    outcome = contest.contest("m", {"a": scripted("a", 1.0)}, POINTS, Limits(1, 60), lambda: next(read))
-    assert outcome.bandwidth == 3e9
+def test_one_stream_is_held_against_bandwidth_and_several_against_products(scripted):
+    assert [point.streams == 1 for point in POINTS].count(True) == 1
+    read, multiplied = iter([1e9, 5e9]), iter([1e12, 2e12] * (len(POINTS) - 1))
+    looks = Looks(lambda: next(read), lambda: next(multiplied))
+    outcome = contest.contest("m", {"a": scripted("a", 1.0)}, POINTS, Limits(1, 60), looks)
+    assert (outcome.bandwidth, outcome.products) == (3e9, 1.5e12)
+    assert not [*read, *multiplied]
+
+
+def test_operations_are_those_of_all_weights_and_tokens(tmp_path):
+    shape = {"hidden_size": 8, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 32}
+    (tmp_path / "config.json").write_text(json.dumps(shape | {"num_hidden_layers": 3, "vocab_size": 100}))
+    layer = 8 * (8 + 4 + 4) + 8 * 8 + 3 * 8 * 32  # q, k and v; out; gate, up and down
+    assert peers.operations(tmp_path, Point(5, 4, 7)) == 2 * 7 * (3 * layer * (5 + 4 - 1) + 100 * 8 * 4)
 
 
 def test_each_round_begins_with_another_side(scripted):

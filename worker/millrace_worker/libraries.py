@@ -1,46 +1,70 @@
-"""Pages of shared libraries that were read while these were loaded, and never are again.
+"""Pages of shared libraries that were read while these were loaded.
 
 torch brings the libraries of all its devices, whose tables are gone through at import: 200 MiB of a process that
-computes on a CPU. They are clean pages of files, so giving them back loses nothing: what is needed is read again.
+computes on a CPU. They are clean pages of files: the system would take them back when it is short of memory, and until
+then they count as this process's own. What is still needed is mapped again when it is used.
 """
 
 from __future__ import annotations
 
 import ctypes
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 # Linux, madvise(2).
 MADV_DONTNEED = 4
-# A mapping as /proc/PID/smaps begins it: first and last address, permissions, offset, device, inode, file.
-MAPPING = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) (\S+) \S+ \S+ \d+ +(/.*)$")
+# A mapping as /proc/PID/smaps begins it: first and last address, permissions, offset, device, inode, file if any. Then
+# come its figures, in KiB.
+MAPPING = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) (\S+) \S+ \S+ \d+ *(.*)$")
+FIGURE = re.compile(r"^(\w+): +(\d+) kB$")
+
+
+@dataclass(frozen=True)
+class Mapping:
+    first: int
+    end: int
+    permissions: str
+    file: str
+    figures: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def is_clean_library(self) -> bool:
+        """Nobody can write to it, and no page differs from its file, in memory or swapped out: constants that the
+        loader has relocated cannot be read again. Some systems tell zeros only, and so nothing."""
+        is_library = self.file.startswith("/") and ".so" in Path(self.file).name
+        is_read_only = "w" not in self.permissions and self.permissions.endswith("p")
+        rss, changed = self.figures.get("Rss", 0), [self.figures.get(name) for name in ("Anonymous", "Swap")]
+        return is_library and is_read_only and rss > 0 and changed == [0, 0]
 
 
 def give_back_pages(smaps: Path = Path("/proc/self/smaps")) -> None:
-    """Of all shared libraries, from memory to the page cache. Does nothing where the system tells no mappings."""
+    """Of all shared libraries. Does nothing where the system tells no mappings. While it runs no other thread may load
+    a library: its mapping would be looked at half made."""
     try:
         told = smaps.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return
     madvise = ctypes.CDLL(None).madvise
     madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    for first, end in clean_libraries(told):
-        madvise(first, end - first, MADV_DONTNEED)
+    for mapping in mappings(told):
+        if mapping.is_clean_library:
+            madvise(mapping.first, mapping.end - mapping.first, MADV_DONTNEED)
 
 
-def clean_libraries(smaps: str) -> list[tuple[int, int]]:
-    """Addresses of mapped libraries that nobody can write to and in which no page differs from its file: constants that
-    the loader has relocated cannot be read again."""
-    found: list[tuple[int, int]] = []
-    candidate: tuple[int, int] | None = None
+def mappings(smaps: str) -> Iterator[Mapping]:
+    current: Mapping | None = None
     for line in smaps.splitlines():
-        mapping = MAPPING.match(line)
-        if mapping is not None:
-            first, end, permissions, file = mapping.groups()
-            is_library = ".so" in Path(file).name and "w" not in permissions and permissions.endswith("p")
-            candidate = (int(first, 16), int(end, 16)) if is_library else None
-        elif line[:1] in "0123456789abcdef":  # a mapping of no file
-            candidate = None
-        elif candidate is not None and line.startswith("Anonymous:") and line.split()[1] == "0":
-            found.append(candidate)
-    return found
+        figure = FIGURE.match(line)
+        if figure is not None and current is not None:
+            current.figures[figure[1]] = int(figure[2])
+            continue
+        begun = MAPPING.match(line)
+        if begun is not None:
+            if current is not None:
+                yield current
+            first, end, permissions, file = begun.groups()
+            current = Mapping(int(first, 16), int(end, 16), permissions, file)
+    if current is not None:
+        yield current

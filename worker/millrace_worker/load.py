@@ -18,7 +18,6 @@ from millrace_worker.config import DTYPES, STORED_QUANTIZATIONS, WorkerConfig
 from millrace_worker.distributed import connect
 from millrace_worker.engine import EngineParts
 from millrace_worker.grammar import Vocabulary, VocabularyError, read_vocabulary
-from millrace_worker.libraries import give_back_pages
 from millrace_worker.memory import bytes_held
 from millrace_worker.model import FEATURES, Model
 from millrace_worker.models.changes import Changes
@@ -90,8 +89,6 @@ def load_rank(config: WorkerConfig, on_read: OnRead = unwatched) -> Rank:
         quantization=choice.quantization,
         missing=missing,
     )
-    if device.type == "cpu":
-        give_back_pages()
     return Rank(config, parts, identity)
 
 

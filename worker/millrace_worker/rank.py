@@ -14,6 +14,7 @@ import torch
 from millrace_worker import logs
 from millrace_worker.engine import Engine, EngineParts
 from millrace_worker.grammar import FULL_LEXER_BYTES, host_bytes
+from millrace_worker.libraries import give_back_pages
 from millrace_worker.memory import peak_beyond, room_for_pool
 from millrace_worker.model import FEATURES, Reach, in_rows, paged
 from millrace_worker.proto import worker_pb2
@@ -131,6 +132,8 @@ class Rank:
         room = room_for_pool(self._config, self._parts.device, workspace_bytes)
         size = self._store.size(request, room)
         self._engine = self._build_engine(request, size)
+        if self._parts.device.type == "cpu":
+            give_back_pages()  # now that nothing is measured any more: what comes back would look like workspaces
         seconds = time.perf_counter() - started
         prepared = worker_pb2.Prepared(
             num_pages=size.num_pages,

@@ -37,7 +37,7 @@ class Role(Enum):
 
 
 class Workspace:
-    """Rows of `width` values, one after the other. What `rows` answers is valid until it is called again."""
+    """Rows of `width` values, one after the other. What `rows` answers is valid until it or `reach` is called again."""
 
     def __init__(self, width: int, dtype: torch.dtype) -> None:
         self.width, self.dtype = width, dtype
@@ -53,9 +53,9 @@ class Workspace:
         return self._rows
 
     def reach(self, number: int) -> int:
-        """The address, good for so many rows. Until `rows` is called nobody has a tensor of them."""
+        """The address, good for so many rows."""
         if self._memory.shape[0] < number:
-            self._number = 0
+            self._number = -1
             self._memory = self._rows = torch.empty(0)  # the old one goes before the new one comes
             self._memory = torch.empty(number, self.width, dtype=self.dtype)
             self.address = self._memory.data_ptr()

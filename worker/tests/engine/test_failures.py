@@ -181,6 +181,21 @@ def test_a_contradictory_plan_is_refused_whole_and_writes_nothing(
     assert [read_u32(first.token_ids)[2], *read_u32(after.token_ids)] == expected
 
 
+def test_a_row_that_was_released_computes_no_more(bench: Bench) -> None:
+    """Its last sequence had tokens and pages enough for the work."""
+    for row in (0, 1, 2):
+        bench.book.admit(row, [7] * 5)
+        bench.book.work(row)
+    bench.engine.compute(bench.book.plan())
+    bench.book.release(1)
+    for row in (0, 2):
+        bench.book.work(row)
+    plan = bench.book.plan()
+    plan.work.rows = u32([0, 1])
+    (failure,) = bench.engine.compute(plan).failed
+    assert "nobody holds: [1]" in failure.message
+
+
 def test_rows_that_a_refused_plan_releases_are_free(bench: Bench, reference: Reference) -> None:
     """The router takes them to be, whatever became of the plan."""
     for row in (0, 1):

@@ -2,55 +2,71 @@
 
 from __future__ import annotations
 
-import re
+import subprocess
+import sys
 from pathlib import Path
 
-import torch
-from millrace_worker.libraries import clean_libraries, give_back_pages
+from millrace_worker.libraries import give_back_pages, mappings
 
-ADDRESSES = "7f0000000000-7f0000002000"
+LIBRARY = """\
+7f0000000000-7f0000002000 r-xp 00001000 fe:00 1234                     /lib/libone.so.13
+Size:                  8 kB
+Rss:                   8 kB
+Anonymous:             0 kB
+Swap:                  0 kB
+VmFlags: rd ex mr mw me
+"""
 
 
-def mapping(permissions: str = "r-xp", file: str = "/lib/libone.so.13", anonymous: int = 0) -> str:
-    return (
-        f"{ADDRESSES} {permissions} 00001000 fe:00 1234                     {file}\n"
-        f"Size:                  8 kB\nRss:                   8 kB\nAnonymous:             {anonymous} kB\n"
-        "VmFlags: rd ex mr mw me\n"
-    )
+def changed(was: str, to: str) -> str:
+    assert was in LIBRARY
+    return LIBRARY.replace(was, to)
 
 
 def test_only_clean_libraries_are_found() -> None:
-    span = (0x7F0000000000, 0x7F0000002000)
-    assert clean_libraries(mapping()) == [span]
-    assert clean_libraries(mapping("r--p") + mapping(file="/a folder/x.cpython-311-x86_64-linux-gnu.so")) == [span] * 2
+    name = "/lib/libone.so.13"
+    for clean in (LIBRARY, changed("r-xp", "r--p"), changed(name, "/a folder/x.cpython-311-x86_64-linux-gnu.so")):
+        assert [each.is_clean_library for each in mappings(clean)] == [True]
     for other in (
-        mapping("rw-p"),
-        mapping("r-xs"),
-        mapping(anonymous=4),  # relocated by the loader
-        mapping(file="/models/model.safetensors"),
-        mapping(file="/models/v1.source/model.safetensors"),
-        mapping(file="[heap]"),
-        mapping(file=""),
-        mapping().replace("Anonymous:             0 kB\n", ""),
+        changed("r-xp", "rw-p"),
+        changed("r-xp", "r-xs"),
+        changed("Anonymous:             0", "Anonymous:             4"),  # relocated by the loader
+        changed("Swap:                  0", "Swap:                  4"),  # and swapped out since
+        changed("Anonymous:             0 kB\n", ""),
+        changed("Swap:                  0 kB\n", ""),
+        changed(
+            "Rss:                   8", "Rss:                   0"
+        ),  # nothing to give, or a system that tells nothing
+        changed(name, "/models/model.safetensors"),
+        changed(name, "/models/v1.source/model.safetensors"),
+        changed(name, "[heap]"),
+        changed(name, ""),
     ):
-        assert clean_libraries(other) == []
-        assert clean_libraries(other + mapping()) == [span]
+        assert [each.is_clean_library for each in mappings(other)] == [False]
+        assert [each.is_clean_library for each in mappings(other + LIBRARY + other)] == [False, True, False]
+    assert [(each.first, each.end) for each in mappings(LIBRARY)] == [(0x7F0000000000, 0x7F0000002000)]
+
+
+PROGRAM = """
+import re, torch
+from pathlib import Path
+from millrace_worker.libraries import give_back_pages
+
+def resident_file_kib():
+    return int(re.search(r"RssFile:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+
+x = torch.rand(64, 64)
+expected, before = torch.linalg.svdvals(x), resident_file_kib()
+give_back_pages()
+assert resident_file_kib() < before / 2, (before, resident_file_kib())
+assert torch.equal(torch.linalg.svdvals(x), expected)
+"""
 
 
 def test_pages_are_given_back_and_come_again() -> None:
-    x = torch.rand(64, 64)
-    expected = torch.linalg.svdvals(x)
-    before = resident_file_kib()
-    give_back_pages()
-    assert resident_file_kib() < before / 2
-    assert torch.equal(torch.linalg.svdvals(x), expected)
+    """In a process that has just read its libraries."""
+    subprocess.run([sys.executable, "-c", PROGRAM], check=True, timeout=120)
 
 
 def test_without_the_systems_list_nothing_happens(tmp_path: Path) -> None:
     give_back_pages(tmp_path / "smaps")
-
-
-def resident_file_kib() -> int:
-    found = re.search(r"RssFile:\s+(\d+)", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1])

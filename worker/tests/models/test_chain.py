@@ -14,6 +14,8 @@ import torch
 from millrace_worker import cpu_kernels
 from millrace_worker.attention.native_backend import NativeBackend, NativeStep
 from millrace_worker.distributed import Group
+from millrace_worker.layers import operators
+from millrace_worker.layers.embedding import PackedEmbedding
 from millrace_worker.layers.linear import NativeLinear
 from millrace_worker.layers.norm import NativeNorm, NormWeights
 from millrace_worker.layers.quantized import NativeQuantizedLinear
@@ -26,8 +28,10 @@ from .checkpoints import Saved
 from .packed_files import Form, rewritten
 from .paged import PagedRun
 
-# Plain blocks, biases, norms on all sides, windows on some layers, norms of heads, two rotations, or none at all.
+# Plain blocks, biases, norms on all sides, windows on some layers, norms of heads, two rotations, or none at all, and
+# one that long sequences take from another table.
 CHAINED = ["llama", "qwen2, windows", "qwen3", "gemma2, window 18", "gemma3", "gpt2", "bloom", "phi3, partial, tied"]
+CHAINED += ["llama, longrope"]
 # All linear layers in one form; beside some that stay plain.
 QUANTIZED = {
     "gptq, 8 bits": (Form("gptq", bits=8, symmetric=True), {NativeQuantizedLinear}),
@@ -52,6 +56,16 @@ def test_a_chain_gives_the_bits_of_its_blocks(
     case: str, dtype: torch.dtype, saved: Callable[[str], Saved], sequences: list[list[int]]
 ) -> None:
     check_bits(loaded(saved(case), dtype), sequences)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_table_that_is_packed_for_the_head_is_looked_up_in_the_chain(
+    dtype: torch.dtype, saved: Callable[[str], Saved], sequences: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operators, "MAX_TIED_COPY_BYTES", 0)
+    model = loaded(saved("gemma2, window 18"), dtype)
+    assert isinstance(model._ends.embed, PackedEmbedding)
+    check_bits(model, sequences)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -225,7 +239,10 @@ def test_tensors_of_another_form_are_refused(saved: Callable[[str], Saved]) -> N
     turns = torch.zeros(4, 2 * model._ends.rotaries[0].width)
     for wrong in (ids.int(), ids[:1], torch.zeros(4, dtype=torch.int64)[::2]):
         with pytest.raises(ValueError, match="rows are named by"):
-            run_with(model, wrong if len(wrong) == 2 else ids, turns, wrong)
+            run_with(model, ids, turns, wrong)
+        if len(wrong) == len(ids):
+            with pytest.raises(ValueError, match="rows are named by"):
+                run_with(model, wrong, turns, ids)
     for table in (turns.double(), turns[:, 1:], turns.t().contiguous().t()):
         with pytest.raises(ValueError, match="rotations are"):
             run_with(model, ids, table, ids)

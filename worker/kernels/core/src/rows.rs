@@ -52,6 +52,9 @@ impl std::error::Error for NoSuchRow {}
 /// `table` is readable for `rows * width` values of its dtype, `numbers` for `count`, `out` writable for `count * width`.
 pub unsafe fn pick(team: Team, picked: Picked) -> Result<(), NoSuchRow> {
     let Picked { rows, width, count, .. } = picked;
+    if count == 0 {
+        return Ok(()); // an empty tensor may have no address
+    }
     // SAFETY: the caller's promise.
     let numbers = unsafe { std::slice::from_raw_parts(picked.numbers, count) };
     if let Some(number) = numbers.iter().find(|number| usize::try_from(**number).map_or(true, |number| number >= rows))
@@ -107,6 +110,9 @@ unsafe impl Sync for Sum {}
 /// # Safety
 /// Both pointers are good for `rows * width` values and do not overlap.
 pub unsafe fn add(team: Team, sum: Sum) {
+    if sum.rows == 0 {
+        return; // as above
+    }
     team.split(sum.rows, 1, SERIAL_VALUES / sum.width.max(1), &|first, end| {
         // SAFETY: the caller's promise; every row is one thread's.
         unsafe { sum.part(first, end) }
