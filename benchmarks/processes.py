@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import URLError
 
+# To end, and that a terminal is closed.
+ENDINGS = (signal.SIGTERM, signal.SIGHUP)
 LOGS = Path(__file__).resolve().parent.parent / "target" / "benchmarks" / "logs"
 
 
@@ -44,11 +46,12 @@ def last_words(name: str) -> str:
 
 @contextmanager
 def started(program: Program) -> Iterator[subprocess.Popen[str]]:
-    """The running program; at the end it and all its descendants are gone, also when SIGTERM ends us. Of the main
-    thread only, which is the one that handles signals."""
+    """The running program; at the end it and all its descendants are gone, also when SIGTERM ends us, or a
+    terminal that is closed. Of the main thread only, which is the one that handles signals."""
     LOGS.mkdir(parents=True, exist_ok=True)
     pipe = subprocess.PIPE if program.asked_by_pipe else subprocess.DEVNULL
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    heard = [number for number in ENDINGS if signal.getsignal(number) is not signal.SIG_IGN]  # `nohup` is respected
+    before = {number: signal.signal(number, leave) for number in heard}
     with log_of(program.name).open("wb") as log:
         process = subprocess.Popen(
             program.command,
@@ -62,7 +65,12 @@ def started(program: Program) -> Iterator[subprocess.Popen[str]]:
         yield process
     finally:
         end(process)
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def leave(number: int, _: object) -> None:
+    sys.exit(128 + number)
 
 
 def end(process: subprocess.Popen[str]) -> None:

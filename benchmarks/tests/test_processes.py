@@ -25,21 +25,34 @@ with processes.started(processes.Program("sleeping", ["sleep", "300"], {})) as p
 """
 
 
-def test_who_is_told_to_end_ends_what_it_started(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_who_is_told_to_end_ends_what_it_started(number: int, tmp_path: Path) -> None:
     command = [sys.executable, "-c", MEASURING, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as measuring:
         assert measuring.stdout is not None
         started = int(measuring.stdout.readline())
         os.kill(started, 0)
-        measuring.terminate()
-        assert measuring.wait(60) == 128 + signal.SIGTERM
+        measuring.send_signal(number)
+        assert measuring.wait(60) == 128 + number
     with pytest.raises(ProcessLookupError):
         os.kill(started, 0)
 
 
 def test_afterwards_signals_are_handled_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "LOGS", tmp_path)
-    before = signal.getsignal(signal.SIGTERM)
+    before = [signal.getsignal(number) for number in processes.ENDINGS]
+    monkeypatch.setattr(processes, "leave", noted := lambda *_: None)
     with processes.started(processes.Program("sleeping", ["sleep", "300"], {})):
-        assert signal.getsignal(signal.SIGTERM) is not before
-    assert signal.getsignal(signal.SIGTERM) is before
+        handlers = [signal.getsignal(number) for number in processes.ENDINGS]
+        assert handlers == [was if was is signal.SIG_IGN else noted for was in before]
+    assert [signal.getsignal(number) for number in processes.ENDINGS] == before
+
+
+def test_who_ignores_closed_terminals_goes_on_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "LOGS", tmp_path)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with processes.started(processes.Program("sleeping", ["sleep", "300"], {})):
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
