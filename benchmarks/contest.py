@@ -167,15 +167,15 @@ Starter = Callable[[Path, ExitStack], Side]
 @dataclass(frozen=True)
 class Outcome:
     """What a contest over one model gave: the sides, ours first, and why others are missing or stopped. `bandwidth`:
-    bytes per second that the machine read beside the points of one stream; `products`: operations per second of its
-    matrix products beside the other points. Medians; 0 where nobody looked."""
+    bytes per second that the machine read beside the points of one stream, the median; 0 where nobody looked.
+    `products`: operations per second of its matrix products beside each other point."""
 
     model: str
     points: list[Point]
     sides: list[Side]
     failures: dict[str, str]
     bandwidth: float = 0.0
-    products: float = 0.0
+    products: dict[Point, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -210,15 +210,18 @@ def contest(
                 failures[name] = f"did not start: {error} ({processes.last_words(name)})"
                 if not sides:
                     raise processes.DidNotStartError(f"{name} {failures[name]}") from error
-        speeds: dict[bool, list[float]] = {True: [], False: []}
+        speeds: list[float] = []
+        products: dict[Point, float] = {}
         for point in points:
-            single = point.streams == 1
-            look = looks and (looks.bandwidth if single else looks.products)
-            speeds[single] += [look()] if look else []
+            look = looks and (looks.bandwidth if point.streams == 1 else looks.products)
+            seen = [look()] if look else []
             measure(point, sides, folder, limits, failures)
-            speeds[single] += [look()] if look else []
-        bandwidth, products = (statistics.median(speeds[single] or [0.0]) for single in (True, False))
-        return Outcome(model, points, sides, failures, bandwidth, products)
+            seen += [look()] if look else []
+            if point.streams == 1:
+                speeds += seen
+            elif seen:
+                products[point] = statistics.fmean(seen)
+        return Outcome(model, points, sides, failures, statistics.median(speeds or [0.0]), products)
 
 
 def warm_up(side: Side, folder: Path, points: list[Point]) -> None:

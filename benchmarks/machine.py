@@ -27,10 +27,10 @@ def load() -> str:
 
 def product_rate(dtype: torch.dtype) -> float:
     """Floating-point operations per second of all cores together in a matrix product of torch's library, 2048 x 2048 x
-    2048: the best of eight."""
+    2048: the best of eight, or of those that fit into two seconds."""
     left, right = (torch.randn(2048, 2048).to(dtype) for _ in range(2))
-    seconds = []
-    for _ in range(8):
+    seconds: list[float] = []
+    while len(seconds) < 8 and sum(seconds) < 2:
         started = time.perf_counter()
         torch.mm(left, right)
         seconds.append(time.perf_counter() - started)

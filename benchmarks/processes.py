@@ -66,10 +66,13 @@ def started(program: Program) -> Iterator[subprocess.Popen[str]]:
     finally:
         end(process)
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) is leave:
+                signal.signal(number, handler)
 
 
 def leave(number: int, _: object) -> None:
+    for each in ENDINGS:  # a closed terminal says so more than once
+        signal.signal(each, signal.SIG_IGN)
     sys.exit(128 + number)
 
 

@@ -106,9 +106,10 @@ def whole_report(outcomes: list[Outcome], names: list[str]) -> list[str]:
         "per second after the first (median), over what all cores together read meanwhile (median of the looks before "
         "and after the points of one stream).\n",
         *roofline(outcomes, names),
-        "\nSeveral streams against the machine's limit: operations that a batch's products must do (two for each "
-        "weight and token; attention's own are not counted), over its seconds (median), over what a product of 2048 x "
-        "2048 x 2048 by torch's library reached on all cores meanwhile, in the number format of the activations.\n",
+        "\nSeveral streams against what the machine multiplies: operations that a batch's products must do (two for "
+        "each weight and token; attention's own are not counted), over its seconds (median), over what a product of "
+        "2048 x 2048 x 2048 by torch's library reached on all cores before and after the point, in the number format "
+        "of the activations (who multiplies in fewer bits may pass it).\n",
         *arithmetic(outcomes, names),
         "\nSides:\n",
         *abouts,
@@ -147,9 +148,9 @@ def arithmetic(outcomes: list[Outcome], names: list[str]) -> list[str]:
                     cells.append("–")
                     continue
                 seconds = statistics.median(answer.seconds for answer in side.answers[point])
-                cells.append(f"{done / seconds / outcome.products:.0%}")
+                cells.append(f"{done / seconds / outcome.products[point]:.0%}")
             lengths = f"{point.prompt_tokens}/{point.new_tokens}"
-            rows.append([outcome.model, lengths, str(point.streams), f"{outcome.products / 1e9:.0f}", *cells])
+            rows.append([outcome.model, lengths, str(point.streams), f"{outcome.products[point] / 1e9:.0f}", *cells])
     return report.table(rows)
 
 

@@ -18,6 +18,7 @@ MADV_DONTNEED = 4
 # A mapping as /proc/PID/smaps begins it: first and last address, permissions, offset, device, inode, file if any. Then
 # come its figures, in KiB.
 MAPPING = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) (\S+) \S+ \S+ \d+ *(.*)$")
+LIBRARY = re.compile(r"\.so(\.[0-9.]+)?( \(deleted\))?$")
 FIGURE = re.compile(r"^(\w+): +(\d+) kB$")
 
 
@@ -33,7 +34,7 @@ class Mapping:
     def is_clean_library(self) -> bool:
         """Nobody can write to it, and no page differs from its file, in memory or swapped out: constants that the
         loader has relocated cannot be read again. Some systems tell zeros only, and so nothing."""
-        is_library = self.file.startswith("/") and ".so" in Path(self.file).name
+        is_library = self.file.startswith("/") and LIBRARY.search(self.file) is not None
         is_read_only = "w" not in self.permissions and self.permissions.endswith("p")
         rss, changed = self.figures.get("Rss", 0), [self.figures.get(name) for name in ("Anonymous", "Swap")]
         return is_library and is_read_only and rss > 0 and changed == [0, 0]
@@ -41,7 +42,7 @@ class Mapping:
 
 def give_back_pages(smaps: Path = Path("/proc/self/smaps")) -> None:
     """Of all shared libraries. Does nothing where the system tells no mappings. While it runs no other thread may load
-    a library: its mapping would be looked at half made."""
+    a library, whose mapping would be looked at half made, or unload one, whose place others could take."""
     try:
         told = smaps.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -55,7 +56,7 @@ def give_back_pages(smaps: Path = Path("/proc/self/smaps")) -> None:
 
 def mappings(smaps: str) -> Iterator[Mapping]:
     current: Mapping | None = None
-    for line in smaps.splitlines():
+    for line in smaps.split("\n"):
         figure = FIGURE.match(line)
         if figure is not None and current is not None:
             current.figures[figure[1]] = int(figure[2])

@@ -175,7 +175,8 @@ def available_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cg
 
 
 def peak_beyond(run: Callable[[], None], device: torch.device) -> int:
-    """Bytes that `run` took at its peak beyond what was there: device memory on GPUs, resident memory on CPUs."""
+    """Bytes that `run` took at its peak beyond what was there: device memory on GPUs, on CPUs resident memory but for
+    pages of files that have come back (`libraries.py`), which the system may take again."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -183,11 +184,14 @@ def peak_beyond(run: Callable[[], None], device: torch.device) -> int:
         run()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    before = _status_bytes("VmRSS")
+    before, of_files = _status_bytes("VmRSS"), _status_bytes("RssFile")
     if _restart_resident_peak():
         run()
-        return max(0, _status_bytes("VmHWM") - before)
-    return max(0, _sampled_peak(run) - before)
+        peak = _status_bytes("VmHWM")
+    else:
+        peak = _sampled_peak(run)
+    returned = max(0, _status_bytes("RssFile") - of_files)
+    return max(0, peak - before - returned)
 
 
 def bytes_held(device: torch.device) -> int:

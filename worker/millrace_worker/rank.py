@@ -133,7 +133,7 @@ class Rank:
         size = self._store.size(request, room)
         self._engine = self._build_engine(request, size)
         if self._parts.device.type == "cpu":
-            give_back_pages()  # now that nothing is measured any more: what comes back would look like workspaces
+            give_back_pages()
         seconds = time.perf_counter() - started
         prepared = worker_pb2.Prepared(
             num_pages=size.num_pages,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from millrace_worker import memory
+from millrace_worker import rank as rank_module
 from millrace_worker.config import WorkerConfig
 from millrace_worker.engine import EngineParts
 from millrace_worker.kv_pool import KvGeometry, KvPool
@@ -207,6 +209,30 @@ def test_the_same_request_again_changes_nothing(parts: EngineParts, tmp_path: Pa
     other = worker_pb2.PrepareRequest(max_rows=2, max_step_tokens=64)
     assert rank.prepare(other).num_pages == 2 * (POSITIONS // parts.model.page_size)
     assert rank.engine is not engine
+
+
+def test_libraries_give_their_pages_back_after_each_prepare_that_measures(
+    parts: EngineParts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[bool] = []
+    prepared = _rank(parts, tmp_path)
+    monkeypatch.setattr(rank_module, "give_back_pages", lambda: given.append(prepared._engine is not None))
+    for asked, times in ((REQUEST, 1), (REQUEST, 1), (worker_pb2.PrepareRequest(max_rows=2, max_step_tokens=64), 2)):
+        prepared.prepare(asked)
+        assert given == [True] * times
+
+
+def test_pages_of_files_that_come_back_are_not_what_a_step_takes(tmp_path: Path) -> None:
+    size = 64 << 20
+    (tmp_path / "file").write_bytes(bytes(size))
+    with (tmp_path / "file").open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        kept: list[torch.Tensor] = []
+
+        def run() -> None:
+            assert not any(mapped[:: mmap.PAGESIZE])
+            kept.append(torch.ones(size // 4))
+
+        assert size <= peak_beyond(run, torch.device("cpu")) < 1.5 * size
 
 
 def test_a_prepare_that_fails_leaves_nothing_to_run(
