@@ -88,6 +88,10 @@ def dtype_of(folder: Path) -> str:
     return json.loads((folder / "config.json").read_text(encoding="utf-8"))["dtype"]
 
 
+def torch_dtype_of(folder: Path) -> torch.dtype:
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype_of(folder)]
+
+
 def cache_bytes_per_token(folder: Path) -> int:
     """Bytes of K and V that one token of a sequence takes, in the number format of the weights."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -129,7 +129,7 @@ def made(model: str, num_rows: int, num_steps: int) -> Engine:
     """An engine as a worker has it, with as many rows and room for as many steps."""
     folder = models.path(model)
     kernels, group = cpu_kernels.find("", torch.get_num_threads()), Group()
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[models.dtype_of(folder)]
+    dtype = models.torch_dtype_of(folder)
     ask = ModelAsk(folder=folder, dtype=dtype, device=torch.device("cpu"), group=group, kernels=kernels)
     loaded = load(ask, choose(folder, "native"))
     parts = EngineParts(model=loaded, group=group, device=ask.device, watermark=Watermark(), kernels=kernels)

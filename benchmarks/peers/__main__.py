@@ -11,9 +11,8 @@ import datetime
 import json
 import statistics
 import sys
+from functools import partial
 from pathlib import Path
-
-import torch
 
 from benchmarks import machine, models, report, serving
 from benchmarks.contest import Limits, Looks, Outcome, Point, contest
@@ -34,7 +33,8 @@ def main() -> None:
     outcomes: list[Outcome] = []
     try:
         for model in options.models:
-            looks = Looks(machine.read_bandwidth, lambda model=model: machine.product_rate(number_format(model)))
+            dtype = models.torch_dtype_of(models.path(model))  # of the activations
+            looks = Looks(machine.read_bandwidth, partial(machine.product_rate, dtype))
             outcomes.append(contest(model, sides.starters(names, points), points, limits, looks))
             now = outcomes[-1:]
             print(*report.speed(now, names, sides.TARGETS), *report.failures(now), sep="\n", flush=True)
@@ -162,11 +162,6 @@ def operations(folder: Path, point: Point) -> float:
     layers = config["num_hidden_layers"] * (attention + 3 * hidden * config["intermediate_size"])
     inputs = point.prompt_tokens + point.new_tokens - 1
     return 2.0 * point.streams * (layers * inputs + config["vocab_size"] * hidden * point.new_tokens)
-
-
-def number_format(model: str) -> torch.dtype:
-    """Of the activations."""
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[models.dtype_of(models.path(model))]
 
 
 def bytes_read_per_token(folder: Path) -> int:

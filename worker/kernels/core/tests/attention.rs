@@ -2,7 +2,6 @@
 
 mod support;
 
-use std::ffi::{c_int, c_uint, c_void};
 use std::sync::Arc;
 
 use millrace_kernels_core::Dtype;
@@ -11,27 +10,7 @@ use millrace_kernels_core::attention::{
 };
 use millrace_kernels_core::level::Level;
 use millrace_kernels_core::simd::{from_bf16, to_bf16};
-use millrace_kernels_core::team::{OpenMp, Team};
-use support::{Random, near};
-
-unsafe extern "C" fn on_this_thread(
-    function: unsafe extern "C" fn(*mut c_void),
-    data: *mut c_void,
-    _threads: c_uint,
-    _flags: c_uint,
-) {
-    // SAFETY: as the caller says.
-    unsafe { function(data) }
-}
-
-unsafe extern "C" fn zero() -> c_int {
-    0
-}
-
-/// A team that splits work for `threads` threads and is granted one.
-fn team(threads: usize) -> Team {
-    Team::new(Some(OpenMp { parallel: on_this_thread, thread_num: zero }), threads)
-}
+use support::{Random, near, team};
 
 /// Numbers of either dtype, in as much memory as they need.
 enum Numbers {

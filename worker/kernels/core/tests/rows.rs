@@ -2,33 +2,16 @@
 
 mod support;
 
-use std::ffi::{c_int, c_uint, c_void};
-
 use millrace_kernels_core::Dtype;
 use millrace_kernels_core::rows::{NoSuchRow, Picked, Sum, add, pick};
 use millrace_kernels_core::simd::from_bf16;
-use millrace_kernels_core::team::{OpenMp, Team};
-use support::Random;
+use millrace_kernels_core::team::Team;
+use support::{Random, team};
 
 const ALONE: Team = Team::new(None, 1);
 
-unsafe extern "C" fn on_this_thread(
-    function: unsafe extern "C" fn(*mut c_void),
-    data: *mut c_void,
-    _threads: c_uint,
-    _flags: c_uint,
-) {
-    // SAFETY: as the caller says.
-    unsafe { function(data) }
-}
-
-unsafe extern "C" fn zero() -> c_int {
-    0
-}
-
 #[test]
 fn many_rows_are_divided_among_threads() {
-    let team = Team::new(Some(OpenMp { parallel: on_this_thread, thread_num: zero }), 3);
     let (width, count) = (1000, 101);
     let table: Vec<f32> = (0..5 * width).map(|at| at as f32).collect();
     let numbers: Vec<i64> = (0..count).map(|place| place % 5).collect();
@@ -44,11 +27,11 @@ fn many_rows_are_divided_among_threads() {
         out: out.as_mut_ptr(),
     };
     // SAFETY: each vector has as many values as said.
-    unsafe { pick(team, picked) }.expect("rows of the table");
+    unsafe { pick(team(3), picked) }.expect("rows of the table");
     let expected: Vec<f32> = (0..out.len()).map(|at| table[(at / width % 5) * width + at % width]).collect();
     assert_eq!(bits(&out), bits(&expected));
     // SAFETY: both have so many values.
-    unsafe { add(team, Sum { x: out.as_mut_ptr(), delta: expected.as_ptr(), rows: numbers.len(), width }) };
+    unsafe { add(team(3), Sum { x: out.as_mut_ptr(), delta: expected.as_ptr(), rows: numbers.len(), width }) };
     let twice: Vec<f32> = expected.iter().map(|x| x + x).collect();
     assert_eq!(bits(&out), bits(&twice));
 }

@@ -2,7 +2,29 @@
 #![allow(dead_code)] // each test program uses its own part
 
 use std::collections::hash_map::RandomState;
+use std::ffi::{c_int, c_uint, c_void};
 use std::hash::{BuildHasher, Hasher};
+
+use millrace_kernels_core::team::{OpenMp, Team};
+
+unsafe extern "C" fn on_this_thread(
+    function: unsafe extern "C" fn(*mut c_void),
+    data: *mut c_void,
+    _threads: c_uint,
+    _flags: c_uint,
+) {
+    // SAFETY: as the caller says.
+    unsafe { function(data) }
+}
+
+unsafe extern "C" fn zero() -> c_int {
+    0
+}
+
+/// A team that splits work for `threads` threads and is granted one.
+pub(crate) fn team(threads: usize) -> Team {
+    Team::new(Some(OpenMp { parallel: on_this_thread, thread_num: zero }), threads)
+}
 
 /// xorshift64* (Vigna 2016).
 pub(crate) struct Random(u64);
