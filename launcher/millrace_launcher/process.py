@@ -128,7 +128,8 @@ class Child:
             self._reaped = True
             status = self._process.wait()
         if self._process.stdin is not None:
-            self._process.stdin.close()
+            with contextlib.suppress(OSError):  # what it was told and never read is still in the pipe's buffer
+                self._process.stdin.close()
         self._on_exit(Ending(status))
 
     def _pump(self, name: str, pipe: IO[bytes] | None) -> None:

@@ -74,6 +74,14 @@ while data:
     assert run.lines["stdout"] == (lines if lines[-1] else lines[:-1])
 
 
+def test_a_child_that_is_told_something_while_it_ends_is_still_seen_to_end() -> None:
+    run = Run("import os, time; os.close(0); print('deaf', flush=True); time.sleep(0.3)")
+    while not run.lines["stdout"]:
+        time.sleep(0.01)
+    run.child.tell({"news": "nobody reads this"})
+    assert run.wait() == Ending(0)
+
+
 @pytest.mark.parametrize("nth", [1, 2, 3])
 def test_a_child_whose_threads_cannot_be_had_is_none(monkeypatch: pytest.MonkeyPatch, nth: int) -> None:
     started: list[subprocess.Popen[bytes]] = []
