@@ -23,7 +23,7 @@ PYTEST := $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --max-worker-resta
 ROUTER := --workspace --locked --exclude millrace-kernels --exclude millrace-kernels-core --exclude millrace-transport
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false MILLRACE_ROUTER=$(CURDIR)/target/debug/millrace-router
 
-.PHONY: chaos check-aarch64 check-without-avx512 docs fuzz fuzz-api help sanitize setup serve test test-rust test-python check check-rust check-python fmt bench bench-worker bench-quantized bench-step bench-grammars bench-health bench-router bench-overload bench-tenants bench-peers models soak proto lock lock-peers clean
+.PHONY: chaos check-aarch64 check-without-avx512 docs fuzz fuzz-api help sanitize setup serve test test-rust test-python check check-rust check-python fmt bench bench-worker bench-quantized bench-step bench-roofline bench-grammars bench-health bench-router bench-overload bench-tenants bench-peers models soak proto lock lock-peers clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -94,11 +94,12 @@ check-aarch64: ## that the worker's Rust compiles for AArch64 (fetches rustup's 
 WITHOUT_AVX512 := target/without-avx512
 check-without-avx512: $(VENV)/.python $(VENV)/.native ## the tests of the kernels, built without AVX-512 (on x86-64, with objdump)
 	CARGO_TARGET_DIR=$(WITHOUT_AVX512) cargo test --release --locked -p millrace-kernels-core --features without-avx512
-	CARGO_TARGET_DIR=$(WITHOUT_AVX512) cargo build --release --locked -p millrace-kernels --features without-avx512
-	cp $(WITHOUT_AVX512)/release/libmillrace_kernels.so $(WITHOUT_AVX512)/millrace_kernels.abi3.so
-	objdump -d $(WITHOUT_AVX512)/millrace_kernels.abi3.so | awk '/%zmm/ { exit 1 }'
-	PYTHONPATH=$(WITHOUT_AVX512) $(BIN)/python -c 'from millrace_kernels import Machine; assert not [each for each in Machine.levels() if "512" in each]'
-	$(TEST_ENV) PYTHONPATH=$(CURDIR)/$(WITHOUT_AVX512) $(PYTEST) worker/tests/kernels
+	rm -rf $(WITHOUT_AVX512)/wheel
+	CARGO_TARGET_DIR=$(CURDIR)/$(WITHOUT_AVX512) MATURIN_PEP517_ARGS="--features without-avx512" \
+		$(UV) pip install --quiet --no-deps --no-cache --target $(WITHOUT_AVX512)/wheel ./worker/kernels
+	objdump -d $(WITHOUT_AVX512)/wheel/millrace_kernels/*.so | awk '/%[zxy]mm(1[6-9]|2[0-9]|3[01])|%zmm|%k[0-7]/ { print; exit 1 }'
+	PYTHONPATH=$(WITHOUT_AVX512)/wheel $(BIN)/python -c 'from millrace_kernels import Machine; assert not [each for each in Machine.levels() if "512" in each]'
+	$(TEST_ENV) PYTHONPATH=$(CURDIR)/$(WITHOUT_AVX512)/wheel $(PYTEST) worker/tests/kernels
 
 fmt: $(VENV)/.python ## format everything
 	cargo fmt --all
@@ -149,6 +150,9 @@ bench-worker: setup ## the worker's own work per step, and the seconds until the
 
 bench-step: setup ## where the time of a decoding step goes: kernels, Python, what lies between worker and client
 	$(BIN)/python -m benchmarks.step_profile $(ARGS)
+
+bench-roofline: setup ## decoding one row of the 1B shape against a plain read of memory, the two in turn
+	$(BIN)/python -m benchmarks.roofline $(ARGS)
 
 bench-quantized: setup ## linear layers of 8 and 4 bits against bfloat16, in this CPU's kernels
 	$(BIN)/python -m benchmarks.quantized_linear $(ARGS)

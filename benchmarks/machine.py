@@ -39,10 +39,14 @@ def product_rate(dtype: torch.dtype) -> float:
 
 def read_bandwidth() -> float:
     """Bytes per second that all cores together read from memory: the best of eight sums over 1 GiB."""
-    numbers = torch.ones(GIBIBYTE // 4)
+    return read_rate(torch.ones(GIBIBYTE // 4), 8)
+
+
+def read_rate(numbers: torch.Tensor, times: int) -> float:
+    """Bytes per second of the best of so many sums, by all cores together."""
     seconds = []
-    for _ in range(8):
+    for _ in range(times):
         started = time.perf_counter()
         numbers.sum()
         seconds.append(time.perf_counter() - started)
-    return GIBIBYTE / min(seconds)
+    return numbers.nbytes / min(seconds)

@@ -92,6 +92,17 @@ def torch_dtype_of(folder: Path) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype_of(folder)]
 
 
+def bytes_read_per_token(folder: Path) -> int:
+    """Every weight but the input embedding; what is quantized at load, in one byte."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    width = 4 if config["dtype"] == "float32" else 2
+    embedding = config["vocab_size"] * config["hidden_size"] * width
+    total = (folder / "model.safetensors").stat().st_size - embedding
+    if form_of(folder) == "int8":  # all but the head, of the embedding's size
+        total = (total - embedding) // width + embedding
+    return total
+
+
 def cache_bytes_per_token(folder: Path) -> int:
     """Bytes of K and V that one token of a sequence takes, in the number format of the weights."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -78,7 +78,7 @@ def forms(shape: Shape, dtype: torch.dtype, threads: int) -> dict[str, Layer]:
     ]
     kind = ExpertKind(shape.experts, Epilogue("silu", True))
     native = operators("", dtype, threads)
-    pairs = [expert_linears(native, kind, each) for each in weights]
+    pairs = [expert_linears(native.linear, kind, each) for each in weights]
     return {
         LOOP: partial(plain_loop, weights),
         "all experts, all rows": partial(every_row, weights),

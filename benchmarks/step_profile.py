@@ -1,10 +1,11 @@
-"""Where the time of a decoding step goes: kernels, the worker's Python, and what lies between worker and client.
+"""Where the time of a decoding step goes: kernels, the worker's Python, bytes, transport and router.
 
-`make bench-step`, or `python -m benchmarks.step_profile [--models tiny mid] [--rows 16] [--steps 200]`. First a
-worker's engine by itself, in this process: each kernel's calls are timed, the rest of a step is Python (and torch,
-where it is still called). Then a server of the same model with as many streams of as many tokens: what a step takes
-there, its own timings, and the processor time of the router and of the worker's other threads, which read plans and
-send results meanwhile. Greedy. Of the engine by itself medians, of the server means, which is all that it counts.
+`make bench-step`, or `python -m benchmarks.step_profile [--models tiny mid] [--rows 16] [--steps 200]`. A server of the
+model with as many streams of as many tokens, whose worker writes down what the parts of its steps take
+(`benchmarks.timed_server`): each moment between two results belongs to one part. Beside each part what it takes in a
+worker by itself, which has the processors to itself, and plans that are always there. Greedy; means of the middle
+steps. Processor time of the router and of the worker's other threads, which read plans and send results meanwhile,
+stands apart: it passes beside the step, and counts in it where it takes a processor from the kernels.
 """
 
 from __future__ import annotations
@@ -12,16 +13,15 @@ from __future__ import annotations
 import argparse
 import datetime
 import os
-import statistics
 import sys
+import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import millrace_kernels
 import torch
 from millrace_worker import cpu_kernels, placement
 from millrace_worker.config import WorkerConfig
@@ -29,100 +29,57 @@ from millrace_worker.distributed import Group
 from millrace_worker.engine import Engine, EngineParts
 from millrace_worker.models.choice import ModelAsk, choose, load
 from millrace_worker.proto import worker_pb2
+from millrace_worker.pulse import Pulse
 from millrace_worker.rank import Identity, Rank
 from millrace_worker.sampling import Watermark
 from millrace_worker.vectors import avoid_slow_vectors
 
 from benchmarks import load as clients
-from benchmarks import machine, models, overload, processes, report, serving
+from benchmarks import machine, models, processes, report, serving, step_parts
 from benchmarks.worker_host_work import CONTEXT, decode_plan, shape_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-KERNELS = [
-    (millrace_kernels.Linear, ["apply", "lookup"]),
-    (millrace_kernels.QuantizedLinear, ["apply"]),
-    (millrace_kernels.Experts, ["apply"]),
-    (millrace_kernels.Norm, ["add_norm"]),
-    (millrace_kernels.Attention, ["plan", "attend"]),
-    (millrace_kernels.Chain, ["run"]),
-    (millrace_kernels.Sampler, ["sample"]),
-]
+    from millrace_worker.rows import RowsShape
 
-
-@dataclass(frozen=True)
-class Alone:
-    """Microseconds of a step in the worker: inputs, forward pass and the rest, what kernels take of the two, and the
-    plan read from bytes and the result made into bytes."""
-
-    inputs: float
-    forward: float
-    sample: float
-    total: float
-    bytes: float
-    kernels: dict[str, float]
+    from benchmarks.step_parts import Parts
 
 
 @dataclass(frozen=True)
 class Served:
-    """Microseconds of a step as clients see it, what the worker says of its forward pass and of the rest, and
-    processor time beside the threads that compute."""
+    """Microseconds of a step: its parts, and processor time beside the threads that compute."""
 
-    period: float
-    forward: float
-    sample: float
+    parts: Parts
     router: float
     other_threads: float
 
 
-class Timed:
-    """Counts what the methods of the kernels take, for as long as it is entered."""
+class AllPlans:
+    """Decoding plans of a stream, all there from the beginning."""
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._kept: list[tuple[Any, str, Any]] = []
+    def __init__(self, shape: RowsShape, num_steps: int) -> None:
+        steps = range(1, num_steps + 1)
+        self._plans = iter([decode_plan(shape, "greedy", step).SerializeToString() for step in steps])
 
-    def __enter__(self) -> Timed:
-        for kind, names in KERNELS:
-            for name in names:
-                self._kept.append((kind, name, getattr(kind, name)))
-                setattr(kind, name, self._timed(f"{kind.__name__}.{name}", getattr(kind, name)))
-        return self
+    def receive(self) -> bytes | None:
+        return next(self._plans, None)
 
-    def __exit__(self, *_: object) -> None:
-        for kind, name, was in self._kept:
-            setattr(kind, name, was)
+    def send(self, answer: bytes, /) -> None:
+        failed = worker_pb2.StepResult.FromString(answer).failed
+        assert not failed, failed[0].message
 
-    def _timed(self, label: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*arguments: Any, **named: Any) -> Any:
-            begun = time.perf_counter()
-            try:
-                return call(*arguments, **named)
-            finally:
-                self.seconds[label] = self.seconds.get(label, 0.0) + time.perf_counter() - begun
-
-        return timed
+    def on_end(self, call: Callable[[], None] | None, /) -> None:
+        pass
 
 
-def alone(model: str, num_rows: int, num_steps: int) -> Alone:
-    with torch.inference_mode(), Timed() as timed:  # layers keep the methods that they find when they are made
+def alone(model: str, num_rows: int, num_steps: int) -> Parts:
+    steps: list[Parts] = []
+    recorder = step_parts.Recorder(steps.extend)
+    with recorder.watching(), torch.inference_mode():
         engine = made(model, num_rows, num_steps)
-        timings, spent, whole = [], [], []
-        for step in range(1, num_steps + 1):
-            timed.seconds = {}
-            data = decode_plan(engine.shape, "greedy", step).SerializeToString()
-            begun = time.perf_counter()
-            result = engine.compute(worker_pb2.StepPlan.FromString(data))
-            result.SerializeToString()
-            whole.append((time.perf_counter() - begun) * 1e6)
-            timings.append(result.timings)
-            spent.append(timed.seconds)
-    settled = slice(num_steps // 10, None)
-    middle = {name: statistics.median(one.get(name, 0.0) for one in spent[settled]) * 1e6 for name in spent[-1]}
-    columns = zip(*((t.inputs_us, t.forward_us, t.sample_us, t.total_us) for t in timings[settled]), strict=True)
-    inputs, forward, sample, total = (statistics.median(column) for column in columns)
-    return Alone(inputs, forward, sample, total, statistics.median(whole[settled]) - total, middle)
+    step_parts.watched(recorder, engine, AllPlans(engine.shape, num_steps), sys.exit, Pulse()).compute()
+    return step_parts.means(step_parts.settled(steps, num_rows))
 
 
 def made(model: str, num_rows: int, num_steps: int) -> Engine:
@@ -150,35 +107,31 @@ def made(model: str, num_rows: int, num_steps: int) -> Engine:
 
 def served(model: str, num_rows: int, new_tokens: int) -> Served:
     folder, port = models.path(model), processes.free_port()
-    command = [str(serving.SCRIPTS / "millrace-launcher"), "--model-id", str(folder), "--port", str(port)]
-    command += ["--hostname", "127.0.0.1", "--dtype", models.dtype_of(folder), "--max-batch-size", str(num_rows)]
     with ExitStack() as stack:
+        kept = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "steps"
+        command = [sys.executable, "-m", "benchmarks.timed_server", str(kept), "--model-id", str(folder)]
+        command += ["--port", str(port), "--hostname", "127.0.0.1", "--dtype", models.dtype_of(folder)]
+        command += ["--max-batch-size", str(num_rows)]
         process = stack.enter_context(processes.started(processes.Program("step-profile", command, {})))
         processes.wait_healthy(port, process)
-        ask(port, folder, num_rows, 32, seed=0)
-        whole = ask(port, folder, num_rows, new_tokens, seed=1)
-        period = (whole.seconds - max(whole.first_token_seconds)) / (new_tokens - 1)
-        # Processor time of the middle of a batch, when all rows decode.
+        first = ask(port, folder, num_rows, new_tokens, seed=1)
+        before = len(step_parts.read(kept))
+        begin = max(first.first_token_seconds)
         batch = Thread(target=ask, args=(port, folder, num_rows, new_tokens, 2))
         batch.start()
-        time.sleep(max(whole.first_token_seconds) + 0.2 * period * new_tokens)
-        before, begun = (spent(process.pid), said(port)), time.perf_counter()
-        time.sleep(0.5 * period * new_tokens)
-        after, ended = (spent(process.pid), said(port)), time.perf_counter()
+        # Processor time of the middle of the batch, when all rows decode.
+        time.sleep(begin + 0.2 * (first.seconds - begin))
+        used, begun = spent(process.pid), time.perf_counter()
+        time.sleep(0.5 * (first.seconds - begin))
+        used_then, ended = spent(process.pid), time.perf_counter()
         batch.join()
-    steps = (ended - begun) / period
-    forward, sample, computed = (b - a for a, b in zip(before[1], after[1], strict=True))
-    if not computed:
-        raise SystemExit(f"no step ended in {ended - begun:.3f} s: give more --steps than {new_tokens}")
-    beside = ((b - a) / steps * 1e6 for a, b in zip(before[0], after[0], strict=True))
-    return Served(period * 1e6, forward / computed * 1e6, sample / computed * 1e6, *beside)
-
-
-def said(port: int) -> tuple[float, float, float]:
-    """Of all decoding steps until now: seconds of their forward passes and of what follows them, and how many."""
-    names = ("forward_duration_sum", "decode_duration_sum", "forward_duration_count")
-    forward, sample, count = (overload.metric(port, f'tgi_batch_{name}{{method="decode"}}') for name in names)
-    return forward, sample, count
+        steps = step_parts.settled(step_parts.read(kept)[before:], num_rows)
+    if not steps:
+        raise SystemExit(f"no step of {num_rows} rows was written down: give more --steps than {new_tokens}")
+    parts = step_parts.means(steps)
+    in_window = (ended - begun) / sum(parts.values()) * 1e6
+    router, others = ((b - a) / in_window * 1e6 for a, b in zip(used, used_then, strict=True))
+    return Served(parts, router, others)
 
 
 def ask(port: int, folder: Path, num_rows: int, new_tokens: int, seed: int) -> clients.Measured:
@@ -205,27 +158,24 @@ def is_helper(task: Path) -> bool:
     return (task / "comm").read_text(encoding="utf-8").startswith("kernels-")
 
 
-def lines_of(model: str, own: Alone, seen: Served) -> list[str]:
-    kernels = sum(own.kernels.values())
-    sampling = own.kernels.get("Sampler.sample", 0.0)
-    longer = seen.forward + seen.sample - own.forward - own.sample
-    parts = {
-        "kernels: " + ", ".join(f"{name} {value:.0f}" for name, value in sorted(own.kernels.items())): kernels,
-        "Python of the forward pass": own.forward - (kernels - sampling),
-        "Python of inputs": own.inputs,
-        "Python of sampling and answer": own.sample - sampling,
-        "plan and result, from bytes and to bytes": own.bytes,
-        "the rest of the worker's step": own.total - own.inputs - own.forward - own.sample,
-        "forward pass, sampling and answer: longer beside router and clients": longer,
-        "between two steps: transport, waiting for a plan": seen.period - own.total - own.bytes - longer,
-    }
-    rows = [["part of a step", "µs", "share"]]
-    rows += [[name, f"{value:.0f}", f"{value / seen.period:.1%}"] for name, value in parts.items()]
-    aside = (
-        f"\nProcessor time beside the computing threads, of each step: router {seen.router:.0f} µs, the worker's "
-        f"reading and sending threads {seen.other_threads:.0f} µs.\n"
+def lines_of(model: str, own: Parts, seen: Served) -> list[str]:
+    period = sum(seen.parts.values())
+    rows = [["part of a step", "µs", "share", "µs by itself"]]
+    kernels = {name for name in own | seen.parts if name.startswith(step_parts.KERNEL)}
+    groups = {"kernels": kernels} | {name: {name} for name in seen.parts if name not in kernels}
+    groups["all"] = set(seen.parts)
+    for label, names in groups.items():
+        took, by_itself = (sum(parts.get(name, 0.0) for name in names) for parts in (seen.parts, own))
+        rows.append([label, f"{took:.0f}", f"{took / period:.1%}", f"{by_itself:.0f}"])
+    each = ", ".join(
+        f"{name.removeprefix(step_parts.KERNEL)} {seen.parts.get(name, 0.0):.0f} ({own.get(name, 0.0):.0f})"
+        for name in sorted(kernels)
     )
-    return [f"\n## {model}: {seen.period:.0f} µs a step as clients see it\n", *report.table(rows), aside]
+    aside = (
+        f"\nKernels, µs (by itself): {each}. Processor time beside the computing threads, of each step: router "
+        f"{seen.router:.0f} µs, the worker's reading and sending threads {seen.other_threads:.0f} µs.\n"
+    )
+    return [f"\n## {model}: {period:.0f} µs a step\n", *report.table(rows), aside]
 
 
 def main() -> None:

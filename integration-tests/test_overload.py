@@ -15,7 +15,7 @@ import openai
 import pytest
 from conftest import Launch, Server
 
-LIMITS = ("--dtype", "float32", "--max-total-tokens", "2100", "--max-batch-size", "2", "--prefix-caching", "false")
+LIMITS = ("--dtype", "float32", "--max-total-tokens", "4096", "--max-batch-size", "2", "--prefix-caching", "false")
 CROWD = 60
 
 
@@ -27,7 +27,7 @@ def server(checkpoint: Callable[..., Path], launch_module: Launch) -> Server:
 @contextmanager
 def full(server: Server) -> Iterator[None]:
     """Both rows are taken, for as long as a sequence may be or until their clients leave, which is the end of this."""
-    body = {"prompt": "a", "max_tokens": 2000, "ignore_eos": True, "stream": True}
+    body = {"prompt": "a", "max_tokens": 4000, "ignore_eos": True, "stream": True}
     lines: list[Iterator[str]] = []  # a response whose lines nobody wants any more is closed
     with ExitStack() as stack:
         for _ in range(2):

@@ -104,7 +104,8 @@ def whole_report(outcomes: list[Outcome], names: list[str]) -> list[str]:
         *report.agreement(outcomes, names),
         "\nDecode at one stream against the machine's limit: bytes of weights that a token must read, times tokens "
         "per second after the first (median), over what all cores together read meanwhile (median of the looks before "
-        "and after the points of one stream).\n",
+        "and after the points of one stream). What a shared machine's memory gives changes within seconds: for a look "
+        "between steps there is `make bench-roofline`.\n",
         *roofline(outcomes, names),
         "\nSeveral streams against what the machine multiplies: operations that a batch's products must do (two for "
         "each weight and token; attention's own are not counted), over its seconds (median), over what a product of "
@@ -123,7 +124,7 @@ def roofline(outcomes: list[Outcome], names: list[str]) -> list[str]:
         single = next((point for point in outcome.points if point.streams == 1), None)
         if single is None:
             continue
-        weights = bytes_read_per_token(models.path(outcome.model))
+        weights = models.bytes_read_per_token(models.path(outcome.model))
         cells = []
         for side in report.in_order(outcome, names):
             if side is None or single not in side.answers:
@@ -162,17 +163,6 @@ def operations(folder: Path, point: Point) -> float:
     layers = config["num_hidden_layers"] * (attention + 3 * hidden * config["intermediate_size"])
     inputs = point.prompt_tokens + point.new_tokens - 1
     return 2.0 * point.streams * (layers * inputs + config["vocab_size"] * hidden * point.new_tokens)
-
-
-def bytes_read_per_token(folder: Path) -> int:
-    """Every weight but the input embedding; what is quantized at load, in one byte."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    width = 4 if config["dtype"] == "float32" else 2
-    embedding = config["vocab_size"] * config["hidden_size"] * width
-    total = (folder / "model.safetensors").stat().st_size - embedding
-    if models.form_of(folder) == "int8":  # all but the head, of the embedding's size
-        total = (total - embedding) // width + embedding
-    return total
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -78,7 +79,10 @@ def test_descendants_end_also_when_stopped(tmp_path: Path, monkeypatch: pytest.M
         assert processes.resident_bytes(process.pid) > 0
         processes.send(processes.family(process.pid), signal.SIGSTOP)
     assert process.poll() is not None
-    assert gone(child)
+    deadline = time.monotonic() + 30
+    while not gone(child):  # killed, but not yet dead
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     assert processes.last_words("parent") == "said"
 
 

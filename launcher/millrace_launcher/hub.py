@@ -140,10 +140,10 @@ def _check_name(model_id: str) -> None:
 
 
 def _fetch(source: ModelSource, log: Log, say: Say) -> Path:
+    say(Report("the hub is asked for the model"))  # before the import, which takes a while
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
-    say(Report("the hub is asked for the model"))
     api = HfApi(endpoint=source.endpoint, token=source.token, library_name="millrace")
     try:
         return _download(api, source, log, say)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import sys
 import threading
@@ -92,6 +93,8 @@ class Launch:
     def serve(self, programs: Programs | None) -> int:
         """The exit status. Raises `LauncherError` for whatever keeps the server from starting or ends it unasked."""
         interrupts = Interrupts(self._remove_folder)
+        # Where whoever started us ignored it, the system would collect our children before we know how they ended.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         with contextlib.ExitStack() as closing:
             closing.callback(self._remove_folder)
             settled, listener = self._settle()

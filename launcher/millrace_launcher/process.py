@@ -127,10 +127,10 @@ class Child:
         with self._lock:
             self._reaped = True
             status = self._process.wait()
+        self._on_exit(Ending(status))
         if self._process.stdin is not None:
             with contextlib.suppress(OSError):  # what it was told and never read is still in the pipe's buffer
                 self._process.stdin.close()
-        self._on_exit(Ending(status))
 
     def _pump(self, name: str, pipe: IO[bytes] | None) -> None:
         assert pipe is not None, "both streams are pipes"

@@ -86,7 +86,7 @@ class WorkSeen:
 class Fetched:
     """The plan with the model, or why that could not be had."""
 
-    outcome: LaunchPlan | Exception
+    outcome: LaunchPlan | BaseException
 
 
 Event = Exited | NotStarted | HealthSeen | Looked | WorkSeen | StopRequested | Fetched
@@ -178,16 +178,16 @@ class Shell:
 
         try:
             plan = fetch.run(say)
-        except Exception as error:
+        except BaseException as error:  # a panic in a library is no `Exception`
             self._events.put(Fetched(error))
             return
         router.tell({"model": {"path": str(plan.model_path), "revision": plan.revision}})
         self._events.put(Fetched(plan))
 
-    def _fetched(self, outcome: LaunchPlan | Exception, now: float) -> list[Action]:
+    def _fetched(self, outcome: LaunchPlan | BaseException, now: float) -> list[Action]:
         if isinstance(outcome, LauncherError):
             return self._supervisor.fetch_failed(outcome.variant, outcome.message, now)
-        if isinstance(outcome, Exception):
+        if isinstance(outcome, BaseException):
             raise outcome
         self._plan = outcome
         self._timeline.mark("fetch")

@@ -82,6 +82,19 @@ def test_a_child_that_is_told_something_while_it_ends_is_still_seen_to_end() -> 
     assert run.wait() == Ending(0)
 
 
+def test_an_end_is_told_also_while_somebody_waits_to_say_something() -> None:
+    """A process that left the group holds the pipe open, and nobody reads it."""
+    heir = "subprocess.Popen(['sleep', '20'], start_new_session=True, stdout=-3, stderr=-3).pid"
+    run = Run(f"import subprocess, time; print({heir}, flush=True); time.sleep(0.5)")
+    while not run.lines["stdout"]:
+        time.sleep(0.01)
+    threading.Thread(target=run.child.tell, args=({"news": "x" * 1_000_000},), daemon=True).start()
+    try:
+        assert run.wait() == Ending(0)
+    finally:
+        os.kill(int(run.lines["stdout"][0]), signal.SIGKILL)
+
+
 @pytest.mark.parametrize("nth", [1, 2, 3])
 def test_a_child_whose_threads_cannot_be_had_is_none(monkeypatch: pytest.MonkeyPatch, nth: int) -> None:
     started: list[subprocess.Popen[bytes]] = []

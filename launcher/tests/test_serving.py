@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -32,7 +34,8 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Launcher]]:
     for launcher in launchers:
         for pid in [launcher.process.pid, *launcher.pids()]:
             if is_running(pid):
-                os.kill(pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # the launcher's end is its children's too
+                    os.kill(pid, signal.SIGKILL)
         launcher.process.wait()
 
 
@@ -74,9 +77,13 @@ def test_the_start_tells_what_is_served_and_nothing_at_length(start: Start) -> N
     model = launcher.router()["flags"]["model-path"]
     assert f"Arguments: model_id={model}, served_model_name=('nnn" in launcher.log
     assert f"Starting 1 shard(s) of {model} ({model}) and the router" in launcher.log
-    serving, ready = launcher.lines[-2:]
-    assert serving.endswith(f"Serving {model}: 1 shard(s), device cpu, dtype float32")
-    assert "Ready: http://" in ready
+    ends = [
+        f"Serving {model}: 1 shard(s), device cpu, dtype float32",
+        f"http://0.0.0.0:{launcher.router()['flags']['port']}",
+    ]
+    serving, ready = ([number for number, line in enumerate(launcher.lines) if line.endswith(end)] for end in ends)
+    assert (len(serving), len(ready)) == (1, 1)
+    assert serving < ready
     assert max(map(len, launcher.lines)) < 600
 
 
@@ -134,7 +141,7 @@ def test_a_hang_is_reported_and_the_group_replaced_whether_the_report_can_be_kep
     dumps = tmp_path / "dumps"
     if not can_write:
         dumps.touch()  # a file where the folder should be
-    launcher = start("--num-shard", "2", "--dump-folder", str(dumps)).ready()
+    launcher = start("--num-shard", "2", "--dump-folder", str(dumps), FAKE_STACKS_SECONDS="2").ready()
     (launcher.notes_folder / "hang").touch()
     until(lambda: len(launcher.workers(0)) == 2 and len(launcher.workers(1)) == 2, "a new group")
     (launcher.notes_folder / "hang").unlink()
@@ -157,6 +164,13 @@ def test_a_group_that_dies_again_and_again_ends_the_launcher(start: Start) -> No
     assert "5 failures in a row" in launcher.told()[-1]["end"]["reason"]
     assert "router: draining" in launcher.lines
     assert launcher.leaves_nothing()
+
+
+def test_children_are_seen_to_end_also_under_a_parent_that_ignores_its_own(start: Start) -> None:
+    launcher = start(FAKE_CHILDREN_ARE_IGNORED="1").ready()
+    os.kill(launcher.workers(0)[0]["pid"], signal.SIGKILL)
+    until(lambda: len(launcher.workers(0)) == 2, "a new group")
+    assert launcher.stop() == 0
 
 
 def test_a_worker_that_cannot_start_ends_everything_with_its_last_words(start: Start) -> None:
@@ -488,7 +502,7 @@ def test_http_is_open_while_the_model_is_fetched(start: Start, slow_hub: SlowHub
     with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as client:
         client.sendall(b"GET /health HTTP/1.0\r\n\r\n")
         assert b" 503 " in client.recv(100)
-    until(lambda: "Not ready after 1 s: the hub is asked for the model" in launcher.log, "the reminder")
+    until(lambda: re.search(r"Not ready after \d+ s: the hub is asked for the model", launcher.log), "the reminder")
     assert launcher.workers(0) == []
 
 
@@ -499,6 +513,13 @@ def test_a_model_that_cannot_be_fetched_ends_the_router_too(start: Start) -> Non
     assert launcher.errors[-1].startswith('Error: DownloadError("there is no model no/model on the hub')
     assert launcher.leaves_nothing()
     hub.close()
+
+
+def test_a_library_that_panics_while_the_model_is_fetched_is_not_waited_for(start: Start) -> None:
+    launcher = start("--model-id", "some/model", FAKE_FETCH="it fell over")
+    assert launcher.ended() == 1
+    assert launcher.errors[-1].endswith("PanicError: it fell over")
+    assert launcher.leaves_nothing()
 
 
 def test_a_router_that_dies_while_the_model_is_fetched_is_not_waited_for(start: Start, slow_hub: SlowHub) -> None:

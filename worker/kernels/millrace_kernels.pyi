@@ -30,6 +30,11 @@ class Machine:
     def level(self) -> str: ...
     @property
     def threads(self) -> int: ...
+    def without_products(self) -> Machine:
+        """The same, for a CPU on which another library is to multiply by weights of bfloat16."""
+    @property
+    def multiplies(self) -> bool:
+        """Whether weights of bfloat16 are for these kernels."""
     @property
     def multiplies_bf16(self) -> bool:
         """Whether the CPU multiplies bfloat16 itself."""

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from concurrent.futures import Future
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, NoReturn
 
 from millrace_worker import logs
@@ -28,22 +29,17 @@ GRACE_SECONDS = 30.0
 
 
 class Ending:
-    """Why the process ends: the first reason counts."""
+    """Why the process ends: the first reason counts. Signal handlers decide too, so there is no lock to wait for."""
 
     def __init__(self) -> None:
-        self._decided = threading.Event()
-        self._lock = threading.Lock()
-        self.status = 0
-        self.message = ""
+        self._reasons: SimpleQueue[tuple[int, str]] = SimpleQueue()
 
     def decide(self, status: int, message: str = "") -> None:
-        with self._lock:
-            if not self._decided.is_set():
-                self.status, self.message = status, message
-                self._decided.set()
+        self._reasons.put((status, message))
 
-    def wait(self) -> None:
-        self._decided.wait()
+    def wait(self) -> tuple[int, str]:
+        """The exit status and what is said with it."""
+        return self._reasons.get()
 
 
 def main() -> NoReturn:
@@ -69,9 +65,9 @@ def main() -> NoReturn:
     logs.info("listening", socket=str(config.socket_path), start_ms=round((time.perf_counter() - started) * 1000))
     arguments = (config, loading, server, ending, pulse)
     threading.Thread(target=load, args=arguments, name="load", daemon=True).start()
-    ending.wait()
-    server.stop(GRACE_SECONDS if ending.status == 0 else 0)
-    leave(ending.status, ending.message)
+    status, message = ending.wait()
+    server.stop(GRACE_SECONDS if status == 0 else 0)
+    leave(status, message)
 
 
 def load(config: WorkerConfig, loading: Future[Rank], server: WorkerServer, ending: Ending, pulse: Pulse) -> None:
@@ -93,10 +89,12 @@ def load(config: WorkerConfig, loading: Future[Rank], server: WorkerServer, endi
         pulse.stage = len(STAGES)
         loading.set_result(rank)
         server.set_serving()
-    except Exception as error:
+    except BaseException as error:  # a panic in a kernel, or a model's own code that leaves, is no `Exception`
         logs.error("loading failed", error=str(error), exc_info_type=type(error).__name__)
-        loading.set_exception(error)
         reason = " ".join(str(error).split()) or type(error).__name__
+        if not isinstance(error, Exception):
+            reason = f"{type(error).__name__}: {reason}"
+        loading.set_exception(error if isinstance(error, Exception) else RuntimeError(reason))
         # Most reasons begin with the file.
         named = reason.startswith(str(config.model_path))
         ending.decide(1, f"cannot load {reason}" if named else f"cannot load {config.model_path}: {reason}")
@@ -107,7 +105,8 @@ def watch_lifeline(config: WorkerConfig) -> None:
     with contextlib.suppress(OSError):  # closed already: the same news
         while os.read(0, 4096):
             pass
-    config.socket_path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # a folder that may not be written any more
+        config.socket_path.unlink(missing_ok=True)
     leave(1, "the launcher is gone")
 
 

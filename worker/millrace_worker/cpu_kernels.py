@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 VARIABLE = "MILLRACE_CPU_KERNELS"
 OFF = "off"
 # What `millrace_kernels.INTERFACE` has to be: the two are installed together, but nothing forces anybody to.
-INTERFACE = 6
+INTERFACE = 7
 
 
 class KernelsError(ValueError):

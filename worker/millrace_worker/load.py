@@ -18,6 +18,7 @@ from millrace_worker.config import DTYPES, STORED_QUANTIZATIONS, WorkerConfig
 from millrace_worker.distributed import connect
 from millrace_worker.engine import EngineParts
 from millrace_worker.grammar import Vocabulary, VocabularyError, read_vocabulary
+from millrace_worker.layers import products
 from millrace_worker.memory import bytes_held
 from millrace_worker.model import FEATURES, Model
 from millrace_worker.models.changes import Changes
@@ -46,6 +47,8 @@ def load_rank(config: WorkerConfig, on_read: OnRead = unwatched) -> Rank:
         raise ValueError(f"--quantize {config.quantize}: weights are quantized on CPUs only; leave the flag out")
     choice = choose(config.model_path, config.model_impl, changes, device)
     kernels = cpu_kernels.find(config.cpu_kernels, config.threads) if device.type == "cpu" else None
+    if kernels is not None and not config.cpu_kernels and dtype is torch.bfloat16:  # a level by name is all kernels
+        kernels = products.settled(kernels, cpu_flags())
     group = connect(config.rank, config.world_size, device)
     if kernels is not None:
         group = shared_memory.join(group)
@@ -167,8 +170,13 @@ def choose_dtype(asked: str | None, model_config: dict[str, object], device: tor
 
 def computes_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether this CPU multiplies bfloat16 in hardware; emulated, it is slower than float32."""
+    return not BFLOAT16_FLAGS.isdisjoint(cpu_flags(cpuinfo))
+
+
+def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
+    """What the system says its CPUs have, in its words."""
     line = re.search(r"^(?:flags|Features)\s*:(.*)$", cpuinfo.read_text(), re.MULTILINE)
-    return line is not None and not BFLOAT16_FLAGS.isdisjoint(line[1].split())
+    return [] if line is None else line[1].split()
 
 
 def device_name(device: torch.device) -> str:

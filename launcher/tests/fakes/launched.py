@@ -58,8 +58,10 @@ class Launcher:
         )
         self.lines: list[str] = []
         self.errors: list[str] = []
-        for pipe, kept in ((self.process.stdout, self.lines), (self.process.stderr, self.errors)):
-            threading.Thread(target=self._collect, args=(pipe, kept), daemon=True).start()
+        pipes = ((self.process.stdout, self.lines), (self.process.stderr, self.errors))
+        self._collectors = [threading.Thread(target=self._collect, args=each, daemon=True) for each in pipes]
+        for thread in self._collectors:
+            thread.start()
 
     @staticmethod
     def _collect(pipe: Any, kept: list[str]) -> None:
@@ -100,6 +102,8 @@ class Launcher:
 
     def ended(self) -> int:
         until(lambda: self.process.poll() is not None, "the launcher's end")
+        for thread in self._collectors:  # its last words are in the pipes still
+            thread.join(PATIENCE)
         return self.process.wait()
 
     def leaves_nothing(self) -> bool:

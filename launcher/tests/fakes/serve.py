@@ -18,6 +18,19 @@ programs = Programs(worker=(sys.executable, str(here / "worker.py")), router=(sy
 if "FAKE_ANSWER_SECONDS" in os.environ:
     health.ANSWER_SECONDS = float(os.environ["FAKE_ANSWER_SECONDS"])
     supervisor.SILENT_SECONDS = 2 * health.ANSWER_SECONDS
+if "FAKE_CHILDREN_ARE_IGNORED" in os.environ:
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+if "FAKE_FETCH" in os.environ:
+
+    class PanicError(BaseException):
+        """As one of a library in Rust, which is no `Exception`."""
+
+    def panics(*_: object) -> None:
+        raise PanicError(os.environ["FAKE_FETCH"])
+
+    main.Launch._fetched = panics  # pyright: ignore[reportAttributeAccessIssue, reportPrivateUsage]
+if "FAKE_STACKS_SECONDS" in os.environ:
+    supervisor.STACKS_SECONDS = float(os.environ["FAKE_STACKS_SECONDS"])
 if "FAKE_STARTS" in os.environ:
     # "worker-0:1": the worker can be started once, as where no more processes are to be had later.
     kind, _, allowed = os.environ["FAKE_STARTS"].partition(":")

@@ -54,7 +54,7 @@ print(json.dumps(record), flush=True)
 listener = socket.socket(socket.AF_UNIX)
 Path(f"{prefix}-{rank}").unlink(missing_ok=True)
 listener.bind(f"{prefix}-{rank}")
-listener.listen()
 print(json.dumps(record | {"message": "prepared", "prepare_ms": 5}), flush=True)
+listener.listen()  # from here on health may say that all is ready
 while True:
     time.sleep(60)

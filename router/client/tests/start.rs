@@ -132,7 +132,7 @@ async fn a_stream_without_prepare_is_refused() {
 
 #[tokio::test]
 async fn describe_waits_for_the_load_while_health_already_answers() {
-    let options = FakeOptions { load_time: Duration::from_millis(300), ..FakeOptions::default() };
+    let options = FakeOptions { load_time: Duration::from_secs(2), ..FakeOptions::default() };
     let group = FakeWorker::new(options);
     let served = group.serve("http://127.0.0.1:0").unwrap();
     let channel =
@@ -173,7 +173,7 @@ async fn connecting_is_retried_until_every_rank_listens() {
 async fn retrying_ends_at_the_deadline_and_at_once_when_it_is_in_vain() {
     let folder = tempfile::tempdir().unwrap();
     let mut client = ShardedClient::unix(&folder.path().join("worker"), 1);
-    let deadline = Instant::now() + Duration::from_millis(30);
+    let deadline = Instant::now() + Duration::from_millis(500);
     let error = soon(connect_with_retry(&mut client, QUICK, Some(deadline))).await.unwrap_err();
     assert!(matches!(error, StartError::Unreachable { rank: 0, .. }), "{error}");
 

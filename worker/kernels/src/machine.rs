@@ -11,6 +11,8 @@ use pyo3::prelude::*;
 pub(crate) struct Machine {
     pub(crate) level: Level,
     pub(crate) team: Team,
+    /// Not for the kernels themselves: who chooses them asks.
+    multiplies: bool,
 }
 
 #[pymethods]
@@ -32,7 +34,7 @@ impl Machine {
                 }
             }
         });
-        Ok(Self { level, team: Team::new(openmp, threads) })
+        Ok(Self { level, team: Team::new(openmp, threads), multiplies: true })
     }
 
     /// From here on kernels are shared by threads of their own, as many as this machine's, and not by OpenMP's.
@@ -54,6 +56,17 @@ impl Machine {
     #[getter]
     fn threads(&self) -> usize {
         self.team.threads()
+    }
+
+    /// The same, for a CPU on which another library is to multiply by weights of bfloat16.
+    const fn without_products(&self) -> Self {
+        Self { multiplies: false, ..*self }
+    }
+
+    /// Whether weights of bfloat16 are for these kernels.
+    #[getter]
+    const fn multiplies(&self) -> bool {
+        self.multiplies
     }
 
     /// Whether the CPU multiplies bfloat16 itself.

@@ -135,6 +135,11 @@ class NativeLinear:
         self.name = f"native ({machine.level})"
 
     @staticmethod
+    def suits(machine: Machine, weight: Tensor, epilogue: Epilogue | None = None) -> bool:
+        """Whether they can, and nobody is known to be faster."""
+        return (machine.multiplies or weight.dtype is not torch.bfloat16) and NativeLinear.supports(weight, epilogue)
+
+    @staticmethod
     def supports(weight: Tensor, epilogue: Epilogue | None = None) -> bool:
         from millrace_kernels import Linear as Kernel
 

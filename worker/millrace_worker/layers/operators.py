@@ -125,7 +125,7 @@ class TorchOperators:
         return DequantizedLinear(weight, bias, self.stream_dtype, epilogue)
 
     def experts(self, kind: ExpertKind, weights: Iterable[ExpertWeights[Matrix]]) -> Experts:
-        return LoopedExperts(kind, [expert_linears(self, kind, each) for each in weights], self.stream_dtype)
+        return LoopedExperts(kind, [expert_linears(self.linear, kind, each) for each in weights], self.stream_dtype)
 
     def embedding(self, table: Tensor, part: TableSlice) -> Embed:
         return Embedding(table, part)
@@ -177,8 +177,11 @@ class NativeOperators:
             return self.quantized(weight, bias, role, epilogue)
         if self._quantizer is not None and self._quantizer.takes(role):
             return self.quantized(self._quantizer.quantized(weight, role), bias, role, epilogue)
-        if not NativeLinear.supports(weight, epilogue):
+        if not NativeLinear.suits(self._machine, weight, epilogue):
             return self._cast(make_linear(weight, bias, epilogue), role)
+        return self._native(weight, bias, role, epilogue)
+
+    def _native(self, weight: Tensor, bias: Tensor | None, role: Role, epilogue: Epilogue | None) -> Linear:
         out = self._workspaces.take(role, num_columns(weight, epilogue), self._dtype_of(role))
         return NativeLinear(self._machine, weight, bias, out, epilogue)
 
@@ -196,11 +199,18 @@ class NativeOperators:
         return NativeQuantizedLinear(self._machine, weight, bias, out, epilogue, dtype=self._dtype)
 
     def experts(self, kind: ExpertKind, weights: Iterable[ExpertWeights[Matrix]]) -> Experts:
-        experts = [expert_linears(self, kind, each) for each in weights]
+        experts = [expert_linears(self._of_expert, kind, each) for each in weights]
         native = [(up, down) for up, down in experts if isinstance(up, NativeLayer) and isinstance(down, NativeLayer)]
         if len(native) < len(experts):
             return LoopedExperts(kind, experts, self.stream_dtype)
         return NativeExperts(self._machine, kind, native, self._workspaces)
+
+    def _of_expert(self, weight: Matrix, bias: Tensor | None, role: Role, epilogue: Epilogue | None = None) -> Linear:
+        """As `linear`, but by the kernels wherever they can: they take all experts in one call, whoever is faster at a
+        single product."""
+        if isinstance(weight, Tensor) and self._quantizer is None and NativeLinear.supports(weight, epilogue):
+            return self._native(weight, bias, role, epilogue)
+        return self.linear(weight, bias, role, epilogue)
 
     def embedding(self, table: Tensor, part: TableSlice) -> Embed:
         return Embedding(table, part, self.stream_dtype)
@@ -234,10 +244,14 @@ class CastLinear:
         return self._linear(x).to(self._dtype)
 
 
-def expert_linears(operators: Operators, kind: ExpertKind, weights: ExpertWeights[Matrix]) -> tuple[Linear, Linear]:
+class MakeLinear(Protocol):
+    def __call__(self, weight: Matrix, bias: Tensor | None, role: Role, epilogue: Epilogue | None = None) -> Linear: ...
+
+
+def expert_linears(make: MakeLinear, kind: ExpertKind, weights: ExpertWeights[Matrix]) -> tuple[Linear, Linear]:
     """What an expert goes up and down by."""
-    up = operators.linear(weights.up, weights.up_bias, Role.UP, kind.epilogue)
-    return up, operators.linear(weights.down, weights.down_bias, Role.MLP_DELTA)
+    up = make(weights.up, weights.up_bias, Role.UP, kind.epilogue)
+    return up, make(weights.down, weights.down_bias, Role.MLP_DELTA)
 
 
 def torch_backend(layers: Sequence[PagedLayer], dtype: torch.dtype, device: torch.device) -> AttentionBackend:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -268,8 +269,25 @@ def test_the_first_reason_to_end_is_the_one_that_counts() -> None:
     ending = process.Ending()
     ending.decide(0)
     ending.decide(1, "cannot load: the load was cut short")
-    ending.wait()
-    assert (ending.status, ending.message) == (0, "")
+    assert ending.wait() == (0, "")
+
+
+@pytest.mark.parametrize("fault", [Panic("a kernel fell over"), SystemExit(3), ValueError("a kernel fell over")])
+def test_whatever_ends_a_load_ends_the_process_and_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: BaseException
+) -> None:
+    def fails(_: object) -> None:
+        raise fault
+
+    monkeypatch.setattr("millrace_worker.models.preflight.check", fails)
+    config = WorkerConfig(model_path=tmp_path, uds_path=str(tmp_path / "w"))
+    loading: Future[Any] = Future()
+    ending = process.Ending()
+    process.load(config, loading, SimpleNamespace(), ending, Pulse())  # type: ignore[arg-type]
+    status, message = ending.wait()
+    assert status == 1
+    assert str(fault) in message
+    assert isinstance(loading.exception(0), Exception), "callers are refused, and their threads live on"
 
 
 def test_a_standard_input_that_cannot_be_read_is_as_good_as_its_end(

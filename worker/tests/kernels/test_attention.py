@@ -217,7 +217,7 @@ def test_random_steps_equal_the_references(machine: Machine, name: str, kv_dtype
 
 
 @pytest.mark.parametrize("kv_dtype", DTYPES)
-@pytest.mark.parametrize("size", [16, 32, 48, 80, 96, 112, 128, 256])
+@pytest.mark.parametrize("size", [16, 32, 48, 80, 96, 112, 128, 144, 160, 176, 192, 208, 224, 240, 256])
 def test_head_sizes(machine: Machine, size: int, kv_dtype: str) -> None:
     lengths = [random.randint(1, 100) for _ in range(3)]
     spec = Spec(size=size, rotated=size // 2, norm=True, kv_dtype=kv_dtype)
@@ -230,12 +230,20 @@ def test_projections_in_bfloat16(machine: Machine) -> None:
     check(Layer(spec, lengths), machine, schedule(lengths))
 
 
+LONG = {
+    "plain": Spec(rotated=32),
+    "window": Spec(window=600, rotated=32),
+    "sinks in a window": Spec(window=600, sinks=True, rotated=32),
+    "everything": Spec(window=900, softcap=3.0, alibi=True, norm=True, rotated=32),
+}
+
+
 @pytest.mark.parametrize("kv_dtype", DTYPES)
-@pytest.mark.parametrize("window", [None, 600])
-def test_long_contexts(machine: Machine, window: int | None, kv_dtype: str) -> None:
+@pytest.mark.parametrize("name", LONG)
+def test_long_contexts(machine: Machine, name: str, kv_dtype: str) -> None:
     """Longer than a piece of keys: pieces are joined, by tasks of their own where there are threads for them."""
     lengths = [1700, 20]
-    spec = Spec(heads=2, kv_heads=1, size=32, window=window, rotated=32, kv_dtype=kv_dtype)
+    spec = replace(LONG[name], heads=2, kv_heads=1, size=32, kv_dtype=kv_dtype)
     steps = [[(0, 0, 1000)], [(0, 1000, 1), (1, 0, 20)], [(0, 1001, 600)], [(0, 1601, 5)], [(0, 1606, 93)]]
     check(Layer(spec, lengths), machine, [*steps, [(0, 1699, 1)]])
 

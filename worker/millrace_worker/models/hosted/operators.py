@@ -82,7 +82,7 @@ class Replacer:
             return False
         epilogue = self._activation(parts)
         weight = torch.cat((gate.weight.data, up.weight.data))
-        if epilogue is None or not NativeLinear.supports(weight, epilogue):
+        if epilogue is None or not NativeLinear.suits(self.machine, weight, epilogue):
             return False
         bias = None if gate.bias is None else torch.cat((gate.bias.data, up.bias.data))
         first, second = self._linear(weight, bias, epilogue), self._linear(down.weight.data, _data(down.bias), None)
@@ -131,7 +131,7 @@ class Replacer:
         return False
 
     def _linear(self, weight: Tensor, bias: Tensor | None, epilogue: Epilogue | None) -> Linear:
-        if self.machine is None or not NativeLinear.supports(weight, epilogue):
+        if self.machine is None or not NativeLinear.suits(self.machine, weight, epilogue):
             return make_linear(weight, bias, epilogue)
         return NativeLinear(self.machine, weight, bias, FreshRows(num_columns(weight, epilogue), self.dtype), epilogue)
 

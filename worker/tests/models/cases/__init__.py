@@ -10,5 +10,6 @@ CASES: dict[str, Case] = {name: case for group in GROUPS for name, case in group
 assert len(CASES) == sum(map(len, GROUPS)), "two cases share a name"
 NATIVE = [name for name, case in CASES.items() if case.native]
 THOROUGH = [name for name in NATIVE if CASES[name].thorough]
+MIXTURES = {name for name in NATIVE if name in moe.CASES or name in latent.CASES}
 
-__all__ = ["CASES", "COMMON", "NATIVE", "POSITIONS", "THOROUGH", "VOCAB", "Case"]
+__all__ = ["CASES", "COMMON", "MIXTURES", "NATIVE", "POSITIONS", "THOROUGH", "VOCAB", "Case"]
