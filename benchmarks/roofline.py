@@ -30,8 +30,7 @@ STEPS_AT_ONCE = 6
 def measure(model: str, rounds: int) -> list[tuple[float, float]]:
     """Of each round: bytes per second of weights in the median step, and of the best read after it."""
     num_bytes = models.bytes_read_per_token(models.path(model))
-    with torch.inference_mode():
-        engine = made(model, 1, rounds * STEPS_AT_ONCE + 1)
+    engine = made(model, 1, rounds * STEPS_AT_ONCE + 1)
     numbers = torch.ones(machine.GIBIBYTE // 4)
     found, step = [], 0
     for _ in range(rounds):

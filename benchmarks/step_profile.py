@@ -27,6 +27,7 @@ from millrace_worker import cpu_kernels, placement
 from millrace_worker.config import WorkerConfig
 from millrace_worker.distributed import Group
 from millrace_worker.engine import Engine, EngineParts
+from millrace_worker.models.changes import Changes
 from millrace_worker.models.choice import ModelAsk, choose, load
 from millrace_worker.proto import worker_pb2
 from millrace_worker.pulse import Pulse
@@ -35,7 +36,7 @@ from millrace_worker.sampling import Watermark
 from millrace_worker.vectors import avoid_slow_vectors
 
 from benchmarks import load as clients
-from benchmarks import machine, models, processes, report, serving, step_parts
+from benchmarks import machine, models, processes, report, serving, step_parts, timed_server
 from benchmarks.worker_host_work import CONTEXT, decode_plan, shape_for
 
 if TYPE_CHECKING:
@@ -76,19 +77,22 @@ class AllPlans:
 def alone(model: str, num_rows: int, num_steps: int) -> Parts:
     steps: list[Parts] = []
     recorder = step_parts.Recorder(steps.extend)
-    with recorder.watching(), torch.inference_mode():
+    with recorder.watching():
         engine = made(model, num_rows, num_steps)
-    step_parts.watched(recorder, engine, AllPlans(engine.shape, num_steps), sys.exit, Pulse()).compute()
+        step_parts.watched(recorder, engine, AllPlans(engine.shape, num_steps), sys.exit, Pulse()).compute()
     return step_parts.means(step_parts.settled(steps, num_rows))
 
 
+@torch.inference_mode()
 def made(model: str, num_rows: int, num_steps: int) -> Engine:
     """An engine as a worker has it, with as many rows and room for as many steps."""
     folder = models.path(model)
     kernels, group = cpu_kernels.find("", torch.get_num_threads()), Group()
     dtype = models.torch_dtype_of(folder)
-    ask = ModelAsk(folder=folder, dtype=dtype, device=torch.device("cpu"), group=group, kernels=kernels)
-    loaded = load(ask, choose(folder, "native"))
+    changes = Changes(quantize="eetq" if models.form_of(folder) == "int8" else None)
+    cpu = torch.device("cpu")
+    ask = ModelAsk(folder=folder, dtype=dtype, device=cpu, group=group, kernels=kernels, changes=changes)
+    loaded = load(ask, choose(folder, "native", changes))
     parts = EngineParts(model=loaded, group=group, device=ask.device, watermark=Watermark(), kernels=kernels)
     shape = shape_for(num_rows, loaded.vocab_size, num_steps)
     config = WorkerConfig(model_path=folder, uds_path="unused", place=placement.Place(torch.get_num_threads()))
@@ -149,7 +153,7 @@ def spent(launcher: int) -> tuple[float, float]:
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
         if b"millrace-router" in command:
             router += sum(threads)
-        elif b"millrace_worker" in command:
+        elif timed_server.WORKER.encode() in command:
             other += sum(threads) - max(threads)
     return router, other
 
