@@ -95,7 +95,7 @@ WITHOUT_AVX512 := target/without-avx512
 check-without-avx512: $(VENV)/.python $(VENV)/.native ## the tests of the kernels, built without AVX-512 (on x86-64, with objdump)
 	CARGO_TARGET_DIR=$(WITHOUT_AVX512) cargo test --release --locked -p millrace-kernels-core --features without-avx512
 	rm -rf $(WITHOUT_AVX512)/wheel
-	CARGO_TARGET_DIR=$(CURDIR)/$(WITHOUT_AVX512) MATURIN_PEP517_ARGS="--features without-avx512" \
+	CARGO_TARGET_DIR=$(CURDIR)/$(WITHOUT_AVX512) MATURIN_PEP517_ARGS="--locked --features without-avx512" \
 		$(UV) pip install --quiet --no-deps --no-cache --target $(WITHOUT_AVX512)/wheel ./worker/kernels
 	objdump -d $(WITHOUT_AVX512)/wheel/millrace_kernels/*.so | awk '/%[zxy]mm(1[6-9]|2[0-9]|3[01])|%zmm|%k[0-7]/ { print; exit 1 }'
 	PYTHONPATH=$(WITHOUT_AVX512)/wheel $(BIN)/python -c 'from millrace_kernels import Machine; assert not [each for each in Machine.levels() if "512" in each]'

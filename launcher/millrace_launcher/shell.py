@@ -187,8 +187,10 @@ class Shell:
     def _fetched(self, outcome: LaunchPlan | BaseException, now: float) -> list[Action]:
         if isinstance(outcome, LauncherError):
             return self._supervisor.fetch_failed(outcome.variant, outcome.message, now)
-        if isinstance(outcome, BaseException):
+        if isinstance(outcome, Exception):
             raise outcome
+        if isinstance(outcome, BaseException):  # one that ends a thread is none that ends the launcher in silence
+            raise RuntimeError(f"{type(outcome).__name__}: {outcome}") from outcome
         self._plan = outcome
         self._timeline.mark("fetch")
         return self._supervisor.fetched(now)

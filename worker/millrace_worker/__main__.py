@@ -94,7 +94,8 @@ def load(config: WorkerConfig, loading: Future[Rank], server: WorkerServer, endi
         reason = " ".join(str(error).split()) or type(error).__name__
         if not isinstance(error, Exception):
             reason = f"{type(error).__name__}: {reason}"
-        loading.set_exception(error if isinstance(error, Exception) else RuntimeError(reason))
+        if not loading.done():
+            loading.set_exception(error if isinstance(error, Exception) else RuntimeError(reason))
         # Most reasons begin with the file.
         named = reason.startswith(str(config.model_path))
         ending.decide(1, f"cannot load {reason}" if named else f"cannot load {config.model_path}: {reason}")

@@ -47,7 +47,7 @@ def load_rank(config: WorkerConfig, on_read: OnRead = unwatched) -> Rank:
         raise ValueError(f"--quantize {config.quantize}: weights are quantized on CPUs only; leave the flag out")
     choice = choose(config.model_path, config.model_impl, changes, device)
     kernels = cpu_kernels.find(config.cpu_kernels, config.threads) if device.type == "cpu" else None
-    if kernels is not None and not config.cpu_kernels and dtype is torch.bfloat16:  # a level by name is all kernels
+    if kernels is not None and not config.cpu_kernels and dtype is torch.bfloat16 and config.world_size == 1:
         kernels = products.settled(kernels, cpu_flags())
     group = connect(config.rank, config.world_size, device)
     if kernels is not None:

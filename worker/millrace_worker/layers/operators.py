@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -60,6 +61,10 @@ FLOAT32_ROLES = (
     Role.STEPS,
     Role.LOGITS,
 )
+
+# Of these, those that stay the kernels' where another library multiplies, which would round them: they decide about
+# experts and tokens, or are summed up over a whole text.
+UNROUNDED_ROLES = (Role.LATENT, Role.ROUTER, Role.RECURRENT_IN, Role.SELECTED, Role.STEPS, Role.LOGITS)
 
 
 class Operators(Protocol):
@@ -177,7 +182,8 @@ class NativeOperators:
             return self.quantized(weight, bias, role, epilogue)
         if self._quantizer is not None and self._quantizer.takes(role):
             return self.quantized(self._quantizer.quantized(weight, role), bias, role, epilogue)
-        if not NativeLinear.suits(self._machine, weight, epilogue):
+        fits = NativeLinear.supports if role in UNROUNDED_ROLES else partial(NativeLinear.suits, self._machine)
+        if not fits(weight, epilogue):
             return self._cast(make_linear(weight, bias, epilogue), role)
         return self._native(weight, bias, role, epilogue)
 

@@ -1,8 +1,9 @@
 """Who multiplies by weights of bfloat16 on CPUs that have tiles for it (AMX), which the kernels do not use.
 
 oneDNN does. A short measurement at load tells who is faster on this machine; a layer has one form, so that it takes
-oneDNN for one row too, and one row must not suffer much. What is measured and chosen is logged. There the kernels go on
-to compute attention, norms, experts, quantized weights and sampling.
+oneDNN for one row too, and one row must not suffer much. What is measured and chosen is logged. A level that is asked
+for by name means the kernels, and so do several ranks: they have to choose alike, or a token is sent to different
+experts. The router of a mixture, the head, attention, norms, experts, quantized weights and sampling stay the kernels'.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ def settled(machine: Machine, flags: Collection[str], measure: Callable[[Machine
     if not measured.prefers_onednn:
         return machine
     logs.warning(
-        "the last bits of a result may depend on what else is computed in its step, and so what a seed gives; "
+        "results of products are rounded to bfloat16, and may depend on what else is computed in their step: so may "
+        "what a seed gives, also from start to start; "
         f"MILLRACE_CPU_KERNELS={machine.level} keeps to the kernels"
     )
     return machine.without_products()
