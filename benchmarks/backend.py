@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import sys
 import time
 
 import numpy as np
@@ -18,9 +17,8 @@ from millrace_worker.distributed import Group
 from millrace_worker.model import Model, paged
 from millrace_worker.models.choice import NATIVE, TRANSFORMERS, ModelAsk, choose, load
 from millrace_worker.step import Batch
-from millrace_worker.vectors import avoid_slow_vectors
 
-from benchmarks import models
+from benchmarks import models, processes
 
 CONTEXT, STEPS, WARM = 200, 60, 5
 PAGES = 20  # of a row
@@ -32,8 +30,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     arguments = parser.parse_args()
-    if avoid_slow_vectors(os.environ):
-        os.execv(sys.executable, [sys.executable, "-m", "benchmarks.backend", *sys.argv[1:]])
+    processes.begin_as_a_worker("benchmarks.backend")
     torch.set_num_threads(arguments.threads)
     loaded = {name: load_model(arguments.shape, name, arguments.threads) for name in (NATIVE, TRANSFORMERS)}
     times: dict[str, list[float]] = {name: [] for name in loaded}

@@ -14,7 +14,6 @@ import json
 import os
 import random
 import statistics
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,9 +28,8 @@ from millrace_worker.grammar.matchers import Matchers
 from millrace_worker.load import load_rank
 from millrace_worker.placement import Place
 from millrace_worker.proto import worker_pb2
-from millrace_worker.vectors import avoid_slow_vectors
 
-from benchmarks import models
+from benchmarks import models, processes
 from worker.tests.grammar.schemas import corpus
 
 DEMO = Path(millrace_launcher.__file__).parent / "demo"
@@ -63,8 +61,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     arguments = parser.parse_args()
-    if avoid_slow_vectors(os.environ):
-        os.execv(sys.executable, [sys.executable, "-m", "benchmarks.grammars", *sys.argv[1:]])
+    processes.begin_as_a_worker("benchmarks.grammars")
     print(f"load before: {' '.join(f'{load:.2f}' for load in os.getloadavg())}\n")
     named = ["mean µs", "p50 µs", "p99 µs", "p99.9 µs"]
     head = ["vocabulary", "schemas", "compile p50 ms", "p95 ms", "tokens"]

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import URLError
 
+from millrace_worker.vectors import avoid_slow_vectors
+
 # To end, and that a terminal is closed.
 ENDINGS = (signal.SIGTERM, signal.SIGHUP)
 LOGS = Path(__file__).resolve().parent.parent / "target" / "benchmarks" / "logs"
@@ -42,6 +44,12 @@ def last_words(name: str) -> str:
     """The end of what a program wrote."""
     text = log_of(name).read_text(encoding="utf-8", errors="replace") if log_of(name).exists() else ""
     return " / ".join(line.strip() for line in text.splitlines()[-3:] if line.strip())[-400:]
+
+
+def begin_as_a_worker(module: str) -> None:
+    """Begins this program again where numpy, which is here already, is to leave some vector instructions alone."""
+    if avoid_slow_vectors(os.environ):
+        os.execv(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]])
 
 
 @contextmanager

@@ -18,9 +18,8 @@ import time
 import torch
 from millrace_worker import placement
 from millrace_worker.proto import worker_pb2
-from millrace_worker.vectors import avoid_slow_vectors
 
-from benchmarks import machine, models, report, serving
+from benchmarks import machine, models, processes, report, serving
 from benchmarks.step_profile import made
 from benchmarks.worker_host_work import decode_plan
 
@@ -58,8 +57,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["1b", "1b-int8", "1b-int4"], choices=models.NAMES)
     parser.add_argument("--rounds", type=int, default=12)
     options = parser.parse_args()
-    if avoid_slow_vectors(os.environ):  # numpy is here already: begin again, as a worker begins
-        os.execv(sys.executable, [sys.executable, "-m", "benchmarks.roofline", *sys.argv[1:]])
+    processes.begin_as_a_worker("benchmarks.roofline")
     torch.set_num_threads(placement.choose(placement.look(os.environ), 0, 1).threads)
     description = machine.describe()
     rows = [["model", "rounds", "a step's weights, GB/s", "a plain read, GB/s", "share"]]

@@ -6,9 +6,7 @@ python -m benchmarks.sampling [--rows 1 16] [--vocab 4096 131072] [--rounds 20] 
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
-import sys
 import time
 from typing import Any
 
@@ -17,8 +15,8 @@ import torch
 from millrace_worker import cpu_kernels
 from millrace_worker.proto import worker_pb2
 from millrace_worker.sampling import SampleContext, SamplingRows, sample
-from millrace_worker.vectors import avoid_slow_vectors
 
+from benchmarks import processes
 from benchmarks.machine import describe
 
 LENGTH = 200
@@ -71,8 +69,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
-    if avoid_slow_vectors(os.environ):  # numpy is here already: begin again, as a worker begins
-        os.execv(sys.executable, [sys.executable, "-m", "benchmarks.sampling", *sys.argv[1:]])
+    processes.begin_as_a_worker("benchmarks.sampling")
     torch.set_num_threads(given.threads)
     torch.set_grad_enabled(False)
     print(describe(), f"{given.threads} threads, {given.rounds} rounds")

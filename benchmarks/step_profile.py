@@ -33,7 +33,6 @@ from millrace_worker.proto import worker_pb2
 from millrace_worker.pulse import Pulse
 from millrace_worker.rank import Identity, Rank
 from millrace_worker.sampling import Watermark
-from millrace_worker.vectors import avoid_slow_vectors
 
 from benchmarks import load as clients
 from benchmarks import machine, models, processes, report, serving, step_parts, timed_server
@@ -45,6 +44,9 @@ if TYPE_CHECKING:
     from millrace_worker.rows import RowsShape
 
     from benchmarks.step_parts import Parts
+
+
+LEAST_STEPS = 2 * step_parts.STEPS_AT_ONCE
 
 
 @dataclass(frozen=True)
@@ -62,13 +64,13 @@ class AllPlans:
     def __init__(self, shape: RowsShape, num_steps: int) -> None:
         steps = range(1, num_steps + 1)
         self._plans = iter([decode_plan(shape, "greedy", step).SerializeToString() for step in steps])
+        self.answers: list[bytes] = []
 
     def receive(self) -> bytes | None:
         return next(self._plans, None)
 
     def send(self, answer: bytes, /) -> None:
-        failed = worker_pb2.StepResult.FromString(answer).failed
-        assert not failed, failed[0].message
+        self.answers.append(answer)
 
     def on_end(self, call: Callable[[], None] | None, /) -> None:
         pass
@@ -79,7 +81,10 @@ def alone(model: str, num_rows: int, num_steps: int) -> Parts:
     recorder = step_parts.Recorder(steps.extend)
     with recorder.watching():
         engine = made(model, num_rows, num_steps)
-        step_parts.watched(recorder, engine, AllPlans(engine.shape, num_steps), sys.exit, Pulse()).compute()
+        plans = AllPlans(engine.shape, num_steps)
+        step_parts.watched(recorder, engine, plans, sys.exit, Pulse()).compute()
+    failed = [failure for answer in plans.answers for failure in worker_pb2.StepResult.FromString(answer).failed]
+    assert not failed, failed[0].message
     return step_parts.means(step_parts.settled(steps, num_rows))
 
 
@@ -188,8 +193,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--steps", type=int, default=200)
     options = parser.parse_args()
-    if avoid_slow_vectors(os.environ):  # numpy is here already: begin again, as a worker begins
-        os.execv(sys.executable, [sys.executable, "-m", "benchmarks.step_profile", *sys.argv[1:]])
+    if options.steps < LEAST_STEPS:
+        parser.error(
+            f"--steps {options.steps}: they are written down by the {LEAST_STEPS // 2}, give {LEAST_STEPS} or more"
+        )
+    processes.begin_as_a_worker("benchmarks.step_profile")
     torch.set_num_threads(placement.choose(placement.look(os.environ), 0, 1).threads)
     description = machine.describe()
     lines = [

@@ -10,7 +10,6 @@ do, through a socket with two plans in flight. What a step takes beyond its own 
 from __future__ import annotations
 
 import argparse
-import os
 import queue
 import statistics
 import subprocess
@@ -33,8 +32,9 @@ from millrace_worker.rows import RowsShape
 from millrace_worker.sampling import Watermark
 from millrace_worker.server import WorkerServer, WorkerService
 from millrace_worker.step import Batch
-from millrace_worker.vectors import avoid_slow_vectors
 from millrace_worker.worst_case import all_features
+
+from benchmarks import processes
 
 PAGE_SIZE = 16
 CONTEXT = 192
@@ -69,8 +69,7 @@ def main() -> None:
     parser.add_argument("--client", metavar="SOCKET", help="drive a stream there and print its figures")
     parser.add_argument("--rows", type=int, default=16, help="of the stream that --client drives")
     arguments = parser.parse_args()
-    if avoid_slow_vectors(os.environ):  # numpy is here already: begin again, as a worker begins
-        os.execv(sys.executable, [sys.executable, "-m", "benchmarks.worker_host_work", *sys.argv[1:]])
+    processes.begin_as_a_worker("benchmarks.worker_host_work")
     torch.set_num_threads(1)
     if arguments.client:
         print(*drive(arguments.client, shape_for(arguments.rows, arguments.vocab, arguments.steps), arguments.steps))
